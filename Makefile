@@ -1,0 +1,37 @@
+# Every target does its own set-up: the first one run creates .venv and installs into it.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.installed
+
+.PHONY: help demo test lint install clean
+
+help:  ## list the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 14
+
+install: $(READY)  ## create .venv and install everything into it
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 10) <= v <= (3, 12) else f"Python 3.10 to 3.12 is needed, this is {v[0]}.{v[1]}: make PYTHON=python3.11 ...")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+demo: $(READY)  ## fit, export, serve and ask, on the embedded demo material
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python demo.py
+
+lint: $(READY)  ## style, import rules, types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+	$(BIN)/mypy
+
+test: lint  ## lint, types and tests
+	$(BIN)/python -m pytest -m "not slow"
+
+test-all: lint  ## the slow tests too
+	$(BIN)/python -m pytest
+
+clean:  ## remove what the commands made, but not .venv
+	rm -rf .cache data/demo runs img.jpg
+	find triton_models -mindepth 1 -maxdepth 1 -not -name README.md -exec rm -rf {} +

@@ -1,0 +1,1 @@
+"""Turns a fitted run into a Triton model repository. Run from the checkout: ``python -m export.to_onnx``."""

@@ -1,0 +1,1 @@
+"""The embedded server: Triton on loopback, from the ``tritonserver`` that ``nvidia-pytriton``'s wheel carries."""

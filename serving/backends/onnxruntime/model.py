@@ -1,0 +1,160 @@
+"""Triton's backend ``onnxruntime``, for a server that lacks the native one.
+
+Triton runs this file in a process per model (its Python backend's stub), under the same ``config.pbtxt`` that the
+native backend reads. A load is refused when the graph is not the one that the config was written for.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime as ort
+import triton_python_backend_utils as triton
+
+from vizwiz_client.contract.tensors import MODEL_DIGEST_PARAMETER
+
+Feed = dict[str, npt.NDArray[Any]]  # input name -> its tensor, the first axis the batch
+
+_REMEDY = "publish it again with `python -m export.to_onnx`"
+_GRAPH_TYPES = {
+    "TYPE_FP32": "tensor(float)",
+    "TYPE_UINT8": "tensor(uint8)",
+    "TYPE_INT32": "tensor(int32)",
+    "TYPE_INT64": "tensor(int64)",
+}
+
+
+class LoadError(Exception):
+    """The model cannot be served as its config says."""
+
+
+class TritonPythonModel:
+    """One instance of one ONNX model."""
+
+    def initialize(self, args: Mapping[str, str]) -> None:
+        """Load the graph of this version, as Triton's ``args`` describe it.
+
+        Raises:
+            LoadError: the file's digest, or the graph's inputs and outputs, are not those of the config.
+        """
+        config = json.loads(args["model_config"])
+        graph = Path(args["model_repository"], args["model_version"], config["default_model_filename"])
+        check_digest(graph, config)
+        self._session = open_session(graph, args)
+        check_tensors(self._session, config)
+        self._outputs = [output.name for output in self._session.get_outputs()]
+
+    def execute(self, requests: Sequence[Any]) -> list[Any]:
+        """Answer ``requests``, in their order; those of equal shape run as one batch."""
+        feeds = [{tensor.name(): tensor.as_numpy() for tensor in request.inputs()} for request in requests]
+        responses: dict[int, Any] = {}
+        for members in group_by_shape(feeds):
+            responses.update(zip(members, self._answer([feeds[member] for member in members]), strict=True))
+        return [responses[index] for index in range(len(feeds))]
+
+    def _answer(self, feeds: Sequence[Feed]) -> list[Any]:
+        try:
+            batch = {name: np.concatenate([feed[name] for feed in feeds]) for name in feeds[0]}
+            results = self._session.run(self._outputs, batch)
+        except Exception as error:  # ONNX Runtime's errors share no narrower class
+            if len(feeds) == 1:
+                return [triton.InferenceResponse(error=triton.TritonError(str(error)))]
+            return [response for feed in feeds for response in self._answer([feed])]  # one's fault is not the others'
+        ends = np.cumsum([len(next(iter(feed.values()))) for feed in feeds])[:-1]
+        shares = zip(*(np.split(result, ends) for result in results), strict=True)
+        return [triton.InferenceResponse(list(map(triton.Tensor, self._outputs, share))) for share in shares]
+
+
+def group_by_shape(feeds: Sequence[Feed]) -> list[list[int]]:
+    """Indices of ``feeds``, grouped by the shapes of their tensors without the batch axis."""
+    groups: dict[tuple[Any, ...], list[int]] = {}
+    for index, feed in enumerate(feeds):
+        shapes = tuple(sorted((name, tensor.shape[1:]) for name, tensor in feed.items()))
+        groups.setdefault(shapes, []).append(index)
+    return list(groups.values())
+
+
+def open_session(graph: Path, args: Mapping[str, str]) -> ort.InferenceSession:
+    """Open ``graph`` on the device that Triton chose for this instance."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = int(os.environ.get("VIZWIZ_SERVING_THREADS", "0"))  # 0: one per core
+    # an idle session that spins takes the cores from the models that work
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    session = ort.InferenceSession(graph, options, providers=providers(args))
+    if args["model_instance_kind"] == "GPU" and "CUDAExecutionProvider" not in session.get_providers():
+        triton.Logger.log_warn(f"{args['model_name']} runs on the CPU: ONNX Runtime cannot use CUDA here")
+    return session
+
+
+def providers(args: Mapping[str, str]) -> list[Any]:
+    """ONNX Runtime's execution providers for the instance that ``args`` describe."""
+    if args["model_instance_kind"] != "GPU" or "CUDAExecutionProvider" not in ort.get_available_providers():
+        return ["CPUExecutionProvider"]
+    ort.preload_dlls()  # CUDA and cuDNN lie in the nvidia-* wheels, where the loader does not look
+    return [("CUDAExecutionProvider", {"device_id": args["model_instance_device_id"]}), "CPUExecutionProvider"]
+
+
+def check_digest(graph: Path, config: Mapping[str, Any]) -> None:
+    """Check the file's SHA-256 against the one in the config's parameters, where there is one.
+
+    Raises:
+        LoadError: they differ.
+    """
+    expected = config["parameters"].get(MODEL_DIGEST_PARAMETER, {}).get("string_value")
+    if expected is None:
+        return
+    digest = hashlib.sha256()
+    with graph.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    if digest.hexdigest() != expected:
+        raise LoadError(
+            f"{graph} has SHA-256 {digest.hexdigest()}, its config.pbtxt says {expected}: the file is damaged or "
+            f"another one; {_REMEDY}"
+        )
+
+
+def check_tensors(session: ort.InferenceSession, config: Mapping[str, Any]) -> None:
+    """Check that the config's inputs and outputs are the graph's, by name, type and dimensions.
+
+    Raises:
+        LoadError: listing every one that is not.
+    """
+    if config["max_batch_size"] < 1:
+        raise LoadError(f"config.pbtxt has max_batch_size {config['max_batch_size']}, expected at least 1: {_REMEDY}")
+    differences = compare("input", config["input"], session.get_inputs())
+    differences += compare("output", config["output"], session.get_outputs())
+    if differences:
+        raise LoadError(f"config.pbtxt does not describe model.onnx: {'; '.join(differences)}; {_REMEDY}")
+
+
+def compare(what: str, configured: Sequence[Mapping[str, Any]], in_graph: Sequence[Any]) -> list[str]:
+    """Describe each tensor that the config and the graph do not agree on; -1 is a length that is free."""
+    config = {tensor["name"]: (_GRAPH_TYPES.get(tensor["data_type"]), [-1, *tensor["dims"]]) for tensor in configured}
+    graph = {
+        tensor.name: (tensor.type, [size if isinstance(size, int) else -1 for size in tensor.shape])
+        for tensor in in_graph
+    }
+    return [
+        f"{what} {name!r} is {_describe(config.get(name))} in the config and {_describe(graph.get(name))} in the graph"
+        for name in sorted(config.keys() | graph.keys())
+        if not _fits(config.get(name), graph.get(name))
+    ]
+
+
+def _fits(config: tuple[Any, list[int]] | None, graph: tuple[Any, list[int]] | None) -> bool:
+    if config is None or graph is None:
+        return False
+    same_type, same_rank = config[0] == graph[0], len(config[1]) == len(graph[1])
+    return same_type and same_rank and all(size in (-1, dim) for dim, size in zip(config[1], graph[1], strict=True))
+
+
+def _describe(tensor: tuple[Any, list[int]] | None) -> str:
+    return "absent" if tensor is None else f"{tensor[0]} {tensor[1]}"

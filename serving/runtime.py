@@ -1,0 +1,128 @@
+"""The parts of Triton in ``nvidia-pytriton``'s wheel, and how they are put together to serve ONNX graphs.
+
+The wheel has the server, its Python backend and a stub per Python version, each elsewhere. A backends folder of their
+copies plus ``onnxruntime/model.py`` makes ``backend: "onnxruntime"`` run, in this environment's Python:
+https://github.com/triton-inference-server/backend/blob/main/docs/python_based_backends.md
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import sysconfig
+from dataclasses import dataclass
+from pathlib import Path
+
+from serving.errors import ServingError
+
+OLDEST_GLIBC = (2, 35)  # the wheel's platform tag is manylinux_2_35
+STUB = "triton_python_backend_stub"
+
+_PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
+_OWN_BACKENDS = Path(__file__).with_name("backends")
+_NO_COMMAND = 127  # what the dynamic loader exits with when a library is missing
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """Triton's folder in the wheel, and the folder of the libraries that the wheel brings along."""
+
+    triton: Path
+    libraries: Path
+
+    @property
+    def server(self) -> Path:
+        """The executable ``tritonserver``."""
+        return self.triton / "bin" / "tritonserver"
+
+    def environment(self) -> dict[str, str]:
+        """This process's environment, in which copies of the stub find their libraries and this Python."""
+        libraries = [str(self.libraries), *map(str, _libpython_folders()), os.environ.get("LD_LIBRARY_PATH")]
+        path = [str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]
+        modules = [str(Path(entry).resolve()) for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry]
+        return {
+            **os.environ,
+            "LD_LIBRARY_PATH": os.pathsep.join(filter(None, libraries)),
+            "PATH": os.pathsep.join(path),
+            "PYTHONPATH": os.pathsep.join(modules),  # whole paths: a stub works in another folder
+        }
+
+    def compose_backends(self, folder: Path) -> None:
+        """Make ``folder`` a Triton backends folder with the backends ``python`` and ``onnxruntime``.
+
+        Copies, because Triton refuses a library whose real path lies outside.
+
+        Raises:
+            ServingError: this Python has no stub in the wheel.
+        """
+        stub = self.triton / "python_backend_stubs" / _PYTHON / STUB
+        if not stub.is_file():
+            raise ServingError(
+                f"nvidia-pytriton's wheel has no Python backend for Python {_PYTHON}: use Python 3.10, 3.11 or 3.12"
+            )
+        shutil.copytree(_OWN_BACKENDS, folder, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(self.triton / "backends" / "python", folder / "python")
+        shutil.copy(stub, folder / "python")
+
+
+def find_runtime() -> Runtime:
+    """Find Triton in this environment.
+
+    Raises:
+        ServingError: the wrong platform, or a package is not installed.
+    """
+    check_platform(sys.platform, platform.machine(), platform.libc_ver())
+    for module, package in (("pytriton", "nvidia-pytriton"), ("onnxruntime", "onnxruntime-gpu")):
+        if importlib.util.find_spec(module) is None:
+            raise ServingError(f"{package} is not installed in {sys.prefix}: run `pip install -e '.[serve]'`")
+    spec = importlib.util.find_spec("pytriton")
+    assert spec is not None
+    assert spec.origin is not None
+    package_folder = Path(spec.origin).parent
+    return Runtime(package_folder / "tritonserver", package_folder.parent / "nvidia_pytriton.libs")
+
+
+def check_platform(system: str, machine: str, libc: tuple[str, str]) -> None:
+    """Check that the wheel's programs can run on ``system`` and ``machine`` with ``libc`` (name, version).
+
+    Raises:
+        ServingError: they cannot.
+    """
+    got = f"{system} on {machine} with {' '.join(libc).strip() or 'an unknown C library'}"
+    fits = (system, machine, libc[0]) == ("linux", "x86_64", "glibc")
+    if not fits or tuple(int(part) for part in libc[1].split(".")) < OLDEST_GLIBC:
+        raise ServingError(
+            f"the embedded Triton needs Linux on x86_64 with glibc {'.'.join(map(str, OLDEST_GLIBC))} or newer, this "
+            f"is {got}: serve the same repository with NVIDIA's Triton container instead"
+        )
+
+
+def check_stub(stub: Path, environment: dict[str, str]) -> None:
+    """Check that the Python backend's stub finds its libraries: without them Triton waits for it in vain.
+
+    Raises:
+        ServingError: it does not, or its folder may not hold programs.
+    """
+    try:
+        run = subprocess.run([stub], env=environment, capture_output=True, text=True, check=False)
+    except PermissionError as error:
+        raise ServingError(
+            f"{stub.parent} may not hold programs (mounted noexec?): set TMPDIR to a folder that may"
+        ) from error
+    if run.returncode == _NO_COMMAND:
+        raise ServingError(
+            f"Triton's Python backend does not start: {run.stderr.strip().rpartition(': error ')[2]}; for libpython "
+            f"install the package libpython{_PYTHON}, or use a Python built with --enable-shared (uv, conda)"
+        )
+
+
+def _libpython_folders() -> list[Path]:
+    """Where this Python's shared library lies; empty when only the dynamic loader knows, or when there is none."""
+    variables = sysconfig.get_config_vars("LIBDIR", "MULTIARCH", "INSTSONAME")
+    folder, architecture, name = (str(variable or "") for variable in variables)
+    candidates = [Path(folder), Path(folder, architecture), Path(sys.base_prefix, "lib")]
+    return [candidate for candidate in candidates if (candidate / name).is_file()][:1]

@@ -1,0 +1,221 @@
+"""The embedded Triton as a context manager: start it, know when it answers, stop it without a trace."""
+
+from __future__ import annotations
+
+import http.client
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
+from pathlib import Path
+
+from serving import launch, ports
+from serving.errors import ServingError
+from serving.ports import HOST
+from serving.runtime import STUB, Runtime, check_stub, find_runtime
+from serving.workspace import Workspace, remove_leftovers
+from vizwiz_client.contract.tensors import ENSEMBLE
+
+DRAIN_S = 10  # requests in flight may finish that long once the server is told to stop
+KILL_AFTER_S = DRAIN_S + 5  # unloading takes 2 s
+STUB_TIMEOUT_S = 600  # a model may load that long: a large CLIP's file takes a while to read and optimise
+PROBE_INTERVAL_S = 0.05
+REPORT_INTERVAL_S = 5.0
+
+_LOG_TAIL = 12  # lines
+
+
+class EmbeddedTriton:
+    """A ``tritonserver`` on loopback that serves the ensemble of a model repository.
+
+        with EmbeddedTriton("triton_models") as server:
+            client = VizwizClient(server.grpc_url)
+
+    The server ends with the thread that started it, whatever ends that (prctl(2), PR_SET_PDEATHSIG): start it from one
+    that lives as long as the server is needed.
+
+    Args:
+        repository: the model repository that ``python -m export.to_onnx`` writes.
+        http_port, grpc_port, metrics_port: 0 takes any free port.
+        threads: threads that each model may compute with; by default one for each core of this process.
+        verbose: let Triton log each step of each request, but no tensor's content.
+    """
+
+    def __init__(
+        self,
+        repository: str | Path,
+        *,
+        http_port: int = 0,
+        grpc_port: int = 0,
+        metrics_port: int = 0,
+        threads: int | None = None,
+        verbose: bool = False,
+    ) -> None:
+        self.repository = Path(repository)
+        self._ports = {"--http-port": http_port, "--grpc-port": grpc_port, "--metrics-port": metrics_port}
+        self._threads = threads or len(os.sched_getaffinity(0))
+        self._verbose = verbose
+        self._resources = ExitStack()
+
+    @property
+    def grpc_url(self) -> str:
+        """Address for gRPC clients, as ``tritonclient.grpc`` takes it."""
+        return f"{HOST}:{self._ports['--grpc-port']}"
+
+    @property
+    def http_url(self) -> str:
+        """Address for HTTP clients, as ``tritonclient.http`` takes it."""
+        return f"{HOST}:{self._ports['--http-port']}"
+
+    @property
+    def metrics_url(self) -> str:
+        """URL of the metrics in Prometheus's format."""
+        return f"http://{HOST}:{self._ports['--metrics-port']}/metrics"
+
+    def start(self, report: Callable[[str], None] = lambda line: None) -> None:
+        """Start the server and return when the ensemble is ready.
+
+        Args:
+            report: told what is being waited for, every few seconds.
+
+        Raises:
+            ServingError: something is missing, a port is taken, or the models do not load.
+        """
+        check_repository(self.repository)
+        runtime = find_runtime()
+        self._ports = ports.claim_ports(self._ports)
+        remove_leftovers()
+        with ExitStack() as stack:
+            workspace = stack.enter_context(Workspace())
+            self.log = workspace.folder / "server.log"
+            self._process = self._launch(runtime, workspace)
+            stack.callback(_kill, self._process)
+            self._wait_until_ready(report)
+            self._resources = stack.pop_all()
+
+    def stop(self) -> None:
+        """Let requests in flight finish, end the server, and remove what it left; at once if interrupted again."""
+        with self._resources:
+            self._process.terminate()
+            with suppress(subprocess.TimeoutExpired):
+                self._process.wait(KILL_AFTER_S)
+
+    def wait(self) -> None:
+        """Return never, as long as the server lives.
+
+        Raises:
+            ServingError: the server ended by itself.
+        """
+        self._process.wait()
+        raise ServingError(f"tritonserver ended by itself ({self._outcome()}); its last lines:\n{self._tail()}")
+
+    def __enter__(self) -> EmbeddedTriton:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def _launch(self, runtime: Runtime, workspace: Workspace) -> subprocess.Popen[bytes]:
+        backends = workspace.folder / "backends"
+        runtime.compose_backends(backends)
+        environment = runtime.environment() | {"VIZWIZ_SERVING_THREADS": str(self._threads)}
+        check_stub(backends / "python" / STUB, environment)
+        arguments = self._arguments(backends, workspace.shared_memory_prefix)
+        with self.log.open("wb") as log:  # a file never blocks the server, as a full pipe would
+            return subprocess.Popen(
+                [sys.executable, "-I", "-S", launch.__file__, str(os.getpid()), str(runtime.server), *arguments],
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                pass_fds=[workspace.lock],
+                start_new_session=True,  # Ctrl-C comes to us, and we stop the server in order
+            )
+
+    def _arguments(self, backends: Path, shared_memory_prefix: str) -> list[str]:
+        addresses = [f"--{service}-address={HOST}" for service in ("http", "grpc", "metrics")]
+        return [
+            f"--model-repository={self.repository.resolve()}",
+            f"--backend-directory={backends}",
+            "--model-control-mode=explicit",
+            f"--load-model={ENSEMBLE}",  # and its steps with it
+            "--disable-auto-complete-config",  # what is served is what config.pbtxt says
+            *addresses,
+            *(f"{flag}={port}" for flag, port in self._ports.items()),
+            f"--exit-timeout-secs={DRAIN_S}",
+            f"--log-verbose={int(self._verbose)}",
+            # backends written in Python take the settings of the backend `python`
+            f"--backend-config=python,shm-region-prefix-name={shared_memory_prefix}",
+            f"--backend-config=python,stub-timeout-seconds={STUB_TIMEOUT_S}",
+        ]
+
+    def _wait_until_ready(self, report: Callable[[str], None]) -> None:
+        start = reported = time.monotonic()
+        while not self._is_ready():
+            if self._process.poll() is not None:
+                raise ServingError(
+                    f"Triton cannot serve {self.repository}: {self._cause()}\nits last lines:\n{self._tail()}"
+                )
+            now = time.monotonic()
+            if now - reported >= REPORT_INTERVAL_S:
+                report(f"waiting for {', '.join(self._loading())} to load ({now - start:.0f} s)")
+                reported = now
+            time.sleep(PROBE_INTERVAL_S)
+
+    def _is_ready(self) -> bool:
+        connection = http.client.HTTPConnection(self.http_url, timeout=5)  # urllib would ask a configured proxy
+        try:
+            connection.request("GET", f"/v2/models/{ENSEMBLE}/ready")
+            return connection.getresponse().status == http.HTTPStatus.OK
+        except OSError:  # nothing listens before the models are loaded
+            return False
+        finally:
+            connection.close()
+
+    def _log_text(self) -> str:
+        return self.log.read_text(encoding="utf-8", errors="replace")
+
+    def _loading(self) -> list[str]:
+        text = self._log_text()
+        loading = re.findall(r'"loading: (\S+):\d+"', text)
+        return [name for name in loading if f"successfully loaded '{name}'" not in text] or ["tritonserver"]
+
+    def _cause(self) -> str:
+        causes = re.findall(r"failed to load '(\S+)' version \d+: (.+?)(?:\\n|\"?$)", self._log_text(), re.MULTILINE)
+        causes = causes or [("tritonserver", self._outcome())]
+        return "; ".join(f"{name}: {cause}" for name, cause in causes)
+
+    def _tail(self) -> str:
+        lines = [line for line in self._log_text().splitlines() if line and line[0] not in "+|"]  # but no tables
+        return "\n".join(f"  {line}" for line in lines[-_LOG_TAIL:])
+
+    def _outcome(self) -> str:
+        code = self._process.returncode
+        return signal.Signals(-code).name if code < 0 else f"exit status {code}"
+
+
+def check_repository(repository: Path) -> None:
+    """Check that ``repository`` has an ensemble to serve.
+
+    Raises:
+        ServingError: it does not.
+    """
+    if (repository / ENSEMBLE / "config.pbtxt").is_file():
+        return
+    got = "does not exist" if not repository.exists() else f"has no model {ENSEMBLE}"
+    raise ServingError(
+        f"the model repository {repository} {got}: publish one with `python -m export.to_onnx`, or name another one "
+        f"with --repository"
+    )
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    """Kill the server and its stubs, one process group, unless it ended by itself (then its stubs end too)."""
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()

@@ -1,0 +1,64 @@
+"""What a server leaves on the machine while it runs, and how that goes away, even after ``kill -9``.
+
+A server has one temporary folder. Its shared memory bears the folder's name, and the folder is locked (flock) by each
+process of the server: a folder whose lock is free is a dead server's. The lock also keeps systemd-tmpfiles from tidying
+the folder away under a server that runs for weeks.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+PREFIX = "vizwiz-serving-"
+
+_SHARED_MEMORY = Path("/dev/shm")
+
+
+class Workspace:
+    """The temporary folder of one server; as a context manager, it removes folder and shared memory at the end."""
+
+    def __init__(self) -> None:
+        unlocked = Path(tempfile.mkdtemp(prefix=f".{PREFIX}{os.getpid()}-"))
+        self.lock = os.open(unlocked, os.O_RDONLY)
+        """The descriptor that holds the lock, to be passed on to each process of the server."""
+        fcntl.flock(self.lock, fcntl.LOCK_EX)
+        # only now does it get a name that `remove_leftovers` looks at
+        self.folder = unlocked.rename(unlocked.with_name(unlocked.name.removeprefix(".")))
+
+    @property
+    def shared_memory_prefix(self) -> str:
+        """How the names of the server's shared memory begin."""
+        return f"{self.folder.name}_"
+
+    def __enter__(self) -> Workspace:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        _remove(self.folder)
+        os.close(self.lock)
+
+
+def remove_leftovers() -> None:
+    """Remove the folders and the shared memory of servers of which no process is left."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
+        try:
+            lock = os.open(folder, os.O_RDONLY)
+        except OSError:  # another user's, or just removed
+            continue
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _remove(folder)
+        except BlockingIOError:  # alive
+            pass
+        finally:
+            os.close(lock)
+
+
+def _remove(folder: Path) -> None:
+    for region in _SHARED_MEMORY.glob(f"{folder.name}_*"):
+        region.unlink(missing_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,83 @@
+"""Fixtures that several folders share. The expensive ones are made once a run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from training.clip_models import FrozenClip, clip, load_clip
+
+ROOT = Path(__file__).parents[1]
+VIZWIZ = ROOT.parent / "shared" / "data" / "vizwiz"
+
+
+@pytest.fixture(scope="session")
+def vizwiz() -> Path:
+    """The folder of real VizWiz material, which the project does not carry."""
+    if not VIZWIZ.is_dir():
+        pytest.skip(f"real VizWiz material is not at {VIZWIZ}")
+    return VIZWIZ
+
+
+@pytest.fixture(scope="session")
+def real_photos(vizwiz: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A VizWiz folder of the 50 real photos, as train and as val."""
+    folder = tmp_path_factory.mktemp("real")
+    (folder / "Annotations").mkdir()
+    records = (vizwiz / "Annotations" / "val_images.json").read_text(encoding="utf-8")
+    for split in ("train", "val"):
+        (folder / "Annotations" / f"{split}.json").write_text(records, encoding="utf-8")
+        (folder / split).symlink_to(vizwiz / "val")
+    return folder
+
+
+def write_checkpoint(path: Path, vision_layers: int | tuple[int, ...], seed: int = 0) -> Path:
+    """A checkpoint of OpenAI's architecture at small width with random, non-trivial weights."""
+    torch.manual_seed(seed)
+    patch = 16 if isinstance(vision_layers, int) else None
+    model = clip.model.CLIP(64, 64, vision_layers, 128 if patch else 16, patch, 77, 49408, 64, 1, 2)
+    model.initialize_parameters()
+    torch.nn.init.normal_(model.token_embedding.weight, std=0.5)  # so that questions differ enough to tell apart
+    torch.save(model.state_dict(), path)
+    return path
+
+
+@pytest.fixture(scope="session", params=[3, (1, 1, 1, 1)], ids=["vit", "resnet"])
+def tiny_clip(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> FrozenClip:
+    """A small random CLIP of either family."""
+    return load_clip(write_checkpoint(tmp_path_factory.mktemp("clip") / "tiny.pt", request.param))
+
+
+@pytest.fixture(scope="session")
+def tiny_vit(tmp_path_factory: pytest.TempPathFactory) -> FrozenClip:
+    """A small random vision transformer CLIP."""
+    return load_clip(write_checkpoint(tmp_path_factory.mktemp("clip") / "tiny.pt", 3))
+
+
+def annotation(number: int, **changes: Any) -> dict[str, Any]:
+    """A well-formed training record, with changes; a change to None removes the key."""
+    answers = [{"answer": "mug", "answer_confidence": "yes"}] * 8 + [
+        {"answer": "cup", "answer_confidence": "maybe"}
+    ] * 2
+    record = {
+        "image": f"VizWiz_train_{number:08}.jpg",
+        "question": "What is this?",
+        "answers": [mug] * 8 + [cup] * 2,
+        "answer_type": "other",
+        "answerable": 1,
+    }
+    return {key: value for key, value in (record | changes).items() if value is not None}
+
+
+def write_split(folder: Path, name: str, records: list[dict[str, Any]]) -> None:
+    """Write an annotation file, and an (empty) photo for every record that has one."""
+    (folder / "Annotations").mkdir(exist_ok=True)
+    (folder / "Annotations" / f"{name}.json").write_text(json.dumps(records), encoding="utf-8")
+    (folder / name).mkdir(exist_ok=True)
+    for record in records:
+        if isinstance(record.get("image"), str):
+            (folder / name / Path(record["image"]).name).touch()

@@ -1,0 +1,310 @@
+"""A photo becomes the pixels that CLIP's own preprocess makes, and what cannot be used is refused."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import struct
+import threading
+import warnings
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import ExifTags, Image
+
+from vizwiz_client.contract import geometry
+from vizwiz_client.contract.errors import ImageError, VizwizError
+from vizwiz_client.contract.geometry import load_photo, to_pixels
+
+REAL_PHOTOS = Path(__file__).parents[3] / "shared" / "data" / "vizwiz" / "val"
+
+
+def noise(width: int, height: int, channels: int = 3) -> Image.Image:
+    pixels = np.random.default_rng(width * 10_007 + height).integers(0, 256, (height, width, channels), dtype=np.uint8)
+    return Image.fromarray(pixels.squeeze())
+
+
+def encoded(image: Image.Image, format: str = "PNG", **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format, **options)
+    return buffer.getvalue()
+
+
+def clip_pixels(photo: Image.Image, side: int) -> np.ndarray:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # clip imports pkg_resources
+        from clip.clip import _transform
+    resize, crop, to_rgb, *_ = _transform(side).transforms
+    return np.asarray(to_rgb(crop(resize(photo))))
+
+
+def small_sizes() -> list[tuple[int, int]]:
+    """Both orientations and square, every pair of remainders mod 4, above and below the sides they become."""
+    remainders = list(itertools.product(range(4), repeat=2))
+    bases = [(40, 64), (64, 40), (48, 48), (120, 360), (360, 120)]
+    return [(width + i, height + j) for width, height in bases for i, j in remainders]
+
+
+class TestPixelsEqualClips:
+    @pytest.mark.parametrize("side", [30, 32, 33, 56])
+    def test_on_generated_sizes(self, side: int) -> None:
+        for width, height in small_sizes():
+            photo = noise(width, height)
+            ours = to_pixels(load_photo(photo), side)
+            assert ours.shape == (side, side, 3)
+            assert ours.dtype == np.uint8
+            np.testing.assert_array_equal(ours, clip_pixels(photo, side), err_msg=f"{width} x {height} -> {side}")
+
+    @pytest.mark.parametrize(("width", "height"), [(641, 483), (483, 642), (48, 64), (224, 224), (300, 30)])
+    @pytest.mark.parametrize("side", [224, 288, 336])
+    def test_at_the_sides_of_real_clips(self, width: int, height: int, side: int) -> None:
+        photo = noise(width, height)
+        np.testing.assert_array_equal(to_pixels(load_photo(photo), side), clip_pixels(photo, side))
+
+    @settings(max_examples=60, deadline=None)
+    @given(st.integers(16, 200), st.integers(16, 200), st.integers(1, 96))
+    def test_on_any_size(self, width: int, height: int, side: int) -> None:
+        if max(width, height) <= geometry.MAX_ASPECT_RATIO * min(width, height):
+            photo = noise(width, height)
+            np.testing.assert_array_equal(to_pixels(load_photo(photo), side), clip_pixels(photo, side))
+
+    @pytest.mark.skipif(not REAL_PHOTOS.is_dir(), reason="the VizWiz photos are not beside the checkout")
+    def test_on_real_photos(self) -> None:
+        compared = 0
+        for path in sorted(REAL_PHOTOS.glob("*.jpg"))[:12]:
+            with Image.open(path) as image:
+                if image.getexif().get(ExifTags.Base.Orientation, 1) == 1:
+                    np.testing.assert_array_equal(to_pixels(load_photo(path), 336), clip_pixels(image, 336))
+                    compared += 1
+        assert compared >= 8
+
+    def test_the_pixels_can_be_written_to(self) -> None:
+        assert to_pixels(noise(20, 30), 16).flags.writeable  # torch.from_numpy warns otherwise
+
+
+class TestSources:
+    def test_path_string_bytes_and_image_are_equal(self, tmp_path: Path) -> None:
+        photo = noise(40, 30)
+        path = tmp_path / "photo.png"
+        path.write_bytes(encoded(photo))
+        for source in (path, str(path), path.read_bytes(), photo):
+            np.testing.assert_array_equal(load_photo(source), photo)
+
+    @pytest.mark.parametrize("format", geometry.FORMATS)
+    def test_formats(self, format: str) -> None:
+        photo = load_photo(encoded(Image.new("RGB", (40, 30), (255, 0, 0)), format))
+        assert (photo.mode, photo.size) == ("RGB", (40, 30))
+        red, green, blue = photo.getpixel((20, 15))
+        assert red > 250
+        assert max(green, blue) < 5
+
+    def test_a_phones_picture_with_a_second_one_inside(self) -> None:
+        photo = noise(40, 30)
+        data = encoded(photo, "MPO", save_all=True, append_images=[noise(20, 20)])
+        assert load_photo(data).size == photo.size
+
+    def test_the_first_frame_of_an_animation(self) -> None:
+        red, blue = Image.new("RGB", (20, 20), "red"), Image.new("RGB", (20, 20), "blue")
+        data = encoded(red, "GIF", save_all=True, append_images=[blue])
+        assert load_photo(data).getpixel((5, 5)) == (255, 0, 0)
+
+    def test_the_callers_image_is_left_alone(self) -> None:
+        photo = noise(40, 30)
+        load_photo(photo).putpixel((0, 0), (1, 2, 3))
+        np.testing.assert_array_equal(photo, noise(40, 30))
+
+
+class TestModes:
+    def test_16_bit_grey_is_scaled(self) -> None:
+        ramp = np.linspace(0, 65535, 40 * 30).astype(np.uint16).reshape(30, 40)
+        photo = np.asarray(load_photo(encoded(Image.fromarray(ramp))))
+        np.testing.assert_array_equal(photo, np.repeat(np.round(ramp / 257)[..., None], 3, axis=2))
+        assert len(np.unique(photo)) == 256
+
+    def test_32_bit_grey_is_read_as_16_bit(self) -> None:  # Pillow before 11.3 opens a 16-bit PNG so
+        ramp = np.linspace(0, 65535, 40 * 30).astype(np.uint16).reshape(30, 40)
+        np.testing.assert_array_equal(
+            load_photo(Image.fromarray(ramp.astype(np.int32))), load_photo(Image.fromarray(ramp))
+        )
+
+    def test_palette_is_resolved_before_the_resize(self) -> None:
+        palette = noise(60, 80).quantize(16)
+        expected = clip_pixels(palette.convert("RGB"), 32)
+        np.testing.assert_array_equal(to_pixels(load_photo(encoded(palette)), 32), expected)
+
+    @pytest.mark.parametrize("mode", ["1", "L", "CMYK", "YCbCr", "P"])
+    def test_opaque_modes_become_rgb(self, mode: str) -> None:
+        image = noise(40, 30).convert(mode)
+        np.testing.assert_array_equal(load_photo(image), image.convert("RGB"))
+
+    def test_cmyk_jpeg(self) -> None:
+        red = load_photo(encoded(Image.new("CMYK", (40, 30), (0, 255, 255, 0)), "JPEG")).getpixel((10, 10))
+        assert red[0] > 240
+        assert max(red[1:]) < 15
+
+    @pytest.mark.parametrize("mode", ["RGBA", "LA"])
+    def test_transparent_parts_are_white(self, mode: str) -> None:
+        image = Image.new("RGBA", (40, 30), (0, 0, 0, 0))  # black under full transparency
+        image.paste((0, 0, 0, 255), (0, 0, 20, 30))
+        photo = load_photo(image.convert(mode))
+        assert (photo.getpixel((5, 5)), photo.getpixel((30, 5))) == ((0, 0, 0), (255, 255, 255))
+
+    def test_a_transparent_palette_entry_is_white(self) -> None:
+        image = Image.new("P", (40, 30), 0)
+        image.putpalette([0, 0, 0, 200, 10, 10])
+        image.paste(1, (0, 0, 20, 30))
+        photo = load_photo(encoded(image, transparency=b"\x00\xff"))
+        assert (photo.getpixel((5, 5)), photo.getpixel((30, 5))) == ((200, 10, 10), (255, 255, 255))
+
+    def test_half_transparent_is_blended(self) -> None:
+        assert load_photo(Image.new("RGBA", (20, 20), (0, 0, 0, 51))).getpixel((3, 3)) == (204, 204, 204)
+
+    def test_float_is_refused(self) -> None:
+        with pytest.raises(ImageError, match="mode 'F', whose range is unknown; convert it to 'RGB' or 'L'"):
+            load_photo(Image.new("F", (20, 20)))
+
+
+class TestUpright:
+    @pytest.mark.parametrize("orientation", range(1, 9))
+    def test_every_orientation(self, orientation: int) -> None:
+        upright = noise(40, 24)
+        # what a camera that was held so stores: undoing it is a rotation by the opposite angle, or the same flip
+        stored = {
+            1: lambda image: image,
+            2: lambda image: image.transpose(Image.Transpose.FLIP_LEFT_RIGHT),
+            3: lambda image: image.transpose(Image.Transpose.ROTATE_180),
+            4: lambda image: image.transpose(Image.Transpose.FLIP_TOP_BOTTOM),
+            5: lambda image: image.transpose(Image.Transpose.TRANSPOSE),
+            6: lambda image: image.transpose(Image.Transpose.ROTATE_90),
+            7: lambda image: image.transpose(Image.Transpose.TRANSVERSE),
+            8: lambda image: image.transpose(Image.Transpose.ROTATE_270),
+        }[orientation](upright)
+        exif = Image.Exif()
+        exif[ExifTags.Base.Orientation] = orientation
+        np.testing.assert_array_equal(load_photo(encoded(stored, exif=exif)), upright)
+
+    def test_jpeg(self) -> None:
+        exif = Image.Exif()
+        exif[ExifTags.Base.Orientation] = 6
+        assert load_photo(encoded(noise(40, 24), "JPEG", exif=exif)).size == (24, 40)
+
+    @pytest.mark.parametrize(
+        "exif", [b"Exif\x00\x00nonsense", b"Exif\x00\x00MM\x00*\x00\x00\x00\x08\x00\x02\x01", b"Exif\x00\x00"]
+    )
+    def test_damaged_metadata_does_not_lose_the_photo(self, exif: bytes) -> None:
+        assert load_photo(encoded(noise(40, 24), "JPEG", exif=exif)).size == (40, 24)
+
+    def test_an_orientation_that_does_not_exist(self) -> None:
+        exif = Image.Exif()
+        exif[ExifTags.Base.Orientation] = 99
+        assert load_photo(encoded(noise(40, 24), exif=exif)).size == (40, 24)
+
+
+def png_header(width: int, height: int) -> bytes:
+    """A PNG whose header states a size and whose pixels are missing: reading them would fail."""
+    header = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    data = b"IDAT" + zlib.compress(b"\x00")
+    chunks = [
+        struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk)) for chunk in (header, data)
+    ]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
+
+
+class TestRefused:
+    @pytest.mark.parametrize(
+        ("size", "text"),
+        [
+            ((1, 1), "1 x 1 pixels, expected at least 16 on each side; send a larger picture"),
+            ((1, 20_000), "1 x 20000 pixels, expected at least 16 on each side"),
+            ((15, 100), "15 x 100 pixels, expected at least 16"),
+            ((16, 161), "16 x 161 pixels, expected one side at most 10 times the other; cut out the part that matters"),
+            ((20_000, 1_900), "20000 x 1900 pixels, expected one side at most 10 times the other"),
+            ((9_500, 9_500), "damaged or incomplete"),  # over Pillow's warning, under ours: decoded
+            ((12_001, 12_001), "12001 x 12001 pixels, expected at most 110,000,000 in all; make it smaller"),
+            ((60_000, 60_000), "exceeds limit"),  # over Pillow's own limit
+        ],
+    )
+    def test_sizes_before_the_pixels_are_decoded(self, size: tuple[int, int], text: str) -> None:
+        with pytest.raises(ImageError, match=text):
+            load_photo(png_header(*size))
+
+    def test_sizes_of_an_image_in_memory(self) -> None:
+        with pytest.raises(ImageError, match="1 x 20000 pixels"):
+            load_photo(Image.new("RGB", (1, 20_000)))
+
+    @pytest.mark.parametrize("size", [(16, 16), (16, 160), (160, 16)])
+    def test_the_limits_themselves_are_accepted(self, size: tuple[int, int]) -> None:
+        assert load_photo(encoded(noise(*size))).size == size
+
+    @pytest.mark.parametrize(
+        ("data", "got"),
+        [
+            (b"", "got no data"),
+            (b"hello there, I am text", "got data that starts with b'hello there, I a'"),
+            (b"\x00\x00\x00\x1cftypheic\x00\x00\x00\x00", "ftypheic"),
+            (b"%PDF-1.7", "%PDF"),
+        ],
+    )
+    def test_not_a_picture(self, data: bytes, got: str) -> None:
+        with pytest.raises(ImageError, match="the photo: not a picture") as caught:
+            load_photo(data)
+        assert got in str(caught.value)
+        assert "expected a JPEG, PNG, WEBP, GIF or BMP file" in str(caught.value)
+
+    def test_a_format_that_is_not_accepted(self) -> None:
+        with pytest.raises(ImageError, match="not a picture: got data that starts with b'II"):
+            load_photo(encoded(noise(40, 30), "TIFF"))
+
+    @pytest.mark.parametrize("format", geometry.FORMATS)
+    def test_truncated(self, format: str) -> None:
+        data = encoded(noise(64, 64), format)
+        with pytest.raises(ImageError, match=r"damaged or incomplete \(.*\); send the file again, or another one"):
+            load_photo(data[: len(data) // 2])
+
+    def test_a_missing_file_is_named(self, tmp_path: Path) -> None:
+        path = tmp_path / "no.jpg"
+        with pytest.raises(
+            ImageError, match=r"no\.jpg: cannot be read \(No such file or directory\); expected the path"
+        ):
+            load_photo(path)
+        with pytest.raises(ImageError, match="Is a directory"):
+            load_photo(tmp_path)
+
+    def test_a_bad_file_is_named(self, tmp_path: Path) -> None:
+        path = tmp_path / "text.jpg"
+        path.write_text("words")
+        with pytest.raises(ImageError, match=r"text\.jpg: not a picture"):
+            load_photo(path)
+
+    def test_the_error_is_a_value_error_of_the_package(self) -> None:
+        assert issubclass(ImageError, ValueError)
+        assert issubclass(ImageError, VizwizError)
+
+    @pytest.mark.parametrize("format", geometry.FORMATS)
+    def test_damaged_bytes_are_an_image_error_or_a_picture(self, format: str) -> None:
+        good = bytearray(encoded(noise(24, 20), format))
+        random = np.random.default_rng(0)
+        for _ in range(150):
+            data = good.copy()
+            for position in random.integers(0, len(data), random.integers(1, 6)):
+                data[position] = random.integers(256)
+            try:
+                photo = load_photo(bytes(data))
+            except ImageError:
+                continue
+            assert photo.mode == "RGB"
+
+
+def test_threads_leave_the_warning_filters_as_they_were() -> None:
+    data = encoded(noise(20, 20))
+    before = list(warnings.filters)
+    threads = [threading.Thread(target=lambda: [load_photo(data) for _ in range(50)]) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert warnings.filters == before

@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import annotation, write_split
+from training.data import DatasetError, read_split
+
+
+def test_a_record_is_read_whole(tmp_path: Path) -> None:
+    write_split(tmp_path, "train", [annotation(0), annotation(1, answerable=0, answer_type="unanswerable")])
+    split = read_split(tmp_path, "train")
+    first, second = split.records
+    assert first.answers == ("mug",) * 8 + ("cup",) * 2
+    assert first.confidences == ("yes",) * 8 + ("maybe",) * 2
+    assert (first.answer_type, first.answerable) == ("other", True)
+    assert second.answerable is False
+    assert split.photo_paths() == [tmp_path / "train" / f"VizWiz_train_0000000{n}.jpg" for n in (0, 1)]
+
+
+def test_unknown_confidence_stays_unknown(tmp_path: Path) -> None:
+    answers = [{"answer": "mug", "answer_confidence": None}] * 10
+    write_split(tmp_path, "train", [annotation(0, answers=answers)])
+    assert read_split(tmp_path, "train").records[0].confidences == (None,) * 10
+
+
+def test_the_test_split_has_no_answers(tmp_path: Path) -> None:
+    write_split(tmp_path, "test", [{"image": "VizWiz_test_00000000.jpg", "question": "What is this?"}])
+    assert read_split(tmp_path, "test", labelled=False).records[0].answers == ()
+
+
+def test_every_problem_is_reported_with_its_record(tmp_path: Path) -> None:
+    nine = [{"answer": "mug", "answer_confidence": "yes"}] * 9
+    records = [
+        annotation(0),
+        annotation(1, question=None),
+        annotation(2, answers=nine),
+        annotation(3, answer_type="colour"),
+        annotation(4, answerable=2),
+        annotation(5, image="../../secret.jpg"),
+        annotation(6, answers=[*nine, {"answer": "mug", "answer_confidence": "certain"}]),
+        annotation(7, answers=[*nine, {"text": "mug"}]),
+    ]
+    write_split(tmp_path, "train", records)
+    with pytest.raises(DatasetError) as error:
+        read_split(tmp_path, "train")
+    assert str(error.value).splitlines() == [
+        f"{tmp_path}/Annotations/train.json: 7 problem(s) in 8 records:",
+        "  record 1: 'question' must be text, got None",
+        "  record 2: 'answers' must be a list of 10, got 9",
+        "  record 3: 'answer_type' must be one of other, unanswerable, yes/no, number, got 'colour'",
+        "  record 4: 'answerable' must be 0 or 1, got 2",
+        "  record 5: 'image' must be a bare file name, got '../../secret.jpg'",
+        "  record 6: 'answer_confidence' must be yes, maybe, no or null, got 'certain'",
+        "  record 7: each of 'answers' must be an object with the text 'answer'",
+    ]
+
+
+def test_a_record_that_is_no_object_is_reported(tmp_path: Path) -> None:
+    (tmp_path / "Annotations").mkdir()
+    (tmp_path / "Annotations" / "train.json").write_text('["mug"]')
+    with pytest.raises(DatasetError, match="record 0: expected an object, got str"):
+        read_split(tmp_path, "train")
+
+
+def test_missing_photos_are_named(tmp_path: Path) -> None:
+    write_split(tmp_path, "train", [annotation(0), annotation(1)])
+    (tmp_path / "train" / "VizWiz_train_00000001.jpg").unlink()
+    with pytest.raises(DatasetError, match=r"record 1: photo .*VizWiz_train_00000001\.jpg does not exist"):
+        read_split(tmp_path, "train")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [("{", "is not JSON"), ("{}", "expected a list of records, got dict"), ("[]", "of length 0")],
+)
+def test_a_file_that_is_no_list_of_records(tmp_path: Path, content: str, message: str) -> None:
+    (tmp_path / "Annotations").mkdir()
+    (tmp_path / "Annotations" / "val.json").write_text(content)
+    with pytest.raises(DatasetError, match=message):
+        read_split(tmp_path, "val")
+
+
+def test_a_folder_without_annotations_says_what_a_folder_holds(tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match=r"does not exist\. A VizWiz folder holds Annotations/train\.json"):
+        read_split(tmp_path, "train")
+
+
+def test_the_real_photos_are_read(real_photos: Path) -> None:
+    split = read_split(real_photos, "val")
+    assert len(split.records) == 50
+    assert all(len(record.answers) == 10 for record in split.records)

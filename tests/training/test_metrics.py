@@ -1,0 +1,79 @@
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from training.metrics import accuracy_leave_one_out, accuracy_min3, answerability, normalise, vqa_accuracy
+
+
+@pytest.mark.parametrize(
+    ("prediction", "normalised"),
+    [
+        ("The dog, and ten cats.", "dog and 10 cats"),
+        ("none", "0"),
+        ("dont know", "don't know"),
+        ("couldnt've", "couldn't've"),
+        ("lets", "lets"),
+        ("1,000", "1000"),
+        ("coca-cola", "coca cola"),
+        ("coca- cola", "coca cola"),
+        ("2.5 l", "2.5 l"),
+        ("N.Y.", "ny"),
+        ("a\nred\tmug", "red mug"),
+        ("black/white", "black white"),
+        ("yes!", "yes"),
+    ],
+)
+def test_normalisation(prediction: str, normalised: str) -> None:
+    assert normalise(prediction) == normalised
+
+
+@pytest.mark.parametrize(
+    ("matches", "leave_one_out", "min3"),
+    [(0, 0.0, 0.0), (1, 0.3, 1 / 3), (2, 0.6, 2 / 3), (3, 0.9, 1.0), (4, 1.0, 1.0), (10, 1.0, 1.0)],
+)
+def test_accuracy_by_hand(matches: int, leave_one_out: float, min3: float) -> None:
+    answers = ["mug"] * matches + [f"other {n}" for n in range(10 - matches)]
+    assert accuracy_leave_one_out("mug", answers) == pytest.approx(leave_one_out)
+    assert accuracy_min3("mug", answers) == pytest.approx(min3)
+
+
+def test_leave_one_out_is_what_leaving_one_out_gives() -> None:
+    random = np.random.default_rng(0)
+    for _ in range(200):
+        answers = list(random.choice(["mug", "cup", "bowl", "pot"], 10))
+        literal = np.mean(
+            [min((answers[:n] + answers[n + 1 :]).count("mug") / 3, 1) for n in range(10)],
+        )
+        assert accuracy_leave_one_out("mug", answers) == pytest.approx(literal)
+
+
+def test_a_constant_on_the_real_validation_set(vizwiz: Path) -> None:
+    raw = json.loads((vizwiz / "Annotations" / "val_reconstructed.json").read_text(encoding="utf-8"))
+    answers = [[answer["answer"] for answer in entry["answers"]] for entry in raw]
+    constant = vqa_accuracy(["unanswerable"] * len(answers), answers)
+    assert round(constant["vqa_accuracy_leave_one_out"], 2) == 52.12
+    best = [max(accuracy_leave_one_out(answer, given) for answer in set(given)) for given in answers]
+    assert round(100 * float(np.mean(best)), 2) == 94.11
+
+
+def test_answerability_in_both_polarities() -> None:
+    answerable = np.array([True, True, False, True, False])
+    confidence = np.array([0.9, 0.8, 0.7, 0.6, 0.1], np.float32)
+    scores = answerability(confidence, answerable)
+    assert scores["answerable_ap"] == pytest.approx((1 + 1 + 3 / 4) / 3)
+    assert scores["unanswerable_ap"] == pytest.approx((1 + 2 / 3) / 2)
+    assert scores["answerable_ap_chance"] == pytest.approx(0.6)
+    assert scores["unanswerable_ap_chance"] == pytest.approx(0.4)
+    assert scores["answerable_f1"] == pytest.approx(2 * 3 / (2 * 3 + 1))
+    assert scores["answerable_accuracy"] == pytest.approx(80)
+
+
+def test_average_precision_without_positives_is_not_a_number() -> None:
+    scores = answerability(np.array([0.9, 0.2], np.float32), np.array([True, True]))
+    assert math.isnan(scores["unanswerable_ap"])
+    assert scores["answerable_ap"] == 1

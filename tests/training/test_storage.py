@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from training.storage import digest_of, file_digest, staged_file, staged_folder, write_json
+
+
+def test_a_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+    with pytest.raises(ZeroDivisionError), staged_file(path) as staging:
+        staging.write_text("half")
+        _ = 1 / 0
+    assert path.read_text() == "old"
+    with staged_file(path) as staging:
+        staging.write_text("new")
+    assert path.read_text() == "new"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    with pytest.raises(ZeroDivisionError), staged_folder(path) as staging:
+        (staging / "a").touch()
+        _ = 1 / 0
+    assert list(tmp_path.iterdir()) == []
+    with staged_folder(path) as staging:
+        (staging / "a").touch()
+    assert [entry.name for entry in path.iterdir()] == ["a"]
+    with pytest.raises(FileExistsError), staged_folder(path):
+        pass
+    assert [entry.name for entry in path.iterdir()] == ["a"]
+
+
+def test_what_a_killed_process_left_is_removed_and_what_a_living_one_writes_is_not(tmp_path: Path) -> None:
+    script = "import time; from pathlib import Path; from training.storage import staged_folder\n"
+    script += f"with staged_folder(Path({str(tmp_path / 'run')!r})): time.sleep(60)"
+    killed = subprocess.Popen([sys.executable, "-c", script], cwd=Path(__file__).parents[2])
+    while not (leftover := list(tmp_path.iterdir())):
+        time.sleep(0.02)
+    with staged_folder(tmp_path / "second"):
+        assert leftover[0].exists()
+    os.kill(killed.pid, signal.SIGKILL)
+    killed.wait()
+    with staged_folder(tmp_path / "third"):
+        assert not leftover[0].exists()
+
+
+def test_json_has_no_nan(tmp_path: Path) -> None:
+    write_json(tmp_path / "a.json", {"ap": float("nan"), "answer": "café"})
+    assert json.loads((tmp_path / "a.json").read_text(encoding="utf-8")) == {"ap": None, "answer": "café"}
+
+
+def test_digests_tell_apart_how_parts_are_cut() -> None:
+    assert digest_of("ab", "c") != digest_of("a", "bc")
+    assert digest_of("ab") == digest_of(b"ab")
+
+
+def test_a_files_digest_is_its_sha256(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"abc")
+    assert file_digest(tmp_path / "a") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"

@@ -1,0 +1,130 @@
+"""OpenAI's CLIP, frozen: loaded by name or from a checkpoint, and identified by a digest of its weights."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+from urllib.error import URLError
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from training.storage import digest_of
+
+with warnings.catch_warnings():  # clip imports pkg_resources, which warns that it is going away
+    warnings.simplefilter("ignore")
+    import clip
+
+PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)  # of RGB in [0, 1]: clip.clip._transform
+PIXEL_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+class ClipError(Exception):
+    """A CLIP that cannot be had: no such name or file, not a checkpoint, or no way to download it."""
+
+
+@dataclass(frozen=True)
+class FrozenClip:
+    """A CLIP in evaluation mode. D = ``width``, S = ``side``; features are raw, not normalised."""
+
+    model: Any  # clip.model.CLIP: the package ships no types
+    source: str  # the name or path it was loaded by
+    digest: str
+    device: torch.device
+
+    @property
+    def side(self) -> int:
+        """Side of the square input in pixels, S."""
+        return int(self.model.visual.input_resolution)
+
+    @property
+    def width(self) -> int:
+        """Number of features of an image or a text, D."""
+        return int(self.model.text_projection.shape[1])
+
+    @torch.inference_mode()
+    def encode_images(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        """Encode ``pixels`` uint8 [B, S, S, 3] to fp32 [B, D]."""
+        images = normalise_pixels(torch.from_numpy(pixels).to(self.device))
+        return _to_numpy(self.model.encode_image(images))
+
+    @torch.inference_mode()
+    def encode_texts(self, tokens: npt.NDArray[np.int32]) -> npt.NDArray[np.float32]:
+        """Encode ``tokens`` int32 [B, T] to fp32 [B, D]."""
+        return _to_numpy(self.model.encode_text(torch.from_numpy(tokens).to(self.device)))
+
+
+def normalise_pixels(pixels: Tensor) -> Tensor:
+    """Turn uint8 [B, S, S, 3] into what CLIP's image encoder takes: fp32 [B, 3, S, S], standardised per channel."""
+    mean = torch.tensor(PIXEL_MEAN, device=pixels.device) * 255
+    std = torch.tensor(PIXEL_STD, device=pixels.device) * 255
+    return ((pixels.to(torch.float32) - mean) / std).permute(0, 3, 1, 2)
+
+
+def clip_preprocess(side: int) -> Any:
+    """CLIP's own transform from a PIL picture to fp32 [3, S, S]: the reference that the contract is compared with."""
+    return clip.clip._transform(side)
+
+
+def clip_tokenize(questions: list[str]) -> Tensor:
+    """CLIP's own tokenizer, to int [B, 77]: the reference that the contract is compared with."""
+    tokens: Tensor = clip.tokenize(questions, truncate=True)
+    return tokens
+
+
+def check_clip_source(source: str | Path) -> None:
+    """Check that ``source`` names a CLIP or a file, before anything long is begun.
+
+    Raises:
+        ClipError: it does neither; the message lists OpenAI's names.
+    """
+    if str(source) not in clip.available_models() and not Path(source).is_file():
+        choices = ", ".join(clip.available_models())
+        raise ClipError(f"no CLIP {str(source)!r}: give a checkpoint file or one of OpenAI's names: {choices}")
+
+
+def load_clip(source: str | Path, device: str | torch.device = "cpu") -> FrozenClip:
+    """Load a CLIP: one of OpenAI's by its name (downloaded once, checksum verified) or a checkpoint file.
+
+    Weights are fp16 on CUDA and fp32 on a CPU, as ``clip.load`` decides.
+
+    Raises:
+        ClipError: the message says what was looked for and what can be given instead.
+    """
+    check_clip_source(source)
+    name = str(source)
+    try:
+        with warnings.catch_warnings():  # deprecation of TorchScript, which OpenAI's archives are
+            warnings.simplefilter("ignore")
+            model, _ = clip.load(name, device=device, jit=False)
+    except URLError as error:
+        raise ClipError(
+            f"CLIP {name} could not be downloaded ({error.reason}). Where there is no internet, download the "
+            "checkpoint elsewhere and give its path."
+        ) from None
+    except (UnpicklingError, KeyError, AttributeError, RuntimeError, ValueError, EOFError, OSError) as error:
+        reason = str(error).splitlines()[0] if str(error) else ""
+        raise ClipError(f"{name} is not an OpenAI CLIP checkpoint ({type(error).__name__}: {reason})") from error
+    model.eval().requires_grad_(False)
+    return FrozenClip(model, name, weights_digest(model), torch.device(device))
+
+
+def weights_digest(model: torch.nn.Module) -> str:
+    """SHA-256 of a CLIP's weights, whatever file or precision holds them.
+
+    ``clip.load`` keeps fp16 on a GPU and widens the same numbers to fp32 on a CPU: widened, both have one digest.
+    """
+    parts: list[bytes | str] = []
+    for name, tensor in sorted(model.state_dict().items()):
+        parts += [f"{name} {tuple(tensor.shape)}", _to_numpy(tensor).tobytes()]
+    return digest_of(*parts)
+
+
+def _to_numpy(tensor: Tensor) -> npt.NDArray[np.float32]:
+    array: npt.NDArray[np.float32] = tensor.detach().to("cpu", torch.float32).numpy()
+    return array

@@ -1,0 +1,43 @@
+"""The gated linear head of "Less Is More: Linear Layers on CLIP Features as Powerful VizWiz Model" (arXiv 2206.05281).
+
+The head's one addition, the answerability branch, is the 2023 report's.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+
+class HeadLogits(NamedTuple):
+    """What the head computes before any softmax or sigmoid; B = batch, V = answers, K = answer types."""
+
+    answer: Tensor  # [B, V]
+    answer_type: Tensor  # [B, K]
+    answerable: Tensor  # [B]
+
+
+class GatedHead(nn.Module):
+    """Maps a question's and a photo's CLIP features to an answer, an answer type and an answerability.
+
+    The sigmoid gate is computed from the type logits alone: it learns which answers belong to a type and masks the
+    others.
+    """
+
+    def __init__(self, features: int, answers: int, types: int, hidden: int = 512, dropout: float = 0.5) -> None:
+        """Build a head for ``features`` = D numbers of each encoder, ``answers`` = V and ``types`` = K classes."""
+        super().__init__()
+        self.join = nn.Sequential(nn.LayerNorm(2 * features), nn.Dropout(dropout), nn.Linear(2 * features, hidden))
+        self.answer = nn.Sequential(nn.LayerNorm(hidden), nn.Dropout(dropout), nn.Linear(hidden, answers))
+        self.answer_type = nn.Linear(hidden, types)
+        self.gate = nn.Linear(types, answers)
+        self.answerable = nn.Linear(hidden, 1)
+
+    def forward(self, text_features: Tensor, image_features: Tensor) -> HeadLogits:
+        """Compute the logits from ``text_features`` [B, D] and ``image_features`` [B, D]."""
+        joined = self.join(torch.cat([text_features, image_features], dim=1))
+        answer_type = self.answer_type(joined)
+        answer = self.answer(joined) * torch.sigmoid(self.gate(answer_type))
+        return HeadLogits(answer, answer_type, self.answerable(joined).squeeze(1))
