@@ -60,9 +60,7 @@ def tiny_vit(tmp_path_factory: pytest.TempPathFactory) -> FrozenClip:
 
 def annotation(number: int, **changes: Any) -> dict[str, Any]:
     """A well-formed training record, with changes; a change to None removes the key."""
-    answers = [{"answer": "mug", "answer_confidence": "yes"}] * 8 + [
-        {"answer": "cup", "answer_confidence": "maybe"}
-    ] * 2
+    mug, cup = {"answer": "mug", "answer_confidence": "yes"}, {"answer": "cup", "answer_confidence": "maybe"}
     record = {
         "image": f"VizWiz_train_{number:08}.jpg",
         "question": "What is this?",

@@ -45,9 +45,11 @@ def fit(train: Split, val: Split, clip: FrozenClip, recipe: Recipe, runs: Path, 
     if unknown:
         print(f"  {unknown} records have no known confidence: all ten of their answers count")
 
-    batches = [make_batch(s, encode_split(clip, s, cache), vocabulary, clip.device) for s in (train, val)]
+    train_batch, val_batch = (
+        make_batch(split, encode_split(clip, split, cache), vocabulary, clip.device) for split in (train, val)
+    )
     constant = constant_answer(train, val)
-    fitted = fit_head(recipe, *batches, val, vocabulary)
+    fitted = fit_head(recipe, train_batch, val_batch, val, vocabulary)
 
     now = datetime.now(timezone.utc)
     name = f"{now:%Y%m%dT%H%M%S.%fZ}-{Path(clip.source).stem if Path(clip.source).is_file() else clip.source}"
