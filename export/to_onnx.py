@@ -15,7 +15,6 @@ from pathlib import Path
 
 import torch
 from tqdm import tqdm
-from training.demo import ensure_demo_dataset
 
 from export import repository
 from export.graphs import GraphError, write_graph
@@ -24,6 +23,7 @@ from export.parity import Graphs, ParityError, check_parity
 from export.repository import Names, Sizes
 from training.clip_models import ClipError, FrozenClip, load_clip
 from training.data import DatasetError, read_split
+from training.demo import ensure_demo_dataset
 from training.head import GatedHead
 from training.runs import Run, RunError, newest_run, read_run
 from training.storage import digest_of, publish_folder, workspace, write_json

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from export.to_onnx import export_run
+from serving.server import EmbeddedTriton
 from training.clip_models import FrozenClip, clip, load_clip
+from training.data import read_split
+from training.demo import DEMO_CLIP, ensure_demo_dataset
+from training.fit import fit
+from training.recipe import Recipe
+from training.runs import Run, read_run
 
 ROOT = Path(__file__).parents[1]
 VIZWIZ = ROOT.parent / "shared" / "data" / "vizwiz"
@@ -79,3 +88,29 @@ def write_split(folder: Path, name: str, records: list[dict[str, Any]]) -> None:
     for record in records:
         if isinstance(record.get("image"), str):
             (folder / name / Path(record["image"]).name).touch()
+
+
+@dataclass(frozen=True)
+class LiveServer:
+    """A small demo run that a real Triton serves."""
+
+    data: Path
+    run: Run
+    repository: Path
+    head: str  # name of the served head
+    image_side: int
+    grpc_url: str
+    http_url: str
+
+
+@pytest.fixture(scope="session")
+def live_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
+    """Fit on a slice of demo data, export, and serve until the tests end."""
+    place = tmp_path_factory.mktemp("live")
+    data = ensure_demo_dataset(place / "data", train=300, val=40, test=10)
+    model = load_clip(DEMO_CLIP)
+    train, val = read_split(data, "train"), read_split(data, "val")
+    run = read_run(fit(train, val, model, Recipe(epochs=5), place / "runs", place / "cache"))
+    names = export_run(run, model, place / "triton_models")
+    with EmbeddedTriton(place / "triton_models") as server:
+        yield LiveServer(data, run, place / "triton_models", names.head, model.side, server.grpc_url, server.http_url)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import itertools
 import struct
+import sys
 import threading
 import warnings
 import zlib
@@ -193,10 +194,17 @@ class TestUpright:
         assert load_photo(encoded(noise(40, 24), "JPEG", exif=exif)).size == (24, 40)
 
     @pytest.mark.parametrize(
-        "exif", [b"Exif\x00\x00nonsense", b"Exif\x00\x00MM\x00*\x00\x00\x00\x08\x00\x02\x01", b"Exif\x00\x00"]
+        "exif",
+        [
+            b"Exif\x00\x00nonsense",
+            b"Exif\x00\x00MM\xff*\x00\x00\x00\x08",
+            b"Exif\x00\x00MM\x00*\x00\x00\x00\x08\x00\x02\x01",
+            b"Exif\x00\x00",
+        ],
     )
-    def test_damaged_metadata_does_not_lose_the_photo(self, exif: bytes) -> None:
-        assert load_photo(encoded(noise(40, 24), "JPEG", exif=exif)).size == (40, 24)
+    @pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP"])
+    def test_damaged_metadata_does_not_lose_the_photo(self, format: str, exif: bytes) -> None:
+        assert load_photo(encoded(noise(40, 24), format, exif=exif)).size == (40, 24)
 
     def test_an_orientation_that_does_not_exist(self) -> None:
         exif = Image.Exif()
@@ -225,7 +233,10 @@ class TestRefused:
             ((20_000, 1_900), "20000 x 1900 pixels, expected one side at most 10 times the other"),
             ((9_500, 9_500), "damaged or incomplete"),  # over Pillow's warning, under ours: decoded
             ((12_001, 12_001), "12001 x 12001 pixels, expected at most 110,000,000 in all; make it smaller"),
-            ((60_000, 60_000), "exceeds limit"),  # over Pillow's own limit
+            (
+                (60_000, 60_000),
+                r"size \(3600000000 pixels\) exceeds .* Expected at most 110,000,000 pixels; make it smaller",
+            ),  # over Pillow's own limit
         ],
     )
     def test_sizes_before_the_pixels_are_decoded(self, size: tuple[int, int], text: str) -> None:
@@ -265,6 +276,15 @@ class TestRefused:
         with pytest.raises(ImageError, match=r"damaged or incomplete \(.*\); send the file again, or another one"):
             load_photo(data[: len(data) // 2])
 
+    @pytest.mark.parametrize(
+        ("chunk", "length", "text"), [(b"IHDR", 0, "Truncated IHDR chunk"), (b"IDAT", 1, "broken PNG file")]
+    )
+    def test_a_png_with_a_chunk_of_a_wrong_length(self, chunk: bytes, length: int, text: str) -> None:
+        data = bytearray(encoded(noise(24, 20)))
+        data[data.index(chunk) - 1] = length
+        with pytest.raises(ImageError, match=rf"damaged or incomplete \(.*{text}"):
+            load_photo(bytes(data))
+
     def test_a_missing_file_is_named(self, tmp_path: Path) -> None:
         path = tmp_path / "no.jpg"
         with pytest.raises(
@@ -301,10 +321,12 @@ class TestRefused:
 
 def test_threads_leave_the_warning_filters_as_they_were() -> None:
     data = encoded(noise(20, 20))
-    before = list(warnings.filters)
-    threads = [threading.Thread(target=lambda: [load_photo(data) for _ in range(50)]) for _ in range(4)]
+    before, interval = list(warnings.filters), sys.getswitchinterval()
+    threads = [threading.Thread(target=lambda: [load_photo(data) for _ in range(200)]) for _ in range(4)]
+    sys.setswitchinterval(1e-6)
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
+    sys.setswitchinterval(interval)
     assert warnings.filters == before

@@ -63,6 +63,7 @@ class TestEqualsClip:
     @example("it's they're I've I'll I'd don't I'm 'S 'RE")
     @example("ISN’T “this” a ‘label’?")
     @example("&amp;amp; &lt;b&gt; &quot;x&quot; &nbsp;y &#39; &hearts")
+    @example("<b> &amp;lt; &amp;amp; x")
     @example("ﬁsh ﬂour oﬃce Ǆ ß ẞ İstanbul ſtop 'ſ")
     @example("naïve cafe\u0301 日本語 한국어 العربية हिन्दी 🍌🍎 👩‍🦯")
     @example("12,345.67 € №5 ²³ ½ Ⅷ")

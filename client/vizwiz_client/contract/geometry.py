@@ -32,7 +32,7 @@ MAX_ASPECT_RATIO = 10  # bounds the resized picture too: without it, 1 x 20,000 
 
 Photo = str | Path | bytes | Image.Image
 
-# What Pillow's decoders raise on damaged data, in practice: each format has its own habits.
+# What Pillow's decoders raise on damaged data; each format, and each release, has its own habits.
 _DAMAGE = (
     OSError,
     SyntaxError,
@@ -43,7 +43,6 @@ _DAMAGE = (
     OverflowError,
     struct.error,
     zlib.error,
-    Image.DecompressionBombError,
 )
 _16_BIT_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N")  # "I": how older Pillow opens a 16-bit PNG
 _UPRIGHT = {  # EXIF orientation -> what undoes it; https://www.cipa.jp/std/documents/e/DC-008-2012_E.pdf, table 4.6.4
@@ -105,6 +104,8 @@ def _decode(file: BinaryIO, name: str) -> Image.Image:
     except UnidentifiedImageError as error:
         got = f"data that starts with {start!r}" if start else "no data"
         raise ImageError(f"{name}: not a picture: got {got}, expected a {_formats()} file") from error
+    except Image.DecompressionBombError as error:  # Pillow's own limit, which it checks before we can ask for the size
+        raise ImageError(f"{name}: {error} Expected at most {MAX_PIXELS:,} pixels; make it smaller") from error
     except _DAMAGE as error:
         raise _damaged(name, error) from error
     with image:

@@ -1,0 +1,82 @@
+"""A server in this process that speaks Triton's protocol, for states that a real one cannot be put into on demand."""
+
+from __future__ import annotations
+
+import struct
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import grpc
+import numpy as np
+from tritonclient.grpc import service_pb2, service_pb2_grpc
+
+from vizwiz_client.contract import tensors
+
+SIDE = 32
+HEAD = "00a1b2c3d4e5"
+
+
+@dataclass
+class StandIn(service_pb2_grpc.GRPCInferenceServiceServicer):
+    """Answers with numbers made from what it was sent, so that a mixed-up batch shows; keeps the shapes it saw."""
+
+    contract_version: str = str(tensors.CONTRACT_VERSION)
+    image_dims: tuple[int, ...] = (SIDE, SIDE, 3)
+    labelled: bool = True
+    answerable: float = 0.75
+    labels: tuple[str, ...] = ()  # the answers, best first, instead of the numbers
+    failure: tuple[grpc.StatusCode, str] | None = None  # what the next requests end with
+    delay_s: float = 0.0
+    shapes: list[tuple[tuple[int, ...], tuple[int, ...]]] = field(default_factory=list)
+    config_reads: int = 0
+    url: str = ""
+
+    def ModelConfig(self, request, context):
+        self.config_reads += 1
+        if request.name != tensors.ENSEMBLE:
+            context.abort(grpc.StatusCode.NOT_FOUND, f"Request for unknown model: '{request.name}' is not found")
+        response = service_pb2.ModelConfigResponse()
+        response.config.parameters[tensors.CONTRACT_VERSION_PARAMETER].string_value = self.contract_version
+        response.config.input.add(name=tensors.IMAGE.name, dims=self.image_dims)
+        response.config.input.add(name=tensors.TOKENS.name, dims=[-1])
+        return response
+
+    def ModelInfer(self, request, context):
+        time.sleep(self.delay_s)
+        if self.failure is not None:
+            context.abort(*self.failure)
+        inputs = {
+            tensor.name: np.frombuffer(data, np.uint8 if tensor.datatype == "UINT8" else np.int32).reshape(tensor.shape)
+            for tensor, data in zip(request.inputs, request.raw_input_contents, strict=True)
+        }
+        image, tokens = inputs[tensors.IMAGE.name], inputs[tensors.TOKENS.name]
+        self.shapes.append((image.shape, tokens.shape))
+        response = service_pb2.ModelInferResponse(model_name=request.model_name)
+        for output in request.outputs:
+            count = output.parameters["classification"].int64_param
+            rows = [self.reply(output.name, pixels, ids, count) for pixels, ids in zip(image, tokens, strict=True)]
+            datatype = "BYTES" if count else {"head_id": "INT64", "answerable": "FP32"}[output.name]
+            response.outputs.add(name=output.name, datatype=datatype, shape=[len(image), count or 1])
+            response.raw_output_contents.append(b"".join(rows))
+        return response
+
+    def reply(self, name: str, pixels: np.ndarray, ids: np.ndarray, count: int) -> bytes:
+        if name == tensors.HEAD_ID.name:
+            return struct.pack("<q", tensors.head_id(HEAD))
+        if name == tensors.ANSWERABLE.name:
+            return struct.pack("<f", self.answerable)
+        labels = self.labels or tuple(f"{rank}: {pixels.sum()} {ids.sum()}" for rank in range(count))
+        values = [f"{0.5 / (rank + 1):.6f}:{rank}:{label}" for rank, label in enumerate(labels[:count])]
+        if not self.labelled:
+            values = [value.rsplit(":", 1)[0] for value in values]
+        return b"".join(struct.pack("<I", len(value.encode())) + value.encode() for value in values)
+
+
+def serve(servicer: StandIn, address: str = "127.0.0.1:0") -> tuple[grpc.Server, str]:
+    """Start serving; return the server, to stop, and its "host:port"."""
+    server = grpc.server(ThreadPoolExecutor(4))
+    service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(servicer, server)
+    servicer.url = f"127.0.0.1:{server.add_insecure_port(address)}"
+    server.start()
+    return server, servicer.url

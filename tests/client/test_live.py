@@ -1,0 +1,77 @@
+"""The client against a real Triton server that serves an exported model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from vizwiz_client import VizwizClient, WrongServer, cli
+from vizwiz_client.contract import tensors
+
+QUESTIONS = ["what is this?", "what colour is it?", "what is this and what is it for and is it red " * 2, "what " * 90]
+
+
+@pytest.fixture(scope="module")
+def client(live_server):
+    with VizwizClient(live_server.grpc_url) as client:
+        yield client
+
+
+def test_an_answer_is_complete(client: VizwizClient, photos: list[Path]) -> None:
+    answer = client.ask(photos[0], "what is this?", top=3)
+    confidences = [candidate.confidence for candidate in answer.candidates]
+    assert len(answer.candidates) == 3
+    assert confidences == sorted(confidences, reverse=True)
+    assert all(candidate.answer for candidate in answer.candidates)
+    assert 0 < sum(confidences) <= 1.00001
+    assert 0 <= answer.answerable <= 1
+    assert answer.answer_type
+    assert len(answer.head) == tensors.DIGEST_LENGTH
+
+
+def test_more_candidates_than_there_are_answers(client: VizwizClient, photos: list[Path]) -> None:
+    answer = client.ask(photos[0], "what is this?", top=100_000)
+    assert sum(candidate.confidence for candidate in answer.candidates) == pytest.approx(1, abs=1e-2)
+
+
+def test_a_batch_equals_single_questions(client: VizwizClient, photos: list[Path]) -> None:
+    pairs = [(photo, question) for photo in photos for question in QUESTIONS] * 4
+    assert len(pairs) > tensors.MAX_BATCH_SIZE
+    singles = [client.ask(*pair, top=2) for pair in pairs[:20]] * 4
+    for together, alone in zip(client.ask_batch(pairs, top=2), singles, strict=True):
+        assert (together.answer, together.answer_type, together.head) == (alone.answer, alone.answer_type, alone.head)
+        assert together.confidence == pytest.approx(alone.confidence, abs=1e-4)
+        assert together.answerable == pytest.approx(alone.answerable, abs=1e-4)
+        assert together.question_truncated == alone.question_truncated
+
+
+def test_the_http_port_is_recognised(live_server, photos: list[Path]) -> None:
+    url = live_server.http_url.removeprefix("http://")
+    with VizwizClient(url, timeout_s=5) as client, pytest.raises(WrongServer, match="speaks HTTP, not gRPC"):
+        client.ask(photos[0], "what is this?")
+
+
+def test_a_triton_without_the_model(live_server, photos: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tensors, "ENSEMBLE", "another_model")
+    with (
+        VizwizClient(live_server.grpc_url) as client,
+        pytest.raises(WrongServer, match="does not serve 'another_model'"),
+    ):
+        client.ask(photos[0], "what is this?")
+
+
+def test_a_model_of_another_picture_size_is_met_at_the_next_question(live_server, photos: list[Path]) -> None:
+    with VizwizClient(live_server.grpc_url) as client:
+        expected = client.ask(photos[0], "what is this?")
+        client._image_side += 1  # as if the server had served another one when its config was read
+        with pytest.raises(WrongServer, match="was its model replaced by one of another shape"):
+            client.ask(photos[0], "what is this?")
+        assert client.ask(photos[0], "what is this?") == expected
+
+
+def test_the_command(live_server, photos: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["ask", str(photos[0]), "what is this?", "--url", live_server.grpc_url]) == 0
+    output = capsys.readouterr()
+    assert len(output.out.splitlines()) == 1
+    assert output.err == ""

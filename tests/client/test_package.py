@@ -1,0 +1,85 @@
+"""What the package offers, says about itself, and never imports."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import vizwiz_client
+from tests.client.stand_in import StandIn
+from vizwiz_client.contract import errors, geometry, tensors, tokens
+
+ROOT = Path(__file__).parents[2]
+HEAVY = ["torch", "torchvision", "onnx", "onnxruntime", "clip", "matplotlib", "sklearn"]
+
+
+def loaded_by(program: str, *arguments: str) -> set[str]:
+    """Run ``program`` in a new interpreter; return which modules it loaded."""
+    program += "\nimport sys, json; print(); print(json.dumps(list(sys.modules)))"
+    result = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, check=True)
+    return set(json.loads(result.stdout.splitlines()[-1]))
+
+
+class TestImports:
+    def test_importing_loads_nothing_heavy_nor_the_grpc_stack(self) -> None:
+        loaded = loaded_by("import vizwiz_client, vizwiz_client.cli")
+        assert "vizwiz_client.cli" in loaded
+        assert not loaded & {*HEAVY, "tritonclient", "grpc", "ftfy", "regex"}
+
+    def test_asking_loads_nothing_heavy(self, stand_in: StandIn, photos: list[Path]) -> None:
+        program = "import sys; from vizwiz_client.cli import main; assert main(sys.argv[1:]) == 0"
+        loaded = loaded_by(program, "ask", str(photos[0]), "what is this?", "--url", stand_in.url)
+        assert {"tritonclient.grpc", "ftfy"} <= loaded  # it did ask
+        assert not loaded & set(HEAVY)
+
+    @pytest.mark.parametrize("module", ["onnx", "sklearn"])
+    def test_this_test_can_fail(self, module: str) -> None:
+        assert loaded_by(f"import vizwiz_client, {module}") & set(HEAVY)
+
+    def test_no_thread_starts_at_import(self) -> None:
+        assert loaded_by("import vizwiz_client, threading; assert threading.active_count() == 1")
+
+
+class TestPublicNames:
+    def test_all(self) -> None:
+        public = {
+            name
+            for name, value in vars(vizwiz_client).items()
+            if not name.startswith("_") and not inspect.ismodule(value)
+        }
+        assert public == set(vizwiz_client.__all__)
+        assert vizwiz_client.__all__ == sorted(vizwiz_client.__all__)
+
+    @pytest.mark.parametrize("name", vizwiz_client.__all__)
+    def test_everything_public_is_documented(self, name: str) -> None:
+        thing = getattr(vizwiz_client, name)
+        members = [value for key, value in vars(thing).items() if not key.startswith("_")]
+        for item in [thing, *(value for value in members if callable(value) or isinstance(value, property))]:
+            assert inspect.getdoc(item), item
+
+    @pytest.mark.parametrize("module", [errors, geometry, tensors, tokens])
+    def test_the_contract_is_documented(self, module) -> None:
+        for name, value in vars(module).items():
+            if inspect.isfunction(value) and value.__module__ == module.__name__ and not name.startswith("_"):
+                assert inspect.getdoc(value), name
+
+    def test_version_is_the_projects(self) -> None:
+        stated = re.search(r'^version = "(.+)"$', (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.MULTILINE)
+        assert stated is not None
+        assert stated.group(1) == vizwiz_client.__version__
+
+    def test_the_error_tree_is_drawn_as_it_is(self) -> None:
+        drawn = re.findall(r"^(.*?)([A-Z]\w+)", errors.__doc__.split("\n\n", 1)[1], re.MULTILINE)
+        parents: dict[str, str] = {}
+        branch: list[str] = []
+        for indent, name in drawn:
+            branch = [*branch[: len(indent) // 4], name]
+            parents[name] = branch[-2] if len(branch) > 1 else "Exception"
+        actual = {name: value.__bases__[0].__name__ for name, value in vars(errors).items() if inspect.isclass(value)}
+        assert parents == actual

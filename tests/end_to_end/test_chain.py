@@ -1,0 +1,68 @@
+"""Fit, export, serve, ask: the real parts in a row, compared with PyTorch at the end."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.conftest import LiveServer
+from training.clip_models import clip_preprocess, clip_tokenize, load_clip
+from training.data import read_split
+from vizwiz_client import VizwizClient
+from vizwiz_client.contract.geometry import load_photo
+
+ASKED = 12
+
+
+@pytest.fixture(scope="module")
+def asked(live_server: LiveServer) -> list[tuple[Path, str]]:
+    """Photos and questions that the head was not fitted on."""
+    split = read_split(live_server.data, "val", limit=ASKED)
+    return [(path, record.question) for path, record in zip(split.photo_paths(), split.records, strict=True)]
+
+
+@torch.inference_mode()
+def test_answers_are_what_pytorch_gives(live_server: LiveServer, asked: list[tuple[Path, str]]) -> None:
+    """The reference is CLIP's own preprocessing, tokenizer and encoders, and the head as it was fitted."""
+    model = load_clip(live_server.run.clip_source)
+    preprocess = clip_preprocess(model.side)
+    images = model.model.encode_image(torch.stack([preprocess(load_photo(path)) for path, _ in asked]))
+    texts = model.model.encode_text(clip_tokenize([question for _, question in asked]))
+    logits = live_server.run.load_head()(texts, images)
+    probabilities, best = torch.softmax(logits.answer, dim=1).sort(dim=1, descending=True)
+
+    with VizwizClient(live_server.grpc_url) as client:
+        answers = client.ask_batch(asked, top=3)
+    for row, answer in enumerate(answers):
+        expected = [live_server.run.answers[index] for index in best[row, :3].tolist()]
+        assert [candidate.answer for candidate in answer.candidates] == expected
+        assert answer.confidence == pytest.approx(probabilities[row, 0].item(), abs=1e-4)
+        assert answer.answer_type == live_server.run.answer_types[int(logits.answer_type[row].argmax())]
+        assert answer.answerable == pytest.approx(torch.sigmoid(logits.answerable[row]).item(), abs=1e-4)
+        assert f"gated_head_{answer.head}" == live_server.head
+    assert len({answer.answer for answer in answers}) > 3  # a head that separates nothing would prove nothing
+
+
+def test_one_alone_and_many_together_have_the_same_answers(
+    live_server: LiveServer, asked: list[tuple[Path, str]]
+) -> None:
+    with VizwizClient(live_server.grpc_url) as client:
+        together = client.ask_batch(asked)
+        alone = [client.ask(photo, question) for photo, question in asked]
+    for one, many in zip(alone, together, strict=True):
+        assert one.answer == many.answer
+        assert one.confidence == pytest.approx(many.confidence, abs=1e-4)
+
+
+def test_the_command_prints_what_the_library_returns(live_server: LiveServer, asked: list[tuple[Path, str]]) -> None:
+    photo, question = asked[0]
+    command = [str(Path(sys.executable).with_name("vizwiz-client")), "ask", str(photo), question, "--json"]
+    completed = subprocess.run([*command, "--url", live_server.grpc_url], check=True, capture_output=True, text=True)
+    with VizwizClient(live_server.grpc_url) as client:
+        answer = client.ask(photo, question).to_dict()
+    assert json.loads(completed.stdout) == {"photo": str(photo), "question": question, **answer}

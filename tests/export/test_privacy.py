@@ -1,0 +1,37 @@
+"""ONNX Runtime's telemetry keeps a device id in the home folder and reports to its maker: neither may happen."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+
+SESSION = """
+import onnxruntime, sys
+from onnx import TensorProto, helper
+x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in "xy")
+graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "g", [x], [y])
+model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+"""
+
+
+def files_in_home_after(code: str, home: Path) -> list[Path]:
+    environment = {name: value for name, value in os.environ.items() if name not in ("ORT_DISABLE_TELEMETRY", "CI")}
+    environment |= {"HOME": str(home), "PYTHONPATH": str(ROOT)}
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment)
+    return [path for path in home.rglob("*") if path.is_file()]
+
+
+def test_export_switches_telemetry_off(tmp_path: Path) -> None:
+    assert files_in_home_after("import export.parity" + SESSION, tmp_path) == []
+
+
+def test_the_test_above_would_notice(tmp_path: Path) -> None:
+    if not files_in_home_after(SESSION, tmp_path):
+        pytest.skip("this build of ONNX Runtime has no telemetry")
