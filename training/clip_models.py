@@ -18,7 +18,7 @@ from training.storage import digest_of
 
 with warnings.catch_warnings():  # clip imports pkg_resources, which warns that it is going away
     warnings.simplefilter("ignore")
-    import clip
+    import clip as clip  # re-exported: import it from here, and the warning stays away
 
 PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)  # of RGB in [0, 1]: clip.clip._transform
 PIXEL_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -46,6 +46,11 @@ class FrozenClip:
     def width(self) -> int:
         """Number of features of an image or a text, D."""
         return int(self.model.text_projection.shape[1])
+
+    @property
+    def precision(self) -> str:
+        """The type it computes in: float16 on CUDA, float32 on a CPU."""
+        return str(self.model.dtype).removeprefix("torch.")
 
     @torch.inference_mode()
     def encode_images(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:

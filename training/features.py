@@ -1,7 +1,8 @@
 """CLIP features of a split, encoded once and kept in content-addressed shards.
 
-A shard holds the features of 256 photos or questions and is named by a digest of CLIP's weights, the geometry and the
-inputs themselves: a changed photo re-encodes one shard, a killed job resumes where it was, and nothing stale is read.
+A shard holds the features of 256 photos or questions and is named by a digest of CLIP's weights and precision, the
+geometry and the inputs themselves: a changed photo re-encodes one shard, a killed job resumes where it was, and nothing
+stale is read.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ def encode_split(clip: FrozenClip, split: Split, cache: Path) -> SplitFeatures:
     Raises:
         DatasetError: photos that cannot be read; all of them are named.
     """
-    folder = cache / f"{clip.digest[:12]}"
+    folder = cache / f"{clip.digest[:12]}-{clip.precision}"
     images = _encode_photos(clip, split, folder)
     questions = list(dict.fromkeys(record.question for record in split.records))
     texts = _encode_questions(clip, questions, split.name, folder)

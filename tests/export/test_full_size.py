@@ -1,4 +1,4 @@
-"""Export of OpenAI's architectures at full size, with random weights: speed and parity do not depend on their values."""
+"""Export of OpenAI's architectures at full size, with random weights: parity does not depend on their values."""
 
 from __future__ import annotations
 

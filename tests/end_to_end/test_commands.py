@@ -1,0 +1,103 @@
+"""The four commands in order, as a user types them, on the whole embedded demo; and the scores it reaches."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import ROOT
+from training.demo import ensure_demo_dataset
+from training.runs import newest_run
+
+FREE_PORTS = ["--http-port", "0", "--grpc-port", "0", "--metrics-port", "0"]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty working folder, but for the demo data, which takes a minute to draw and is kept in the checkout."""
+    place = tmp_path_factory.mktemp("commands")
+    data = ensure_demo_dataset(ROOT / "data" / "demo")
+    (place / "data").symlink_to(data.parent)
+    return place
+
+
+def command(place: Path, *arguments: str) -> str:
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    completed = subprocess.run(
+        [sys.executable, *arguments], cwd=place, env=environment, check=True, stdout=subprocess.PIPE, text=True
+    )
+    return completed.stdout
+
+
+@pytest.fixture(scope="module")
+def fitted(place: Path) -> str:
+    """What `python -m training.fit` prints."""
+    return command(place, "-m", "training.fit")
+
+
+@pytest.fixture(scope="module")
+def exported(place: Path, fitted: str) -> str:
+    """What `python -m export.to_onnx` prints."""
+    return command(place, "-m", "export.to_onnx")
+
+
+@pytest.fixture(scope="module")
+def grpc_url(place: Path, exported: str) -> Iterator[str]:
+    """The address at which `python -m serving` serves."""
+    server = subprocess.Popen(
+        [sys.executable, "-m", "serving", "--json", *FREE_PORTS],
+        cwd=place,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert server.stdout is not None
+    with server.stdout:
+        yield json.loads(server.stdout.readline())["grpc"]
+    server.send_signal(signal.SIGTERM)
+    assert server.wait(timeout=30) == 0
+
+
+def test_fit_says_what_it_fits_on_and_what_comes_next(fitted: str) -> None:
+    lines = fitted.splitlines()
+    assert lines[0].startswith("data: the embedded demo data")
+    assert lines[1].startswith("CLIP: the embedded demo CLIP")
+    assert lines[-1] == "next: python -m export.to_onnx"
+
+
+def test_the_demo_clip_carries_the_demo(place: Path, fitted: str) -> None:
+    metrics: dict[str, Any] = json.loads((newest_run(place / "runs") / "metrics.json").read_text(encoding="utf-8"))
+    best, constant = metrics["best"], metrics["constant"]
+    assert best["vqa_accuracy_leave_one_out"] >= 75
+    assert best["vqa_accuracy_leave_one_out"] >= constant["vqa_accuracy_leave_one_out"] + 30
+    assert best["unanswerable_ap"] >= 0.85
+
+
+def test_export_takes_the_newest_run(place: Path, exported: str) -> None:
+    run = newest_run(place / "runs").relative_to(place)
+    assert exported.startswith(f"run: {run} (")
+    assert "published in triton_models/: vizwiz_vqa = clip_image_" in exported
+
+
+def test_the_client_answers_in_a_line(place: Path, grpc_url: str) -> None:
+    shutil.copy(place / "data" / "demo" / "val" / "VizWiz_val_00000000.jpg", place / "img.jpg")
+    client = str(Path(sys.executable).with_name("vizwiz-client"))
+    completed = subprocess.run(
+        [client, "ask", "img.jpg", "what is this?", "--url", grpc_url],
+        cwd=place,
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    assert len(completed.stdout.splitlines()) == 1
+    assert completed.stdout.strip().endswith("% sure")
+    assert completed.stderr == ""

@@ -1,0 +1,179 @@
+"""``python -m serving`` as a process: it starts, says where, and ends without a trace however it is ended."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tritonclient.grpc import InferenceServerClient
+
+from serving import __main__ as command
+from serving.server import EmbeddedTriton
+from serving.workspace import PREFIX, remove_leftovers
+from tests.serving.tiny_repository import SIDE, TEXT_MODEL, ask, change_config, expected_answer
+from vizwiz_client.contract import tensors
+
+READY_WITHIN_S = 20
+SERVE = [sys.executable, "-m", "serving", *(f"--{name}-port=0" for name in ("http", "grpc", "metrics")), "--json"]
+
+
+class Command:
+    """A ``python -m serving`` that is ready, and where its traces are."""
+
+    def __init__(self, repository: Path) -> None:
+        start = time.monotonic()
+        self.process = subprocess.Popen(
+            [*SERVE, f"--repository={repository}"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        assert self.process.stdout is not None
+        self.addresses: dict[str, Any] = json.loads(self.process.stdout.readline())
+        self.seconds = time.monotonic() - start
+        self.folder = Path(self.addresses["log"]).parent
+
+    def end(self) -> str:
+        """Wait for the end and return what was said on standard error."""
+        return self.process.communicate(timeout=30)[1]
+
+    def processes(self) -> list[int]:
+        """The server and its stubs, recognised by the folder in their command lines."""
+        lines = {path.parent.name: _read(path) for path in Path("/proc").glob("[0-9]*/cmdline")}
+        return [int(pid) for pid, line in lines.items() if os.fsencode(self.folder) in line]
+
+    def triton(self) -> int:
+        return next(pid for pid in self.processes() if b"bin/tritonserver" in _read(Path(f"/proc/{pid}/cmdline")))
+
+    def shared_memory(self) -> list[Path]:
+        return list(Path("/dev/shm").glob(f"{self.folder.name}*"))
+
+    def leaves_no_trace(self) -> bool:
+        return not (self.processes() or self.shared_memory() or self.folder.exists())
+
+
+@pytest.fixture
+def serve(tiny_repository: Path) -> Iterator[Command]:
+    served = Command(tiny_repository)
+    assert len(served.processes()) == 4, "a server and three models: else the tests below prove nothing"
+    assert len(served.shared_memory()) == 3
+    yield served
+    for pid in served.processes():
+        os.kill(pid, signal.SIGKILL)
+    served.process.kill()
+    served.process.communicate()
+    remove_leftovers()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_and_sigterm_end_it_without_a_trace(serve: Command, number: signal.Signals) -> None:
+    assert serve.seconds <= READY_WITHIN_S
+    with InferenceServerClient(serve.addresses["grpc"]) as client:
+        assert client.is_model_ready(tensors.ENSEMBLE)
+    os.killpg(serve.process.pid, number)  # the whole group, as a terminal's Ctrl-C
+    assert serve.end().splitlines()[-1] == "serving: stopped"
+    assert serve.process.returncode == 0
+    assert serve.leaves_no_trace()
+
+
+def test_the_server_ends_with_a_parent_that_is_killed_and_the_next_start_tidies_up(
+    serve: Command, server: EmbeddedTriton
+) -> None:
+    os.kill(serve.triton(), signal.SIGSTOP)  # it takes its time to end
+    serve.process.kill()
+    serve.process.wait()
+    remove_leftovers()
+    assert len(serve.shared_memory()) == 3, "the shared memory of a server that lives was removed"
+    os.kill(serve.triton(), signal.SIGCONT)
+    assert eventually(lambda: not serve.processes())
+    assert serve.folder.exists()
+    assert eventually(lambda: remove_leftovers() or serve.leaves_no_trace())  # the lock goes with the last process
+    assert server.log.exists(), "the folder of a server that lives was removed"
+
+
+def test_shared_memory_that_a_killed_server_left_is_removed(serve: Command) -> None:
+    for pid in [serve.process.pid, *serve.processes()]:
+        os.kill(pid, signal.SIGKILL)
+    assert eventually(lambda: not serve.processes())
+    assert len(serve.shared_memory()) == 3
+    assert eventually(lambda: remove_leftovers() or serve.leaves_no_trace())  # the lock goes with the last process
+
+
+def test_a_server_that_ends_by_itself_is_told(serve: Command) -> None:
+    os.kill(serve.triton(), signal.SIGKILL)
+    said = serve.end()
+    assert "serving: error: tritonserver ended with SIGKILL, unasked; its log says:" in said
+    assert serve.process.returncode == 1
+    assert eventually(serve.leaves_no_trace)
+
+
+def test_a_stop_in_the_middle_of_a_start_leaves_no_trace(tiny_repository: Path, tmp_path: Path) -> None:
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    process = subprocess.Popen(
+        [*SERVE, f"--repository={tiny_repository}"], env=environment, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stderr is not None
+    assert "waiting for the models to load" in process.stderr.readline()
+    assert eventually(lambda: list(tmp_path.glob(f"{PREFIX}*/server.log")))
+    process.terminate()
+    assert process.communicate(timeout=30)[1] == "serving: stopped\n"
+    assert process.returncode == 0
+    assert list(tmp_path.iterdir()) == []
+    assert list(Path("/dev/shm").glob(f"{PREFIX}{process.pid}-*")) == []
+
+
+def test_a_request_in_flight_is_answered_before_the_server_stops(own_repository: Path) -> None:
+    def delay(config: Any) -> None:
+        config.dynamic_batching.max_queue_delay_microseconds = 1_000_000
+
+    change_config(own_repository / TEXT_MODEL, delay)
+    image, tokens = np.ones((1, SIDE, SIDE, 3), np.uint8), np.ones((1, 8), np.int32)
+    pending = f'pending_request_count{{model="{TEXT_MODEL}",version="1"}} 1'
+    server = EmbeddedTriton(own_repository)
+    server.start()
+    with ThreadPoolExecutor() as pool, InferenceServerClient(server.grpc_url) as client:
+        answer = pool.submit(ask, client, image, tokens)
+        assert eventually(lambda: pending in metrics(server))
+        server.stop()
+        np.testing.assert_array_equal(answer.result().as_numpy("answer"), expected_answer(image, tokens))
+
+
+def test_it_says_where_it_listens_and_what_to_type(server: EmbeddedTriton) -> None:
+    text = command._addresses(server, 1.25)
+    assert text.startswith("vizwiz_vqa is ready, after 1.2 s:\n")
+    for address in (server.grpc_url, f"http://{server.http_url}/", server.metrics_url, str(server.log)):
+        assert address in text
+    assert f'\n  vizwiz-client ask img.jpg "what is this?" --url {server.grpc_url}\n' in text
+
+
+def metrics(server: EmbeddedTriton) -> str:
+    with urllib.request.urlopen(server.metrics_url) as response:
+        return str(response.read(), "utf-8")
+
+
+def eventually(condition: Callable[[], object], within_s: float = 10) -> bool:
+    deadline = time.monotonic() + within_s
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.05)
+    return True
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError:  # the process ended meanwhile
+        return b""
