@@ -139,7 +139,9 @@ def is_published(repository: Path, name: str) -> bool:
 def commit(repository: Path, config: Any) -> None:
     """Make the models that ``config`` names the ones that answer."""
     folder = repository / tensors.ENSEMBLE
-    (folder / VERSION).mkdir(parents=True, exist_ok=True)  # Triton wants a version, though an ensemble has no files
+    version = folder / VERSION  # Triton wants one, though an ensemble has no files
+    version.mkdir(parents=True, exist_ok=True)
+    (version / ".keep").touch()  # git, archives and object stores drop empty folders
     write_config(folder / CONFIG_FILE, config)
 
 

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from serving.errors import ServingError
 from serving.server import EmbeddedTriton
@@ -54,10 +55,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ServingError as error:
         _say(f"error: {error}")
         return 1
-    raise AssertionError("a server that runs is waited for")
 
 
-def _serve(server: EmbeddedTriton, as_json: bool) -> None:
+def _serve(server: EmbeddedTriton, as_json: bool) -> NoReturn:
     _say(f"starting Triton on {server.repository}: waiting for the models to load")
     start = time.monotonic()
     server.start(report=_say)

@@ -43,12 +43,12 @@ class Runtime:
         """This process's environment, in which copies of the stub find their libraries and this Python."""
         libraries = [str(self.libraries), *map(str, _libpython_folders()), os.environ.get("LD_LIBRARY_PATH")]
         path = [str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]
-        modules = [str(Path(entry).resolve()) for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry]
         return {
             **os.environ,
             "LD_LIBRARY_PATH": os.pathsep.join(filter(None, libraries)),
             "PATH": os.pathsep.join(path),
-            "PYTHONPATH": os.pathsep.join(modules),  # whole paths: a stub works in another folder
+            # ONNX Runtime 1.29 and later report to their maker by default on Linux
+            "ORT_DISABLE_TELEMETRY": "1",
         }
 
     def compose_backends(self, folder: Path) -> None:
@@ -76,14 +76,9 @@ def find_runtime() -> Runtime:
         ServingError: the wrong platform, or a package is not installed.
     """
     check_platform(sys.platform, platform.machine(), platform.libc_ver())
-    for module, package in (("pytriton", "nvidia-pytriton"), ("onnxruntime", "onnxruntime-gpu")):
-        if importlib.util.find_spec(module) is None:
-            raise ServingError(f"{package} is not installed in {sys.prefix}: run `pip install -e '.[serve]'`")
-    spec = importlib.util.find_spec("pytriton")
-    assert spec is not None
-    assert spec.origin is not None
-    package_folder = Path(spec.origin).parent
-    return Runtime(package_folder / "tritonserver", package_folder.parent / "nvidia_pytriton.libs")
+    _package_folder("onnxruntime", "onnxruntime-gpu")
+    pytriton = _package_folder("pytriton", "nvidia-pytriton")
+    return Runtime(pytriton / "tritonserver", pytriton.parent / "nvidia_pytriton.libs")
 
 
 def check_platform(system: str, machine: str, libc: tuple[str, str]) -> None:
@@ -115,9 +110,16 @@ def check_stub(stub: Path, environment: dict[str, str]) -> None:
         ) from error
     if run.returncode == _NO_COMMAND:
         raise ServingError(
-            f"Triton's Python backend does not start: {run.stderr.strip().rpartition(': error ')[2]}; for libpython "
+            f"Triton's Python backend does not start: {run.stderr.strip().rpartition('libraries: ')[2]}; for libpython "
             f"install the package libpython{_PYTHON}, or use a Python built with --enable-shared (uv, conda)"
         )
+
+
+def _package_folder(module: str, package: str) -> Path:
+    spec = importlib.util.find_spec(module)  # importing would take seconds
+    if spec is None or spec.origin is None:
+        raise ServingError(f"{package} is not installed in {sys.prefix}: run `pip install -e '.[serve]'`")
+    return Path(spec.origin).parent
 
 
 def _libpython_folders() -> list[Path]:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from pathlib import Path
+from typing import NoReturn
 
 from serving import launch, ports
 from serving.errors import ServingError
@@ -20,13 +21,14 @@ from serving.runtime import STUB, Runtime, check_stub, find_runtime
 from serving.workspace import Workspace, remove_leftovers
 from vizwiz_client.contract.tensors import ENSEMBLE
 
-DRAIN_S = 10  # requests in flight may finish that long once the server is told to stop
-KILL_AFTER_S = DRAIN_S + 5  # unloading takes 2 s
+DRAIN_S = 10  # how long requests in flight may take to finish once the server is to stop
+EXIT_S = 10  # how long the server may then take to end: its backends take about 2
 STUB_TIMEOUT_S = 600  # a model may load that long: a large CLIP's file takes a while to read and optimise
 PROBE_INTERVAL_S = 0.05
 REPORT_INTERVAL_S = 5.0
 
 _LOG_TAIL = 12  # lines
+_LINE_LENGTH = 400  # characters: an error repeats itself in each line that follows from it
 
 
 class EmbeddedTriton:
@@ -57,7 +59,7 @@ class EmbeddedTriton:
     ) -> None:
         self.repository = Path(repository)
         self._ports = {"--http-port": http_port, "--grpc-port": grpc_port, "--metrics-port": metrics_port}
-        self._threads = threads or len(os.sched_getaffinity(0))
+        self._threads = threads
         self._verbose = verbose
         self._resources = ExitStack()
 
@@ -85,8 +87,8 @@ class EmbeddedTriton:
         Raises:
             ServingError: something is missing, a port is taken, or the models do not load.
         """
-        check_repository(self.repository)
         runtime = find_runtime()
+        check_repository(self.repository)
         self._ports = ports.claim_ports(self._ports)
         remove_leftovers()
         with ExitStack() as stack:
@@ -100,18 +102,19 @@ class EmbeddedTriton:
     def stop(self) -> None:
         """Let requests in flight finish, end the server, and remove what it left; at once if interrupted again."""
         with self._resources:
+            self._drain()
             self._process.terminate()
             with suppress(subprocess.TimeoutExpired):
-                self._process.wait(KILL_AFTER_S)
+                self._process.wait(EXIT_S)
 
-    def wait(self) -> None:
+    def wait(self) -> NoReturn:
         """Return never, as long as the server lives.
 
         Raises:
             ServingError: the server ended by itself.
         """
         self._process.wait()
-        raise ServingError(f"tritonserver ended by itself ({self._outcome()}); its last lines:\n{self._tail()}")
+        raise ServingError(f"tritonserver {self._outcome()}, unasked; its log says:\n{self._complaints()}")
 
     def __enter__(self) -> EmbeddedTriton:
         self.start()
@@ -123,13 +126,15 @@ class EmbeddedTriton:
     def _launch(self, runtime: Runtime, workspace: Workspace) -> subprocess.Popen[bytes]:
         backends = workspace.folder / "backends"
         runtime.compose_backends(backends)
-        environment = runtime.environment() | {"VIZWIZ_SERVING_THREADS": str(self._threads)}
+        threads = self._threads or len(os.sched_getaffinity(0))
+        environment = runtime.environment() | {"VIZWIZ_SERVING_THREADS": str(threads)}
         check_stub(backends / "python" / STUB, environment)
         arguments = self._arguments(backends, workspace.shared_memory_prefix)
         with self.log.open("wb") as log:  # a file never blocks the server, as a full pipe would
             return subprocess.Popen(
                 [sys.executable, "-I", "-S", launch.__file__, str(os.getpid()), str(runtime.server), *arguments],
                 env=environment,
+                cwd=workspace.folder,  # where the stubs would find modules first
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -144,10 +149,11 @@ class EmbeddedTriton:
             f"--backend-directory={backends}",
             "--model-control-mode=explicit",
             f"--load-model={ENSEMBLE}",  # and its steps with it
+            "--exit-on-error=false",  # it would unload what did load first: seconds, before an error can be told
             "--disable-auto-complete-config",  # what is served is what config.pbtxt says
             *addresses,
             *(f"{flag}={port}" for flag, port in self._ports.items()),
-            f"--exit-timeout-secs={DRAIN_S}",
+            f"--exit-timeout-secs={EXIT_S}",
             f"--log-verbose={int(self._verbose)}",
             # backends written in Python take the settings of the backend `python`
             f"--backend-config=python,shm-region-prefix-name={shared_memory_prefix}",
@@ -156,10 +162,10 @@ class EmbeddedTriton:
 
     def _wait_until_ready(self, report: Callable[[str], None]) -> None:
         start = reported = time.monotonic()
-        while not self._is_ready():
-            if self._process.poll() is not None:
+        while (status := self._readiness()) != http.HTTPStatus.OK:
+            if status is not None or self._process.poll() is not None:
                 raise ServingError(
-                    f"Triton cannot serve {self.repository}: {self._cause()}\nits last lines:\n{self._tail()}"
+                    f"Triton cannot serve {self.repository}: {self._cause()}\nits log says:\n{self._complaints()}"
                 )
             now = time.monotonic()
             if now - reported >= REPORT_INTERVAL_S:
@@ -167,13 +173,30 @@ class EmbeddedTriton:
                 reported = now
             time.sleep(PROBE_INTERVAL_S)
 
-    def _is_ready(self) -> bool:
+    def _readiness(self) -> int | None:
+        """The HTTP status of the ensemble; None as long as models load, because nothing listens before that is done."""
+        try:
+            return self._ask_http("GET", f"models/{ENSEMBLE}/ready")[0]
+        except OSError:
+            return None
+
+    def _drain(self) -> None:
+        """Take no new request and wait for those in flight.
+
+        Triton's own way, at SIGTERM, fails an ensemble's request that is between two steps (measured on 2.51).
+        """
+        deadline = time.monotonic() + DRAIN_S
+        with suppress(OSError, http.client.HTTPException):  # the server is gone already
+            self._ask_http("POST", f"repository/models/{ENSEMBLE}/unload")
+            while b"UNLOADING" in self._ask_http("POST", "repository/index")[1] and time.monotonic() < deadline:
+                time.sleep(PROBE_INTERVAL_S)
+
+    def _ask_http(self, method: str, path: str) -> tuple[int, bytes]:
         connection = http.client.HTTPConnection(self.http_url, timeout=5)  # urllib would ask a configured proxy
         try:
-            connection.request("GET", f"/v2/models/{ENSEMBLE}/ready")
-            return connection.getresponse().status == http.HTTPStatus.OK
-        except OSError:  # nothing listens before the models are loaded
-            return False
+            connection.request(method, f"/v2/{path}")
+            response = connection.getresponse()
+            return response.status, response.read()
         finally:
             connection.close()
 
@@ -186,17 +209,22 @@ class EmbeddedTriton:
         return [name for name in loading if f"successfully loaded '{name}'" not in text] or ["tritonserver"]
 
     def _cause(self) -> str:
-        causes = re.findall(r"failed to load '(\S+)' version \d+: (.+?)(?:\\n|\"?$)", self._log_text(), re.MULTILINE)
-        causes = causes or [("tritonserver", self._outcome())]
-        return "; ".join(f"{name}: {cause}" for name, cause in causes)
+        """The first error about a model: those that follow are its consequences."""
+        error = re.search(
+            r'^E.* model_(?:lifecycle|repository_manager)\.cc:\d+\] "(.+)"$', self._log_text(), re.MULTILINE
+        )
+        return error[1].partition(r"\n")[0] if error else f"tritonserver {self._outcome()}"
 
-    def _tail(self) -> str:
-        lines = [line for line in self._log_text().splitlines() if line and line[0] not in "+|"]  # but no tables
-        return "\n".join(f"  {line}" for line in lines[-_LOG_TAIL:])
+    def _complaints(self) -> str:
+        """The last lines of the log that are neither information nor tables."""
+        lines = [line for line in self._log_text().splitlines() if line and line[0] not in "I+|"]
+        return "\n".join(f"  {line[:_LINE_LENGTH]}" for line in lines[-_LOG_TAIL:])
 
     def _outcome(self) -> str:
-        code = self._process.returncode
-        return signal.Signals(-code).name if code < 0 else f"exit status {code}"
+        code = self._process.poll()
+        if code is None:
+            return "gives no reason"
+        return f"ended with {signal.Signals(-code).name if code < 0 else f'exit status {code}'}"
 
 
 def check_repository(repository: Path) -> None:

@@ -7,7 +7,6 @@ the folder away under a server that runs for weeks.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 import tempfile
@@ -23,9 +22,8 @@ class Workspace:
 
     def __init__(self) -> None:
         unlocked = Path(tempfile.mkdtemp(prefix=f".{PREFIX}{os.getpid()}-"))
-        self.lock = os.open(unlocked, os.O_RDONLY)
+        self.lock = _lock(unlocked)
         """The descriptor that holds the lock, to be passed on to each process of the server."""
-        fcntl.flock(self.lock, fcntl.LOCK_EX)
         # only now does it get a name that `remove_leftovers` looks at
         self.folder = unlocked.rename(unlocked.with_name(unlocked.name.removeprefix(".")))
 
@@ -46,16 +44,28 @@ def remove_leftovers() -> None:
     """Remove the folders and the shared memory of servers of which no process is left."""
     for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
         try:
-            lock = os.open(folder, os.O_RDONLY)
-        except OSError:  # another user's, or just removed
+            lock = _lock(folder)
+        except OSError:  # alive, another user's, or just removed
             continue
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            _remove(folder)
-        except BlockingIOError:  # alive
-            pass
-        finally:
-            os.close(lock)
+        _remove(folder)
+        os.close(lock)
+
+
+def _lock(folder: Path) -> int:
+    """Lock ``folder`` and return the descriptor whose closing frees it.
+
+    Raises:
+        OSError: the folder is locked already, or cannot be opened.
+    """
+    import fcntl  # not at the top: on Windows the command is to say what it needs, not that this module is missing
+
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        raise
+    return descriptor
 
 
 def _remove(folder: Path) -> None:

@@ -177,3 +177,12 @@ def _read(path: Path) -> bytes:
         return path.read_bytes()
     except OSError:  # the process ended meanwhile
         return b""
+
+
+def test_onnx_runtimes_telemetry_is_off(tiny_repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Left on, it keeps a device id in the home folder and reports to its maker."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("CI", "ORT_DISABLE_TELEMETRY"):
+        monkeypatch.delenv(name, raising=False)
+    with EmbeddedTriton(tiny_repository):
+        assert [path for path in tmp_path.rglob("*") if path.is_file()] == []

@@ -69,7 +69,12 @@ def test_a_repository_that_is_not_there_or_empty(tmp_path: Path) -> None:
     assert refusal(tmp_path) == f"the model repository {tmp_path} has no model vizwiz_vqa: {remedy}"
 
 
-def test_the_command_says_it_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_says_it_in_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert command.main([f"--repository={tmp_path}"]) == 1
+    assert capsys.readouterr().err.splitlines()[1:] == [f"serving: error: {refusal(tmp_path)}"]
+    monkeypatch.setattr("platform.machine", lambda: "aarch64")
     assert command.main([f"--repository={tmp_path}"]) == 1
     assert capsys.readouterr().err.splitlines()[1:] == [f"serving: error: {refusal(tmp_path)}"]
 

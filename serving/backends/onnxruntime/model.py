@@ -18,7 +18,7 @@ import numpy.typing as npt
 import onnxruntime as ort
 import triton_python_backend_utils as triton
 
-from vizwiz_client.contract.tensors import MODEL_DIGEST_PARAMETER
+MODEL_DIGEST_PARAMETER = "model_sha256"  # as in the contract, which this process may not have (it ignores PYTHONPATH)
 
 Feed = dict[str, npt.NDArray[Any]]  # input name -> its tensor, the first axis the batch
 
@@ -52,12 +52,8 @@ class TritonPythonModel:
         self._outputs = [output.name for output in self._session.get_outputs()]
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
-        """Answer ``requests``, in their order; those of equal shape run as one batch."""
-        feeds = [{tensor.name(): tensor.as_numpy() for tensor in request.inputs()} for request in requests]
-        responses: dict[int, Any] = {}
-        for members in group_by_shape(feeds):
-            responses.update(zip(members, self._answer([feeds[member] for member in members]), strict=True))
-        return [responses[index] for index in range(len(feeds))]
+        """Answer ``requests``, in their order, as one batch; each that cannot be answered gets an error of its own."""
+        return self._answer([{tensor.name(): tensor.as_numpy() for tensor in request.inputs()} for request in requests])
 
     def _answer(self, feeds: Sequence[Feed]) -> list[Any]:
         try:
@@ -66,19 +62,11 @@ class TritonPythonModel:
         except Exception as error:  # ONNX Runtime's errors share no narrower class
             if len(feeds) == 1:
                 return [triton.InferenceResponse(error=triton.TritonError(str(error)))]
-            return [response for feed in feeds for response in self._answer([feed])]  # one's fault is not the others'
+            # one at fault, or shapes that differ (Triton batches those under allow_ragged_batch only)
+            return [response for feed in feeds for response in self._answer([feed])]
         ends = np.cumsum([len(next(iter(feed.values()))) for feed in feeds])[:-1]
         shares = zip(*(np.split(result, ends) for result in results), strict=True)
         return [triton.InferenceResponse(list(map(triton.Tensor, self._outputs, share))) for share in shares]
-
-
-def group_by_shape(feeds: Sequence[Feed]) -> list[list[int]]:
-    """Indices of ``feeds``, grouped by the shapes of their tensors without the batch axis."""
-    groups: dict[tuple[Any, ...], list[int]] = {}
-    for index, feed in enumerate(feeds):
-        shapes = tuple(sorted((name, tensor.shape[1:]) for name, tensor in feed.items()))
-        groups.setdefault(shapes, []).append(index)
-    return list(groups.values())
 
 
 def open_session(graph: Path, args: Mapping[str, str]) -> ort.InferenceSession:
