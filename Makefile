@@ -3,11 +3,13 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.installed
+# of VizWiz, for bench-training
+ANNOTATIONS ?= ../shared/data/vizwiz/Annotations
 
-.PHONY: help demo test lint install clean
+.PHONY: help demo test test-all bench-training lint install clean
 
 help:  ## list the targets
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 14
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 18
 
 install: $(READY)  ## create .venv and install everything into it
 
@@ -31,6 +33,12 @@ test: lint  ## lint, types and tests
 
 test-all: lint  ## the slow tests too
 	$(BIN)/python -m pytest
+
+bench-training: $(READY)  ## tables: encoding, fitting at full size, real questions without photos (docs/results.md)
+	$(BIN)/python benchmarks/features.py
+	$(BIN)/python benchmarks/fit_speed.py
+	@if [ -d "$(ANNOTATIONS)" ]; then $(BIN)/python benchmarks/question_only.py --annotations "$(ANNOTATIONS)"; \
+	else echo "question_only.py needs real annotations, not in $(ANNOTATIONS): make bench-training ANNOTATIONS=..."; fi
 
 clean:  ## remove what the commands made, but not .venv
 	rm -rf .cache data/demo runs img.jpg

@@ -1,4 +1,4 @@
-"""CLIP's encoders and the head as they are served: the same weights, re-expressed so that they export well.
+"""CLIP's encoders as they are served: the same weights, re-expressed so that they export well.
 
 The encoders differ from the ``clip`` package's own modules in three ways, none of which changes a result:
 
@@ -14,11 +14,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from training.clip_models import normalise_pixels
-from training.head import GatedHead
-from vizwiz_client.contract.tensors import head_id
 
 
 class SelfAttention(nn.Module):
@@ -151,27 +148,6 @@ def image_encoder(clip_model: Any) -> nn.Module:
     """The served image encoder of either family of ``clip_model``."""
     visual = clip_model.visual
     return ResNetEncoder(visual) if hasattr(visual, "attnpool") else VisionTransformerEncoder(visual)
-
-
-class ServedHead(nn.Module):
-    """The head with probabilities for logits, and its own number among its outputs."""
-
-    def __init__(self, head: GatedHead, digest: str) -> None:
-        """Wrap ``head``, which is published under ``digest``."""
-        super().__init__()
-        self.number: Tensor
-        self.head = head
-        self.register_buffer("number", torch.tensor([[head_id(digest)]]))
-
-    def forward(self, image_features: Tensor, text_features: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Return answer [B, V], answer type [B, K], answerable [B, 1] and head id int64 [B, 1]."""
-        logits = self.head(text_features, image_features)
-        return (
-            functional.softmax(logits.answer, dim=1),
-            functional.softmax(logits.answer_type, dim=1),
-            torch.sigmoid(logits.answerable).unsqueeze(1),
-            self.number.expand(image_features.shape[0], 1),
-        )
 
 
 def _linear(weight: Tensor, bias: Tensor) -> nn.Linear:

@@ -6,6 +6,7 @@ of the code under test takes part in them.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
@@ -19,7 +20,7 @@ import torch
 from torch.nn import functional
 
 from training.clip_models import PIXEL_MEAN, PIXEL_STD, FrozenClip, clip_preprocess, clip_tokenize
-from training.head import GatedHead
+from training.predictor import Predictor
 from vizwiz_client.contract import geometry, tensors, tokens
 
 # Measured on OpenAI's architectures with random weights: 3e-6 (image) and 4e-6 (text). A matrix that is off by 1% shows
@@ -63,8 +64,10 @@ class Graphs:
     head: Path
 
 
-def check_parity(graphs: Graphs, model: FrozenClip, head: GatedHead, asked: Sequence[tuple[Path, str]]) -> list[Any]:
-    """Compare ``graphs`` with ``model`` and ``head`` on random input and on ``asked`` photos and questions.
+def check_parity(
+    graphs: Graphs, model: FrozenClip, predictor: Predictor, asked: Sequence[tuple[Path, str]]
+) -> list[Any]:
+    """Compare ``graphs`` with ``model`` and ``predictor`` on random input and on ``asked`` photos and questions.
 
     Returns:
         The comparisons, as dictionaries that JSON can hold.
@@ -79,7 +82,7 @@ def check_parity(graphs: Graphs, model: FrozenClip, head: GatedHead, asked: Sequ
         image_features = image(image=inputs.pixels)
         text_features = text(tokens=inputs.tokens)
         outputs = joined(image_features=image_features, text_features=text_features)
-        reference_outputs = _reference_head(head, reference_image, reference_text)
+        reference_outputs = _reference_head(predictor, reference_image, reference_text)
         comparisons += [
             compare(name, tensors.IMAGE_FEATURES.name, image_features, reference_image),
             compare(name, tensors.TEXT_FEATURES.name, text_features, reference_text),
@@ -185,9 +188,14 @@ def _reference_features(model: FrozenClip, inputs: _Inputs) -> tuple[Array, Arra
 
 
 @torch.inference_mode()
-def _reference_head(head: GatedHead, image_features: Array, text_features: Array) -> tuple[Array, ...]:
-    logits = head(torch.from_numpy(text_features), torch.from_numpy(image_features))
-    answerable = torch.sigmoid(logits.answerable).unsqueeze(1)
-    return tuple(
-        x.numpy() for x in (functional.softmax(logits.answer, 1), functional.softmax(logits.answer_type, 1), answerable)
+def _reference_head(predictor: Predictor, image_features: Array, text_features: Array) -> tuple[Array, ...]:
+    """The heads as they were fitted, one by one; their mean and its calibration are written out here once more."""
+    logits = [head(torch.from_numpy(text_features), torch.from_numpy(image_features)) for head in predictor.heads]
+    scale, offset = predictor.calibration.line.tolist()
+    mean = torch.stack([torch.sigmoid(each.answerable.double()) for each in logits]).mean(dim=0)
+    odds = (mean / (1 - mean)) ** scale * math.exp(offset)
+    return (
+        torch.stack([functional.softmax(each.answer, dim=1) for each in logits]).mean(dim=0).numpy(),
+        torch.stack([functional.softmax(each.answer_type, dim=1) for each in logits]).mean(dim=0).numpy(),
+        (1 - 1 / (1 + odds)).unsqueeze(1).numpy(),  # this way round, certainty (infinite odds) is 1
     )

@@ -18,19 +18,20 @@ from tqdm import tqdm
 
 from export import repository
 from export.graphs import GraphError, write_graph
-from export.modules import ServedHead, TextEncoder, image_encoder
+from export.heads import ServedHead
+from export.modules import TextEncoder, image_encoder
 from export.parity import Graphs, ParityError, check_parity
 from export.repository import Names, Sizes
 from training.clip_models import ClipError, FrozenClip, load_clip
 from training.data import DatasetError, read_split
 from training.demo import ensure_demo_dataset
-from training.head import GatedHead
+from training.predictor import Predictor
 from training.runs import Run, RunError, newest_run, read_run
 from training.storage import digest_of, publish_folder, workspace, write_json
 from vizwiz_client.contract import tensors
 from vizwiz_client.contract.tensors import DIGEST_LENGTH
 
-EXPORT_FORMAT = "1"  # raised when the same weights become another graph: their models get other names
+EXPORT_FORMAT = "2"  # raised when the same weights become another graph: their models get other names
 PARITY_PHOTOS = 16
 
 
@@ -53,7 +54,7 @@ def export_run(run: Run, model: FrozenClip, target: Path) -> Names:
             f"{run.folder} was fitted on the CLIP {run.clip_digest[:12]} ({run.clip_source}), but {model.source} is "
             f"{model.digest[:12]}: give the CLIP of the fit with --clip, or fit again"
         )
-    head = run.load_head()
+    predictor = run.load_predictor()
     names = model_names(run, model)
     sizes = Sizes(model.side, model.width, len(run.answers), len(run.answer_types))
     with workspace(target) as staging:
@@ -63,9 +64,9 @@ def export_run(run: Run, model: FrozenClip, target: Path) -> Names:
             if not repository.is_published(target, name)
         }
         places = {name: new.get(name, target / name) for name in (names.image, names.text, names.head)}
-        _write_models(new, names, sizes, run, model, head)
+        _write_models(new, names, sizes, run, model, predictor)
         graphs = Graphs(*(_graph(places[name]) for name in (names.image, names.text, names.head)))
-        comparisons = check_parity(graphs, model, head, photos_and_questions(run))
+        comparisons = check_parity(graphs, model, predictor, photos_and_questions(run))
         if names.head in new:
             write_json(new[names.head] / "parity.json", comparisons)
         for name, folder in new.items():
@@ -95,7 +96,7 @@ def photos_and_questions(run: Run) -> list[tuple[Path, str]]:
 
 
 def _write_models(
-    new: dict[str, Path], names: Names, sizes: Sizes, run: Run, model: FrozenClip, head: GatedHead
+    new: dict[str, Path], names: Names, sizes: Sizes, run: Run, model: FrozenClip, predictor: Predictor
 ) -> None:
     features = [torch.zeros(2, sizes.features) for _ in range(2)]  # one object given twice would become one input
 
@@ -109,7 +110,7 @@ def _write_models(
         write_graph(encoder, [ids], [tensors.TOKENS], [tensors.TEXT_FEATURES], path, free_length=True)
 
     def write_head(path: Path) -> None:
-        served = ServedHead(head, names.head.removeprefix(tensors.HEAD_PREFIX))
+        served = ServedHead(predictor, names.head.removeprefix(tensors.HEAD_PREFIX))
         inputs = [tensors.IMAGE_FEATURES, tensors.TEXT_FEATURES]
         write_graph(served, features, inputs, tensors.HEAD_OUTPUTS, path)
         for spec, labels in ((tensors.ANSWER, run.answers), (tensors.ANSWER_TYPE, run.answer_types)):

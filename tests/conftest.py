@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 from export.to_onnx import export_run
 from serving.server import EmbeddedTriton
@@ -81,13 +83,15 @@ def annotation(number: int, **changes: Any) -> dict[str, Any]:
 
 
 def write_split(folder: Path, name: str, records: list[dict[str, Any]]) -> None:
-    """Write an annotation file, and an (empty) photo for every record that has one."""
+    """Write an annotation file, and a small photo for every record that names one."""
+    photo = io.BytesIO()
+    Image.new("RGB", (64, 48), "gray").save(photo, "JPEG")
     (folder / "Annotations").mkdir(exist_ok=True)
     (folder / "Annotations" / f"{name}.json").write_text(json.dumps(records), encoding="utf-8")
     (folder / name).mkdir(exist_ok=True)
     for record in records:
         if isinstance(record.get("image"), str):
-            (folder / name / Path(record["image"]).name).touch()
+            (folder / name / Path(record["image"]).name).write_bytes(photo.getvalue())
 
 
 @dataclass(frozen=True)

@@ -93,6 +93,23 @@ def check_clip_source(source: str | Path) -> None:
         raise ClipError(f"no CLIP {str(source)!r}: give a checkpoint file or one of OpenAI's names: {choices}")
 
 
+def choose_device(asked: str) -> torch.device:
+    """Resolve ``--device``.
+
+    Raises:
+        ClipError: there is no such device, or CUDA was asked for and this PyTorch sees none.
+    """
+    if asked == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(asked)
+    except RuntimeError:
+        raise ClipError(f"--device {asked}: no such device; give auto, cpu, cuda or cuda:N") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ClipError(f"--device {asked}: this PyTorch sees no CUDA device; use --device cpu")
+    return device
+
+
 def load_clip(source: str | Path, device: str | torch.device = "cpu") -> FrozenClip:
     """Load a CLIP: one of OpenAI's by its name (downloaded once, checksum verified) or a checkpoint file.
 

@@ -6,17 +6,23 @@ A split is checked as a whole before anything is computed from it, and all its p
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from PIL import Image, UnidentifiedImageError
+
 from training.storage import file_digest
+from vizwiz_client.contract.geometry import FORMATS
 
 ANSWERS_PER_QUESTION = 10
 ANSWER_TYPES = ("other", "unanswerable", "yes/no", "number")  # the official four
 CONFIDENCES = ("yes", "maybe", "no", None)  # None: unknown, in releases that were put together from others
 _PROBLEMS_SHOWN = 20
+_READERS = 8  # threads that look at photos: on a network drive, opening a file is mostly waiting
 
 
 class DatasetError(Exception):
@@ -55,7 +61,10 @@ class Split:
 
 
 def read_split(folder: Path, name: str, *, labelled: bool = True, limit: int | None = None) -> Split:
-    """Read and check ``folder/Annotations/{name}.json`` and that every photo it names is there.
+    """Read and check ``folder/Annotations/{name}.json`` and every photo it names.
+
+    Of a photo, the header is read, which shows that it is there and is a picture. Its pixels are decoded when features
+    are made from them.
 
     Args:
         labelled: answers are required, as in train and val; without, only image and question are read.
@@ -67,12 +76,31 @@ def read_split(folder: Path, name: str, *, labelled: bool = True, limit: int | N
     path = folder / "Annotations" / f"{name}.json"
     raw = _read_list(path)[:limit]
     photos = folder / name
-    problems = list(_problems(raw, labelled)) or list(_missing_photos(raw, photos))
+    problems = list(_problems(raw, labelled)) or list(_photo_problems(raw, photos))
+    _refuse(path, problems, len(raw))
+    return Split(name, tuple(_record(entry, labelled) for entry in raw), photos, file_digest(path))
+
+
+def read_annotations(path: Path, *, labelled: bool = True, limit: int | None = None) -> tuple[Record, ...]:
+    """Read and check one annotation file, without the photos it names.
+
+    Args:
+        labelled: answers are required, as in train and val; without, only image and question are read.
+        limit: take the first records only.
+
+    Raises:
+        DatasetError: the file is missing or malformed; the message lists the problems with their record numbers.
+    """
+    raw = _read_list(path)[:limit]
+    _refuse(path, list(_problems(raw, labelled)), len(raw))
+    return tuple(_record(entry, labelled) for entry in raw)
+
+
+def _refuse(path: Path, problems: list[str], records: int) -> None:
     if problems:
         shown = "\n  ".join(problems[:_PROBLEMS_SHOWN])
         more = f"\n  and {len(problems) - _PROBLEMS_SHOWN} more" if len(problems) > _PROBLEMS_SHOWN else ""
-        raise DatasetError(f"{path}: {len(problems)} problem(s) in {len(raw)} records:\n  {shown}{more}")
-    return Split(name, tuple(_record(entry, labelled) for entry in raw), photos, file_digest(path))
+        raise DatasetError(f"{path}: {len(problems)} problem(s) in {records} records:\n  {shown}{more}")
 
 
 def _read_list(path: Path) -> list[Any]:
@@ -91,18 +119,29 @@ def _read_list(path: Path) -> list[Any]:
 
 
 def _problems(raw: list[Any], labelled: bool) -> Iterator[str]:
+    first: dict[str, int] = {}
     for number, entry in enumerate(raw):
         if not isinstance(entry, dict):
             yield f"record {number}: expected an object, got {type(entry).__name__}"
             continue
-        for key in ("image", "question"):
-            if not isinstance(entry.get(key), str) or not entry[key]:
-                yield f"record {number}: {key!r} must be text, got {entry.get(key)!r}"
-        image = entry.get("image")
-        if isinstance(image, str) and image and (Path(image).name != image or image in (".", "..")):
-            yield f"record {number}: 'image' must be a bare file name, got {image!r}"
+        image: Any = entry.get("image")
+        if problem := _image_problem(image):
+            yield f"record {number}: {problem}"
+        elif (earlier := first.setdefault(image, number)) != number:
+            yield f"record {number}: image {image!r} is that of record {earlier} already"
+        if not isinstance(entry.get("question"), str):  # a few of train's are empty
+            yield f"record {number}: 'question' must be text, got {entry.get('question')!r}"
         if labelled:
             yield from (f"record {number}: {problem}" for problem in _label_problems(entry))
+
+
+def _image_problem(image: object) -> str | None:
+    if not isinstance(image, str) or not image:
+        return f"'image' must be text, got {image!r}"
+    # on every system, not only on this one: the same file is read on others
+    if image in (".", "..") or any(character in image for character in "/\\\0"):
+        return f"'image' must be a bare file name, got {image!r}"
+    return None
 
 
 def _label_problems(entry: dict[str, Any]) -> Iterator[str]:
@@ -116,17 +155,33 @@ def _label_problems(entry: dict[str, Any]) -> Iterator[str]:
         confidences = [answer.get("answer_confidence") for answer in answers]
         if wrong := [confidence for confidence in confidences if confidence not in CONFIDENCES]:
             yield f"'answer_confidence' must be yes, maybe, no or null, got {wrong[0]!r}"
-    if entry.get("answer_type") not in ANSWER_TYPES:
+    if not isinstance(entry.get("answer_type"), str) or entry["answer_type"] not in ANSWER_TYPES:
         yield f"'answer_type' must be one of {', '.join(ANSWER_TYPES)}, got {entry.get('answer_type')!r}"
     if entry.get("answerable") not in (0, 1):
         yield f"'answerable' must be 0 or 1, got {entry.get('answerable')!r}"
 
 
-def _missing_photos(raw: list[Any], photos: Path) -> Iterator[str]:
+def _photo_problems(raw: list[Any], photos: Path) -> Iterator[str]:
     present = {path.name for path in photos.iterdir()} if photos.is_dir() else set()
-    for number, entry in enumerate(raw):
-        if entry["image"] not in present:
-            yield f"record {number}: photo {photos / entry['image']} does not exist"
+
+    def problem(image: str) -> str | None:
+        return _header_problem(photos / image) if image in present else f"photo {photos / image} does not exist"
+
+    with warnings.catch_warnings(), ThreadPoolExecutor(_READERS) as pool:
+        warnings.simplefilter("ignore")  # Pillow's, about sizes and metadata: what matters is refused at encoding
+        for number, found in enumerate(pool.map(problem, [entry["image"] for entry in raw])):
+            if found:
+                yield f"record {number}: {found}"
+
+
+def _header_problem(path: Path) -> str | None:
+    try:
+        with Image.open(path, formats=FORMATS):
+            return None
+    except UnidentifiedImageError:
+        return f"photo {path} is not a picture ({path.stat().st_size} bytes)"
+    except (OSError, ValueError, Image.DecompressionBombError) as error:
+        return f"photo {path} cannot be read ({error})"
 
 
 def _record(entry: dict[str, Any], labelled: bool) -> Record:

@@ -1,126 +1,298 @@
-"""CLIP features of a split, encoded once and kept in content-addressed shards.
+"""CLIP features of a split, encoded once, memory-mapped, on as many GPUs as there are.
 
-A shard holds the features of 256 photos or questions and is named by a digest of CLIP's weights and precision, the
-geometry and the inputs themselves: a changed photo re-encodes one shard, a killed job resumes where it was, and nothing
-stale is read.
+    python -m training.features --data VizWiz --clip ViT-L/14@336px
+    torchrun --nproc-per-node 8 -m training.features --data VizWiz --clip ViT-L/14@336px --views 4
+
+A fit encodes what it needs by itself; this command does so beforehand, with several processes or for several views.
+
+Features are encoded in shards of 256 inputs, each named by a digest of CLIP's weights and precision, the geometry, the
+turn and the inputs themselves. What a shard holds depends on its name alone, down to the batches it is encoded in: a
+killed job resumes with the same bytes, and several processes write the same as one. A changed photo re-encodes one
+shard, and nothing stale is read.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import argparse
+import os
+import sys
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, repeat
 from pathlib import Path
-from typing import TypeVar
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from tqdm import tqdm
 
-from training.clip_models import FrozenClip
-from training.data import DatasetError, Split
-from training.storage import digest_of, staged_file
+from training import ranks, shards
+from training.clip_models import ClipError, FrozenClip, check_clip_source, choose_device, load_clip
+from training.data import DatasetError, Split, read_split
+from training.decoding import TURNS, Decoder, Pixels
+from training.digests import photo_digests
+from training.shards import SHARD, Features, chunks
+from training.storage import digest_of
 from vizwiz_client.contract import geometry, tokens
-from vizwiz_client.contract.errors import ImageError
+from vizwiz_client.contract.errors import QuestionError
 from vizwiz_client.contract.tensors import CONTEXT_LENGTH
 
-SHARD = 256  # inputs: half a minute of ViT-L/14@336px on a slow CPU is lost at most
-_BATCH = 32  # inputs per call of an encoder
-_DECODERS = 4  # threads: Pillow releases the interpreter's lock while it decodes and resizes
+BATCH = 32  # inputs per call of an encoder
+_BATCHES_AHEAD = 3  # decoded while one is encoded; 11 MB each at 336 pixels
 _QUESTION_ENCODING = "clip-tokenizer-77"
-
-Features = npt.NDArray[np.float32]
-_T = TypeVar("_T")
+_NO_WORDS = np.array([tokens.START_OF_TEXT, tokens.END_OF_TEXT], np.int32)  # as clip.tokenize("") has it
+_PROBLEMS_SHOWN = 20
 
 
 @dataclass(frozen=True)
 class SplitFeatures:
-    """Features of each record of a split: ``images`` and ``texts``, both fp32 [N, D]."""
+    """Features of each record of a split, all fp32 [N, D]: memory-mapped, copied on write, never written back.
+
+    ``rotated`` holds the photos turned by 90, 180 and 270 degrees, as many of them as were asked for.
+    """
 
     images: Features
     texts: Features
+    rotated: tuple[Features, ...] = ()
 
 
-def encode_split(clip: FrozenClip, split: Split, cache: Path) -> SplitFeatures:
+def encode_split(
+    clip: FrozenClip, split: Split, cache: Path, *, views: int = 1, workers: int | None = None
+) -> SplitFeatures:
     """Encode a split's photos and its distinct questions, reading from ``cache`` what was encoded before.
 
+    Under ``torchrun`` each process encodes its share, and all of them return the whole.
+
+    Args:
+        views: of each photo, 1 to 4: as it was taken, then turned by 90, 180 and 270 degrees before the crop.
+        workers: processes that decode photos (default: one for each core that this process may use).
+
     Raises:
-        DatasetError: photos that cannot be read; all of them are named.
+        DatasetError: photos or questions that cannot be read; all of them are named.
     """
+    if not 1 <= views <= len(TURNS):
+        raise ValueError(f"views must be 1 to {len(TURNS)}, got {views}")
     folder = cache / f"{clip.digest[:12]}-{clip.precision}"
-    images = _encode_photos(clip, split, folder)
-    questions = list(dict.fromkeys(record.question for record in split.records))
-    texts = _encode_questions(clip, questions, split.name, folder)
-    row = {question: number for number, question in enumerate(questions)}
-    return SplitFeatures(images, texts[[row[record.question] for record in split.records]])
+    if ranks.rank() == 0:
+        shards.remove_abandoned(folder)
+    upright, *turned = _encode_photos(clip, split, cache, folder, TURNS[:views], workers or default_workers())
+    texts = _encode_questions(clip, split, folder)
+    return SplitFeatures(upright, texts, tuple(turned))
 
 
-def _encode_photos(clip: FrozenClip, split: Split, folder: Path) -> Features:
-    def encode(chunk: Sequence[Path]) -> Features:
-        return np.concatenate([clip.encode_images(pixels) for pixels in _decoded(chunk, clip.side)])
-
-    def digest(chunk: Sequence[Path]) -> str:
-        return digest_of(f"photos {geometry.GEOMETRY_VERSION} {clip.side}", *(path.read_bytes() for path in chunk))
-
-    return _encode_in_shards(split.photo_paths(), f"{split.name} photos", folder, digest, encode)
+def default_workers() -> int:
+    """One decoding process for each core that this process may use."""
+    return max(1, len(os.sched_getaffinity(0)) // ranks.local_world_size())
 
 
-def _encode_questions(clip: FrozenClip, questions: Sequence[str], name: str, folder: Path) -> Features:
-    def encode(chunk: Sequence[str]) -> Features:
-        rows = [tokens.pad(tokens.tokenize(question).ids, CONTEXT_LENGTH) for question in chunk]
-        return np.concatenate([clip.encode_texts(np.stack(part)) for part in _chunks(rows, _BATCH)])
+@dataclass(frozen=True)
+class _Chunk:
+    """The photos of a shard, and the file of each turn of them that is to be encoded."""
 
-    def digest(chunk: Sequence[str]) -> str:
-        return digest_of(_QUESTION_ENCODING, *chunk)
-
-    return _encode_in_shards(questions, f"{name} questions", folder, digest, encode)
+    photos: Sequence[Path]
+    files: dict[int, Path]
 
 
-def _encode_in_shards(
-    inputs: Sequence[_T],
-    label: str,
-    folder: Path,
-    digest: Callable[[Sequence[_T]], str],
-    encode: Callable[[Sequence[_T]], Features],
-) -> Features:
-    shards = []
-    problems = []
-    with tqdm(total=len(inputs), desc=f"encode {label}", unit="") as progress:
-        for chunk in _chunks(inputs, SHARD):
-            path = folder / f"{digest(chunk)}.npy"
-            try:
-                if not path.exists():
-                    with staged_file(path) as staging, staging.open("wb") as file:
-                        np.save(file, encode(chunk))
-                shards.append(np.load(path))
-            except DatasetError as error:  # go on: the other shards are kept, and every problem is told at once
-                problems.append(str(error))
-            progress.update(len(chunk))
-    if problems:
-        raise DatasetError(f"{label} that cannot be read:\n" + "\n".join(problems))
-    return np.concatenate(shards)
+def _encode_photos(
+    clip: FrozenClip, split: Split, cache: Path, folder: Path, turns: Sequence[int], workers: int
+) -> list[Features]:
+    photos = split.photo_paths()
+    digests, problems = photo_digests(photos, cache)
+    _refuse(f"{split.name} photos", problems)
+    every = [
+        _Chunk(part, {turn: folder / f"{_photos_key(clip, turn, part, digests)}.npy" for turn in turns})
+        for part in chunks(photos, SHARD)
+    ]
+    mine = every[ranks.rank() :: ranks.world_size()]
+    with _progress(f"encode {split.name} photos", sum(len(chunk.photos) for chunk in mine)) as progress:
+        todo = [_missing(chunk, clip.width) for chunk in mine]
+        progress.update(sum(len(chunk.photos) for chunk in todo if not chunk.files))
+        problems = _encode_chunks(clip, [chunk for chunk in todo if chunk.files], workers, progress)
+    _refuse(f"{split.name} photos", [problem for share in ranks.gather(problems) for problem in share])
+    rows = np.arange(len(photos))
+    return [_joined(folder, [chunk.files[turn] for chunk in every], rows, clip.width) for turn in turns]
 
 
-def _decoded(paths: Sequence[Path], side: int) -> Iterator[npt.NDArray[np.uint8]]:
-    """Yield batches of pixels; the next ones are decoded while the caller encodes the last."""
+def _photos_key(clip: FrozenClip, turn: int, photos: Sequence[Path], digests: dict[Path, str]) -> str:
+    return digest_of(
+        f"photos {geometry.GEOMETRY_VERSION} {clip.side} {turn} {BATCH}", *(digests[photo] for photo in photos)
+    )
+
+
+def _missing(chunk: _Chunk, width: int) -> _Chunk:
+    rows = len(chunk.photos)
+    return _Chunk(
+        chunk.photos, {turn: file for turn, file in chunk.files.items() if not shards.is_whole(file, rows, width)}
+    )
+
+
+def _encode_chunks(clip: FrozenClip, todo: Sequence[_Chunk], workers: int, progress: Any) -> list[str]:
+    """Write the shards of ``todo``; return the problems of photos that cannot be read, whose shards are left out."""
+    if not todo:
+        return []
     problems: list[str] = []
+    with Decoder(min(workers, sum(len(chunk.photos) for chunk in todo))) as decoder:
+        batches = _decoded(todo, clip.side, decoder)
+        for chunk in todo:
+            unreadable: list[str] = []
+            encoded: list[list[Features]] = []
+            for pixels, found in islice(batches, -(-len(chunk.photos) // BATCH)):
+                unreadable += found
+                if not unreadable:
+                    views = range(len(chunk.files))
+                    encoded.append([clip.encode_images(np.ascontiguousarray(pixels[:, view])) for view in views])
+                progress.update(len(pixels))
+            if not unreadable:
+                for file, parts in zip(chunk.files.values(), zip(*encoded, strict=True), strict=True):
+                    shards.write(file, np.concatenate(parts))
+            problems += unreadable  # go on: the other shards are kept, and every problem is told at once
+    return problems
 
-    def decode(path: Path) -> npt.NDArray[np.uint8]:
+
+def _decoded(todo: Sequence[_Chunk], side: int, decoder: Decoder) -> Iterator[tuple[Pixels, list[str]]]:
+    """Yield batches, uint8 [B, views, S, S, 3], and the problems of their photos.
+
+    The next batches are decoded while the caller encodes this one, across the borders of chunks too.
+    """
+    ahead: deque[tuple[Pixels, list[Future[str | None]]]] = deque()
+    for chunk in todo:
+        for photos in chunks(chunk.photos, BATCH):
+            pixels = np.zeros((len(photos), len(chunk.files), side, side, 3), np.uint8)
+            turns = tuple(chunk.files)
+            ahead.append((pixels, [decoder.submit(*job) for job in zip(photos, repeat(turns), pixels)]))
+            if len(ahead) > _BATCHES_AHEAD:
+                yield _finished(*ahead.popleft())
+    while ahead:
+        yield _finished(*ahead.popleft())
+
+
+def _finished(pixels: Pixels, jobs: list[Future[str | None]]) -> tuple[Pixels, list[str]]:
+    return pixels, [problem for job in jobs if (problem := job.result())]
+
+
+def _encode_questions(clip: FrozenClip, split: Split, folder: Path) -> Features:
+    questions = list(dict.fromkeys(record.question for record in split.records))
+    number_of = {question: number for number, question in enumerate(questions)}
+    ids, problems = _token_ids(questions)
+    _refuse(f"{split.name} questions", problems)
+    parts = list(chunks(questions, SHARD))
+    files = [folder / f"{digest_of(f'{_QUESTION_ENCODING} {BATCH}', *part)}.npy" for part in parts]
+    with _progress(f"encode {split.name} questions", len(questions)) as progress:
+        for number, (file, part) in enumerate(zip(files, parts, strict=True)):
+            if number % ranks.world_size() == ranks.rank() and not shards.is_whole(file, len(part), clip.width):
+                rows = list(ids[number * SHARD : number * SHARD + len(part)])
+                shards.write(file, np.concatenate([clip.encode_texts(np.stack(some)) for some in chunks(rows, BATCH)]))
+            progress.update(len(part))
+    ranks.gather(None)
+    rows_of_records = np.array([number_of[record.question] for record in split.records])
+    return _joined(folder, files, rows_of_records, clip.width)
+
+
+def _token_ids(questions: Sequence[str]) -> tuple[npt.NDArray[np.int32], list[str]]:
+    """Token ids int32 [N, 77], and the problems of questions that have none."""
+    ids = np.zeros((len(questions), CONTEXT_LENGTH), np.int32)
+    problems = []
+    for row, question in zip(ids, questions, strict=True):
         try:
-            return geometry.to_pixels(geometry.load_photo(path), side)
-        except ImageError as error:
-            problems.append(f"{path}: {error}")
-            return np.zeros((side, side, 3), np.uint8)
+            found = tokens.tokenize(question).ids if question.strip() else _NO_WORDS
+            row[:] = tokens.pad(found, CONTEXT_LENGTH)
+        except QuestionError as error:
+            problems.append(f"{question[:40]!r}: {error}")
+    return ids, problems
 
-    with ThreadPoolExecutor(_DECODERS) as pool:
-        pixels = pool.map(decode, paths)
-        while batch := list(islice(pixels, _BATCH)):
-            yield np.stack(batch)
+
+def _joined(folder: Path, files: Sequence[Path], rows: npt.NDArray[np.intp], width: int) -> Features:
+    if ranks.rank() == 0:
+        shards.joined(folder, files, rows, width)
+    ranks.gather(None)
+    return shards.joined(folder, files, rows, width)
+
+
+def _progress(label: str, total: int) -> Any:
+    return tqdm(total=total, desc=label, unit="", disable=ranks.rank() > 0)
+
+
+def _refuse(label: str, problems: Sequence[str]) -> None:
     if problems:
-        raise DatasetError("\n".join(f"  {problem}" for problem in problems))
+        shown = "\n  ".join(problems[:_PROBLEMS_SHOWN])
+        more = f"\n  and {len(problems) - _PROBLEMS_SHOWN} more" if len(problems) > _PROBLEMS_SHOWN else ""
+        raise DatasetError(f"{label}: {len(problems)} cannot be read:\n  {shown}{more}")
 
 
-def _chunks(items: Sequence[_T], size: int) -> Iterator[Sequence[_T]]:
-    for start in range(0, len(items), size):
-        yield items[start : start + size]
+def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m training.features",
+        description="Encode the photos and questions of a VizWiz folder with a frozen CLIP and cache the features, as "
+        "a fit does by itself. Under torchrun, each process encodes its share on a GPU of its own.",
+        epilog="Next: python -m training.fit, with the same --data, --clip and --cache",
+    )
+    parser.add_argument("--data", type=Path, required=True, help="VizWiz folder: Annotations/, train/, val/")
+    parser.add_argument(
+        "--clip", required=True, help="OpenAI's name, such as ViT-L/14@336px or RN50x64, or a checkpoint file"
+    )
+    parser.add_argument("--splits", nargs="+", default=["train", "val"], help="which to encode (default: train val)")
+    parser.add_argument(
+        "--views",
+        type=int,
+        default=1,
+        choices=range(1, 5),
+        help="of each photo: 4 adds turns by 90, 180 and 270 degrees",
+    )
+    parser.add_argument(
+        "--cache", type=Path, default=Path(".cache/features"), help="encoded features (default: .cache/features)"
+    )
+    parser.add_argument("--device", default="auto", help="auto (CUDA where there is one), cpu, cuda, cuda:1, ...")
+    parser.add_argument("--workers", type=int, metavar="N", help="processes that decode photos (default: one a core)")
+    parser.add_argument("--limit", type=int, metavar="N", help="only the first N records of each split, for a trial")
+    return parser.parse_args(argv)
+
+
+def run_command(arguments: argparse.Namespace) -> None:
+    """Do what the command line asks for."""
+    for flag in ("workers", "limit"):
+        if (value := getattr(arguments, flag)) is not None and value < 1:
+            raise DatasetError(f"--{flag} must be at least 1, got {value}")
+    check_clip_source(arguments.clip)
+    splits = [
+        read_split(arguments.data, name, labelled=name != "test", limit=arguments.limit) for name in arguments.splits
+    ]
+    if ranks.rank() > 0:
+        ranks.gather(None)  # the first process may have to download it
+    clip = load_clip(arguments.clip, _device(arguments.device))
+    if ranks.rank() == 0:
+        ranks.gather(None)
+    for split in splits:
+        start = time.perf_counter()
+        features = encode_split(clip, split, arguments.cache, views=arguments.views, workers=arguments.workers)
+        if ranks.rank() == 0:
+            rows, width = features.images.shape
+            print(f"{split.name}: {rows} x {width}, {arguments.views} view(s), {time.perf_counter() - start:.1f} s")
+
+
+def _device(asked: str) -> torch.device:
+    device = choose_device(asked)
+    if device.type == "cuda" and device.index is None and ranks.world_size() > 1:
+        return torch.device("cuda", ranks.local_rank())
+    return device
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point of ``python -m training.features``; returns the exit status."""
+    try:
+        run_command(parse_arguments(argv))
+    except (DatasetError, ClipError) as error:
+        if ranks.rank() == 0:
+            print(f"error: {error}", file=sys.stderr)
+        return 1
+    finally:
+        ranks.leave()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -2,76 +2,145 @@
 
     python -m training.fit                                        # the embedded demo data and demo CLIP
     python -m training.fit --data VizWiz --clip ViT-L/14@336px    # the real thing, on a GPU where there is one
+    python -m training.fit --recipe best --holdout 0.1            # another recipe, and a test of one's own
 
-The photos and questions are encoded once and cached; the ten epochs after that take seconds on the demo data.
+The photos and questions are encoded once and cached; the ten epochs after that take seconds on the demo data, and less
+than a minute at VizWiz's size on two cores. docs/training.md explains the recipes.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import platform
+import shutil
 import sys
+from collections import Counter
+from collections.abc import Sequence
 from datetime import datetime, timezone
-from importlib.metadata import version
 from pathlib import Path
+from typing import Any, NamedTuple
 
-import torch
+import numpy as np
 
-from training.clip_models import ClipError, FrozenClip, check_clip_source, load_clip
-from training.data import ANSWER_TYPES, DatasetError, Split, read_split
+from training.answer_types import TYPE_SETS
+from training.checkpoints import Checkpoints
+from training.clip_models import ClipError, FrozenClip, check_clip_source, choose_device, load_clip
+from training.data import DatasetError, Split, read_split
 from training.demo import DEMO_CLIP, ensure_demo_dataset
-from training.features import encode_split
-from training.fitting import constant_answer, describe, fit_head, make_batch
+from training.fitting import Examples, Row, describe
+from training.folds import FittedPredictor, fit_predictor, join, score, summary
+from training.material import Material, choose_vocabulary, constant_answer, describe_material, make_examples
+from training.model_card import write_model_card
 from training.plots import plot_curves
+from training.predictor import ClipEnsemble
+from training.progress import EVENTS_FOLDER, PROGRESS_FILE, ProgressLog
 from training.recipe import Recipe, RecipeError, add_recipe_flags, recipe_from
 from training.runs import CURVES_FILE, METRICS_FILE, write_run
+from training.splits import fold_rows, holdout_rows, take
 from training.storage import staged_folder, write_json
-from training.vocabulary import all_confidences_unknown, build_vocabulary
-from vizwiz_client.contract.tensors import CONTRACT_VERSION
 
 
-def fit(train: Split, val: Split, clip: FrozenClip, recipe: Recipe, runs: Path, cache: Path) -> Path:
+class Result(NamedTuple):
+    """What a fit came to."""
+
+    ensemble: ClipEnsemble
+    history: list[Row]  # the epochs of every head
+    best: Row  # the scores on val of what the run predicts
+
+
+def fit(
+    train: Split,
+    val: Split,
+    clip: FrozenClip | Sequence[FrozenClip],
+    recipe: Recipe,
+    runs: Path,
+    cache: Path,
+    *,
+    holdout: float | None = None,
+    resume: bool = False,
+    limit: int | None = None,
+) -> Path:
     """Encode, fit and write a run folder; returns the folder, which appears whole or not at all.
+
+    Args:
+        clip: one CLIP, or several whose heads' probabilities are averaged.
+        holdout: share of ``train`` that is carved out, by the recipe's seed, and not fitted on.
+        resume: go on where a killed fit of the same settings and data was.
+        limit: what both splits were cut to when they were read, for the record.
 
     Raises:
         DatasetError: nothing to learn from in ``train``, or a photo that cannot be read.
     """
-    vocabulary = build_vocabulary(train.records)
-    if not vocabulary:
-        raise DatasetError(f"{train.folder}: no record of train has an answer given with confidence 'yes'")
-    unknown = sum(all_confidences_unknown(record) for record in train.records)
-    print(f"vocabulary: {len(vocabulary)} answers of {len(train.records)} training records")
-    if unknown:
-        print(f"  {unknown} records have no known confidence: all ten of their answers count")
-
-    train_batch, val_batch = (
-        make_batch(split, encode_split(clip, split, cache), vocabulary, clip.device) for split in (train, val)
+    rows = np.arange(len(train.records)) if holdout is None else holdout_rows(train, holdout, recipe.seed)[0]
+    clips = [clip] if isinstance(clip, FrozenClip) else list(clip)
+    material = Material(train, rows, val, clips, choose_vocabulary(recipe, take(train, rows)))
+    config = describe_material(material, recipe)
+    config["data"]["limit"] = limit
+    config["holdout"] = None if holdout is None else {"fraction": holdout, "seed": recipe.seed}
+    if holdout is not None:
+        print(f"held out of train: {len(train.records) - len(rows)} of {len(train.records)} records")
+    print(
+        f"vocabulary ({recipe.vocabulary}): {len(material.vocabulary.answers)} answers of {len(rows)} training records"
     )
-    constant = constant_answer(train, val)
-    fitted = fit_head(recipe, train_batch, val_batch, val, vocabulary)
+    print(f"  always giving the best of them would score {config['vocabulary']['ceiling']:.2f} on val")
+    checkpoints = Checkpoints(runs, config, resume=resume)
+    result = fit_ensemble(material, recipe, checkpoints, cache)
+    folder = write_result(result, material, config, checkpoints.folder, runs)
+    checkpoints.clear()
+    return folder
 
+
+def fit_ensemble(material: Material, recipe: Recipe, checkpoints: Checkpoints, cache: Path) -> Result:
+    """Fit the heads of every CLIP, recording each epoch in the folder of ``checkpoints``."""
+    train, rows, val, clips, vocabulary = material
+    folds = fold_rows([train.records[row] for row in rows], recipe.folds, recipe.seed) if recipe.folds > 1 else []
+    parts: list[FittedPredictor] = []
+    on_val: list[Examples] = []
+    history: list[Row] = []
+    with ProgressLog(checkpoints.folder) as log:
+
+        def report(row: Row) -> None:
+            row = {**({"clip": len(parts) + 1} if len(clips) > 1 else {}), **row}
+            history.append(row)
+            log.epoch(row)
+            if not folds or row["epoch"] == recipe.epochs:
+                print(describe(row))
+
+        for number, clip in enumerate(clips, 1):
+            on_train = make_examples(train, rows, clip, vocabulary, recipe, cache, views=recipe.views)
+            on_val.append(make_examples(val, np.arange(len(val.records)), clip, vocabulary, recipe, cache))
+            sizes = (len(vocabulary.answers), len(TYPE_SETS[recipe.types]))
+            parts.append(
+                fit_predictor(
+                    recipe,
+                    on_train,
+                    on_val[-1],
+                    sizes,
+                    folds,
+                    checkpoints=checkpoints,
+                    name=f"clip{number}",
+                    report=report,
+                )
+            )
+    ensemble = join(recipe, parts, on_train.answerable)
+    return Result(ensemble, history, summary(parts, score(ensemble, on_val)))
+
+
+def write_result(result: Result, material: Material, config: dict[str, Any], progress: Path, runs: Path) -> Path:
+    """Write the run folder, with the progress that was recorded in ``progress``; returns it."""
     now = datetime.now(timezone.utc)
-    name = f"{now:%Y%m%dT%H%M%S.%fZ}-{Path(clip.source).stem if Path(clip.source).is_file() else clip.source}"
-    config = {
-        "contract_version": CONTRACT_VERSION,
-        "created": now.isoformat(timespec="seconds"),
-        "recipe": vars(recipe),
-        "answer_types": ANSWER_TYPES,
-        "data": {
-            "folder": str(train.folder),
-            **{s.name: {"records": len(s.records), "sha256": s.digest} for s in (train, val)},
-        },
-        "clip": {"source": clip.source, "sha256": clip.digest, "side": clip.side, "width": clip.width},
-        "versions": {"python": platform.python_version()}
-        | {package: version(package) for package in ("vizwiz-client", "torch", "clip-anytorch", "numpy", "pillow")},
-        "device": str(clip.device),
-    }
-    folder = runs / name.replace("/", "-")
+    names = [Path(clip.source).stem if Path(clip.source).is_file() else clip.source for clip in material.clips]
+    name = f"{now:%Y%m%dT%H%M%S.%fZ}-{'+'.join(names)}".replace("/", "-")
+    folder = runs / name
+    constant = constant_answer(material)
     with staged_folder(folder) as staging:
-        write_run(staging, config, fitted.head, vocabulary)
-        write_json(staging / METRICS_FILE, {"best": fitted.best, "constant": constant, "history": fitted.history})
-        plot_curves(fitted.history, fitted.best["epoch"], constant["vqa_accuracy_leave_one_out"], staging / CURVES_FILE)
+        created = {"created": now.isoformat(timespec="seconds")}
+        write_run(staging, created | config, result.ensemble, material.vocabulary.answers)
+        write_json(staging / METRICS_FILE, {"best": result.best, "constant": constant, "history": result.history})
+        plot_curves(result.history, result.best["epoch"], constant["vqa_accuracy_leave_one_out"], staging / CURVES_FILE)
+        shutil.copy(progress / PROGRESS_FILE, staging)
+        shutil.copytree(progress / EVENTS_FOLDER, staging / EVENTS_FOLDER)
+        write_model_card(staging, folder.name)
     return folder
 
 
@@ -81,50 +150,81 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         prog="python -m training.fit",
         description="Fit the gated head (answer, answer type, answerability) on frozen CLIP features. Without --data "
         "and --clip it uses the embedded demo material.",
-        epilog="Next: python -m export.to_onnx",
+        epilog="Next: python -m training.evaluate, python -m export.to_onnx",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--data", type=Path, help="VizWiz folder: Annotations/, train/, val/ (default: demo data)")
-    parser.add_argument("--clip", help="OpenAI's name, such as ViT-L/14@336px or RN50x64, or a checkpoint file")
+    parser.add_argument(
+        "--clip",
+        action="append",
+        help="OpenAI's name, such as ViT-L/14@336px or RN50x64, or a checkpoint file; given twice, heads are fitted on "
+        "both and averaged (such a run can be evaluated, not exported)",
+    )
     parser.add_argument("--device", default="auto", help="auto (CUDA where there is one), cpu, cuda, cuda:1, ...")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="where the run folder goes (default: runs)")
     parser.add_argument(
         "--cache", type=Path, default=Path(".cache/features"), help="encoded features (default: .cache/features)"
     )
     parser.add_argument("--limit", type=int, metavar="N", help="only the first N records of each split, for a trial")
+    parser.add_argument(
+        "--holdout",
+        type=float,
+        metavar="FRACTION",
+        help="share of train to hold out as a labelled test, drawn by --seed, for python -m training.evaluate",
+    )
+    parser.add_argument(
+        "--resume", action="store_true", help="go on where a killed fit of the same settings and data was"
+    )
     add_recipe_flags(parser)
     return parser.parse_args(argv)
 
 
-def choose_device(asked: str) -> torch.device:
-    """Resolve ``--device``.
+def checked_recipe(arguments: argparse.Namespace) -> Recipe:
+    """The recipe that the command line asks for.
 
     Raises:
-        ClipError: there is no such device, or CUDA was asked for and this PyTorch sees none.
+        RecipeError: lists all that is wrong with the settings, before anything long is begun.
     """
-    if asked == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    problems = []
     try:
-        device = torch.device(asked)
-    except RuntimeError:
-        raise ClipError(f"--device {asked}: no such device; give auto, cpu, cuda or cuda:N") from None
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ClipError(f"--device {asked}: this PyTorch sees no CUDA device; use --device cpu")
-    return device
+        recipe = recipe_from(arguments)
+    except RecipeError as error:
+        problems.append(str(error))
+    if arguments.limit is not None and arguments.limit < 1:
+        problems.append(f"--limit must be at least 1, got {arguments.limit}")
+    if arguments.holdout is not None and not 0 < arguments.holdout < 1:
+        problems.append(f"--holdout must be above 0 and below 1, got {arguments.holdout}")
+    for clip, count in Counter(arguments.clip or []).items():
+        if count > 1:
+            problems.append(f"--clip {clip} is given more than once: several heads on one CLIP are --folds")
+    if problems:
+        raise RecipeError("; ".join(problems))
+    return recipe
 
 
 def run_command(arguments: argparse.Namespace) -> Path:
     """Do what the command line asks for and return the run folder."""
-    recipe = recipe_from(arguments)
-    if arguments.limit is not None and arguments.limit < 1:
-        raise RecipeError(f"--limit must be at least 1, got {arguments.limit}")
+    recipe = checked_recipe(arguments)
     device = choose_device(arguments.device)
-    source = arguments.clip or str(DEMO_CLIP)
-    check_clip_source(source)
+    sources = arguments.clip or [str(DEMO_CLIP)]
+    for source in sources:
+        check_clip_source(source)
     print(f"data: {arguments.data or 'the embedded demo data (--data names a VizWiz folder)'}")
-    print(f"CLIP: {arguments.clip or 'the embedded demo CLIP (--clip names another)'} on {device}")
+    named = " and ".join(arguments.clip or ["the embedded demo CLIP (--clip names another)"])
+    print(f"recipe: {recipe.name}\nCLIP: {named} on {device}")
     data = arguments.data or ensure_demo_dataset()
     train, val = (read_split(data, name, limit=arguments.limit) for name in ("train", "val"))
-    folder = fit(train, val, load_clip(source, device), recipe, arguments.runs, arguments.cache)
+    folder = fit(
+        train,
+        val,
+        [load_clip(source, device) for source in sources],
+        recipe,
+        arguments.runs,
+        arguments.cache,
+        holdout=arguments.holdout,
+        resume=arguments.resume,
+        limit=arguments.limit,
+    )
     metrics = json.loads((folder / METRICS_FILE).read_text(encoding="utf-8"))
     best, constant = metrics["best"], metrics["constant"]
     print(f"best: {describe(best)}")

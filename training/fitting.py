@@ -1,24 +1,28 @@
-"""Fitting a head to encoded features: the loss, an epoch, its scores, and the best epoch of ten."""
+"""Fitting one head to encoded features: the loss, an epoch, its scores, and the epoch that is kept."""
 
 from __future__ import annotations
 
 import copy
-from collections import Counter
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional
-from tqdm import tqdm
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from training.data import ANSWER_TYPES, Split
-from training.features import SplitFeatures
+from training.checkpoints import Checkpoints
 from training.head import GatedHead, HeadLogits
-from training.metrics import answerability, vqa_accuracy
-from training.recipe import Recipe
-from training.vocabulary import majority_answer
+from training.metrics import answerability
+from training.recipe import BALANCED, BCE, BEST_EPOCH, COSINE, Recipe
+from training.targets import AnswerScores, Targets
 
-_IGNORE = -100  # target of a record whose majority answer is not in the vocabulary
+HEADLINE = "vqa_accuracy_leave_one_out"
+_EVALUATION_BATCH = 1024  # records: a batch of logits over 5,860 answers is 24 MB
+
+Row = dict[str, Any]
 
 
 class Batch(NamedTuple):
@@ -26,107 +30,281 @@ class Batch(NamedTuple):
 
     texts: Tensor  # fp32 [N, D]
     images: Tensor  # fp32 [N, D]
-    answer: Tensor  # int64 [N], index into the vocabulary or _IGNORE
-    answer_type: Tensor  # int64 [N]
-    answerable: Tensor  # fp32 [N], 0 or 1
-
-    def pick(self, rows: Tensor) -> Batch:
-        """The batch of these rows."""
-        return Batch(*(tensor[rows] for tensor in self))
+    targets: Targets
 
 
-def make_batch(split: Split, features: SplitFeatures, vocabulary: list[str], device: torch.device) -> Batch:
-    """Put a whole split on ``device``: 20,000 records of ViT-L/14 are 120 MB."""
-    index = {answer: number for number, answer in enumerate(vocabulary)}
-    answers = [index.get(majority_answer(record) or "", _IGNORE) for record in split.records]
-    types = [ANSWER_TYPES.index(record.answer_type or "") for record in split.records]
-    answerable = [float(record.answerable or 0) for record in split.records]
-    batch = (
-        torch.from_numpy(features.texts),
-        torch.from_numpy(features.images),
-        torch.tensor(answers),
-        torch.tensor(types),
-        torch.tensor(answerable),
+@dataclass(frozen=True)
+class Examples:
+    """A whole labelled split on the device of the fit: 20,000 records of ViT-L/14 are 120 MB, and 63 more each view."""
+
+    texts: Tensor  # fp32 [N, D]
+    images: Tensor  # fp32 [R, N, D]: R rotations of each photo, upright first
+    targets: Targets
+    scores: AnswerScores
+    answerable: Tensor  # bool [N], the official label
+
+    def __len__(self) -> int:
+        """N, the number of records."""
+        return len(self.texts)
+
+    def batch(self, rows: Tensor | slice) -> Batch:
+        """These records, upright."""
+        return Batch(self.texts[rows], self.images[0, rows], Targets(*(tensor[rows] for tensor in self.targets)))
+
+    def random_view(self, rows: Tensor) -> Batch:
+        """These records, each photo in one of its rotations at random."""
+        if len(self.images) == 1:
+            return self.batch(rows)
+        view = torch.randint(len(self.images), (len(rows),)).to(rows.device)
+        return Batch(self.texts[rows], self.images[view, rows], self.targets.pick(rows))
+
+    def batches(self) -> Iterator[Batch]:
+        """All records in their order, upright."""
+        for start in range(0, len(self), _EVALUATION_BATCH):
+            yield self.batch(slice(start, start + _EVALUATION_BATCH))
+
+    def take(self, rows: Tensor) -> Examples:
+        """The examples of these rows."""
+        there = rows.to(self.texts.device)
+        return Examples(
+            self.texts[there],
+            self.images[:, there],
+            self.targets.pick(there),
+            self.scores.pick(rows),
+            self.answerable[there],
+        )
+
+
+def loss_of(logits: HeadLogits, batch: Batch, recipe: Recipe, positive_weight: Tensor | None = None) -> Tensor:
+    """Answer, type and answerability loss, equally weighted; a mean over records.
+
+    Args:
+        positive_weight: of answerable records against unanswerable ones, where they are weighed.
+    """
+    targets = batch.targets
+    answer, taught = answer_loss(logits.answer, targets, recipe)
+    answer_type = functional.cross_entropy(logits.answer_type, targets.answer_type)
+    answerable = functional.binary_cross_entropy_with_logits(
+        logits.answerable, targets.answerable, pos_weight=positive_weight
     )
-    return Batch(*(tensor.to(device) for tensor in batch))
+    return answer / taught.clamp(min=1) + answer_type + answerable  # a mean over no record would be NaN
 
 
-def loss_of(logits: HeadLogits, batch: Batch) -> Tensor:
-    """The report's loss: cross-entropy of answer and type, binary cross-entropy of answerability, equally weighted."""
-    known = (batch.answer != _IGNORE).sum().clamp(min=1)  # a mean over no record would be NaN
-    answer = functional.cross_entropy(logits.answer, batch.answer, ignore_index=_IGNORE, reduction="sum") / known
-    answer_type = functional.cross_entropy(logits.answer_type, batch.answer_type)
-    answerable = functional.binary_cross_entropy_with_logits(logits.answerable, batch.answerable)
-    return answer + answer_type + answerable
+def answer_loss(logits: Tensor, targets: Targets, recipe: Recipe) -> tuple[Tensor, Tensor]:
+    """The summed loss of answer ``logits`` [N, V], and the number of records it is a sum over.
+
+    ``ce``: cross-entropy with the targets' weights, over the records that have any. Where the weights are accuracies,
+    they are not made to sum to 1: the minimum is then in proportion to each answer's expected accuracy, and its best
+    answer is the one that scores best. ``bce``: binary cross-entropy of every answer, over all records.
+    """
+    if recipe.answer_loss == BCE:
+        raised = (targets.weights * logits.gather(1, targets.answers)).sum()
+        return functional.softplus(logits).sum() - raised, torch.tensor(len(logits))
+    known = targets.weights.sum(dim=1) > 0
+    log_probabilities = functional.log_softmax(logits, dim=1)
+    loss = -(targets.weights * log_probabilities.gather(1, targets.answers)).sum(dim=1)
+    if recipe.label_smoothing:
+        uniform = -log_probabilities.mean(dim=1) * targets.weights.sum(dim=1)
+        loss = (1 - recipe.label_smoothing) * loss + recipe.label_smoothing * uniform
+    return loss.sum(), known.sum()
 
 
-def train_epoch(head: GatedHead, optimiser: torch.optim.Optimizer, train: Batch, batch_size: int) -> float:
-    """One pass over ``train`` in random order; returns the mean loss per record, dropout included."""
-    head.train()
-    total = 0.0
-    order = torch.randperm(len(train.answer)).to(train.answer.device)
-    for rows in order.split(batch_size):
-        batch = train.pick(rows)
-        loss = loss_of(head(batch.texts, batch.images), batch)
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-        total += loss.item() * len(rows)
-    return total / len(train.answer)
+def learning_rate_at(recipe: Recipe, progress: float) -> float:
+    """The step size after ``progress`` in [0, 1] of all steps."""
+    if recipe.schedule == COSINE:
+        return recipe.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
+    return recipe.learning_rate
 
 
-@torch.inference_mode()
-def evaluate(head: GatedHead, batch: Batch, split: Split, vocabulary: list[str]) -> dict[str, float]:
-    """Loss and official metrics of ``head`` on a labelled split."""
-    head.eval()
-    logits = head(batch.texts, batch.images)
-    predictions = [vocabulary[best] for best in logits.answer.argmax(dim=1).tolist()]
-    return {
-        "val_loss": loss_of(logits, batch).item(),
-        **vqa_accuracy(predictions, [record.answers for record in split.records]),
-        **answerability(torch.sigmoid(logits.answerable).cpu().numpy(), batch.answerable.cpu().numpy() > 0),
-    }
+class Fitting:
+    """A head in the middle of its fit: everything that the next epoch depends on but the random state."""
+
+    def __init__(self, recipe: Recipe, train: Examples, answers: int, types: int, seed: int) -> None:
+        """Start a fit of a head for ``answers`` and ``types`` classes."""
+        torch.manual_seed(seed)
+        self.recipe, self.train = recipe, train
+        self.head = GatedHead(train.texts.shape[1], answers, types, recipe.hidden, recipe.dropout)
+        if recipe.answer_loss == BCE:
+            _start_at_the_base_rate(self.head, train.targets, answers)
+        self.head.to(train.texts.device)
+        # Without decay AdamW is Adam. Fused, a step reads and writes every weight once.
+        self.optimiser = torch.optim.AdamW(
+            self.head.parameters(), recipe.learning_rate, weight_decay=recipe.weight_decay, fused=True
+        )
+        self.average = AveragedModel(self.head, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema)) if recipe.ema else None
+        self.history: list[Row] = []
+        self.best: Row = {HEADLINE: -1.0}
+        self.weights: dict[str, Tensor] = {}
+        self.positive_weight: Tensor | None = None
+        if recipe.answerable_weighting == BALANCED:
+            positive = train.targets.answerable.sum()
+            self.positive_weight = (len(train) - positive) / positive.clamp(min=1)
+
+    def run_epoch(self) -> float:
+        """One pass over the training records in random order; returns the mean loss per record, dropout included."""
+        self.head.train()
+        device = self.train.texts.device
+        order = torch.randperm(len(self.train)).to(device)
+        parts = order.split(self.recipe.batch_size)
+        total = torch.zeros((), dtype=torch.float64, device=device)  # read once an epoch: a GPU need not wait for it
+        for step, rows in enumerate(parts):
+            progress = (len(self.history) + step / len(parts)) / self.recipe.epochs
+            self.optimiser.param_groups[0]["lr"] = learning_rate_at(self.recipe, progress)
+            batch = self.train.random_view(rows)
+            loss = loss_of(self.head(batch.texts, batch.images), batch, self.recipe, self.positive_weight)
+            self.optimiser.zero_grad()
+            loss.backward()
+            self.optimiser.step()
+            if self.average:
+                self.average.update_parameters(self.head)
+            total += loss.detach() * len(rows)
+        return total.item() / len(self.train)
+
+    def record(self, row: Row) -> None:
+        """Add the scores of an epoch, and keep its weights where the recipe says so."""
+        self.history.append(row)
+        if self.recipe.keep != BEST_EPOCH or row[HEADLINE] > self.best[HEADLINE]:  # the first of equals
+            self.best, self.weights = row, copy.deepcopy(self.scored().state_dict())
+
+    def scored(self) -> GatedHead:
+        """The head that is scored and kept: the averaged one, where there is an average."""
+        head = self.average.module if self.average else self.head
+        assert isinstance(head, GatedHead)
+        return head
+
+    def state(self) -> dict[str, Any]:
+        """All of it, and the random state, for :meth:`restore`; of a finished fit, what it came to."""
+        result = {"history": self.history, "best": self.best, "weights": self.weights}
+        if len(self.history) == self.recipe.epochs:
+            return result
+        return result | {
+            "head": self.head.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "average": self.average.state_dict() if self.average else None,
+            "random": torch.get_rng_state(),
+            "random_cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from ``state``."""
+        self.history, self.best, self.weights = state["history"], state["best"], state["weights"]
+        if len(self.history) == self.recipe.epochs:
+            return
+        self.head.load_state_dict(state["head"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        if self.average:
+            self.average.load_state_dict(state["average"])
+        torch.set_rng_state(state["random"])
+        if state["random_cuda"] is not None:
+            torch.cuda.set_rng_state(state["random_cuda"])
 
 
-def constant_answer(train: Split, val: Split) -> dict[str, Any]:
-    """What always giving the training set's most frequent answer scores on ``val``."""
-    answers = Counter(answer for record in train.records if (answer := majority_answer(record)) is not None)
-    answer = answers.most_common(1)[0][0]
-    return {"answer": answer, **vqa_accuracy([answer] * len(val.records), [record.answers for record in val.records])}
+def _start_at_the_base_rate(head: GatedHead, targets: Targets, answers: int) -> None:
+    """Set the answers' biases so that every answer begins at its mean target: 5,000 halves would drown the rest.
+
+    The gate begins near a half, which is why the bias is twice the log-odds.
+    """
+    total = torch.zeros(answers).index_add_(0, targets.answers.cpu().flatten(), targets.weights.cpu().flatten())
+    rate = (total + 0.1) / (len(targets.answers) + 1)
+    last = head.answer[-1]
+    assert isinstance(last, torch.nn.Linear)
+    with torch.no_grad():
+        last.bias.copy_(2 * torch.logit(rate))
 
 
 class Fitted(NamedTuple):
-    """The head of the best epoch and the scores of all of them."""
+    """The head of the kept epoch, that epoch's scores and those of all epochs."""
 
     head: GatedHead
-    history: list[dict[str, Any]]
-    best: dict[str, Any]
+    history: list[Row]
+    best: Row
 
 
-def fit_head(recipe: Recipe, train: Batch, val: Batch, val_split: Split, vocabulary: list[str]) -> Fitted:
-    """Fit a head and keep the epoch with the best leave-one-out VQA accuracy on val, the first of equals."""
-    torch.manual_seed(recipe.seed)
-    head = GatedHead(train.texts.shape[1], len(vocabulary), len(ANSWER_TYPES), recipe.hidden, recipe.dropout)
-    head.to(train.texts.device)
-    optimiser = torch.optim.Adam(head.parameters(), lr=recipe.learning_rate)
-    history: list[dict[str, Any]] = []
-    best: dict[str, Any] = {"vqa_accuracy_leave_one_out": -1.0}
-    weights: dict[str, Tensor] = {}
-    for epoch in tqdm(range(1, recipe.epochs + 1), desc="fit", unit="epoch"):
-        train_loss = train_epoch(head, optimiser, train, recipe.batch_size)
-        row = {"epoch": epoch, "train_loss": train_loss, **evaluate(head, val, val_split, vocabulary)}
-        history.append(row)
-        tqdm.write(describe(row))
-        if row["vqa_accuracy_leave_one_out"] > best["vqa_accuracy_leave_one_out"]:
-            best, weights = row, copy.deepcopy(head.state_dict())
-    head.load_state_dict(weights)
-    return Fitted(head.eval(), history, best)
+def fit_head(
+    recipe: Recipe,
+    train: Examples,
+    val: Examples,
+    sizes: tuple[int, int],
+    *,
+    seed: int | None = None,
+    checkpoints: Checkpoints | None = None,
+    name: str = "head",
+    report: Callable[[Row], None] = lambda row: None,
+) -> Fitted:
+    """Fit a head to ``train``, scoring every epoch on ``val``.
+
+    Args:
+        sizes: number of answers and of answer types.
+        seed: instead of the recipe's: folds differ in it.
+        checkpoints: where a state is left after every epoch, under ``name``, and gone on from.
+        report: called with the scores of every epoch, those of an interrupted fit included.
+    """
+    fitting = Fitting(recipe, train, *sizes, recipe.seed if seed is None else seed)
+    if checkpoints and (state := checkpoints.load(name)):
+        fitting.restore(state)
+    for row in fitting.history:
+        report(row)
+    for epoch in range(len(fitting.history) + 1, recipe.epochs + 1):
+        train_loss = fitting.run_epoch()
+        row = {"epoch": epoch, "train_loss": train_loss, **evaluate(fitting.scored(), val, recipe)}
+        fitting.record(row)
+        if checkpoints:
+            checkpoints.save(name, fitting.state())
+        report(row)
+    head = fitting.scored()
+    head.load_state_dict(fitting.weights)
+    return Fitted(head.eval().requires_grad_(False), fitting.history, fitting.best)
 
 
-def describe(row: dict[str, Any]) -> str:
+@torch.inference_mode()
+def evaluate(head: GatedHead, examples: Examples, recipe: Recipe) -> dict[str, float]:
+    """Loss and official metrics of ``head`` on labelled examples."""
+    head.eval()
+    loss, best, answerable = _MeanLoss(recipe), [], []
+    for batch in examples.batches():
+        logits = head(batch.texts, batch.images)
+        loss.add(logits, batch.targets)
+        best.append(logits.answer.argmax(dim=1))
+        answerable.append(torch.sigmoid(logits.answerable))
+    return {"val_loss": loss.value(), **scores(torch.cat(best), torch.cat(answerable), examples)}
+
+
+class _MeanLoss:
+    """:func:`loss_of` of a whole split, from its batches."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.recipe = recipe
+        self.answer, self.taught, self.rest, self.records = 0.0, 0, 0.0, 0
+
+    def add(self, logits: HeadLogits, targets: Targets) -> None:
+        answer, taught = answer_loss(logits.answer, targets, self.recipe)
+        self.answer += answer.item()
+        self.taught += int(taught)
+        self.rest += functional.cross_entropy(logits.answer_type, targets.answer_type, reduction="sum").item()
+        self.rest += functional.binary_cross_entropy_with_logits(
+            logits.answerable, targets.answerable, reduction="sum"
+        ).item()
+        self.records += len(logits.answer)
+
+    def value(self) -> float:
+        return self.answer / max(self.taught, 1) + self.rest / self.records
+
+
+def scores(best: Tensor, answerable: Tensor, examples: Examples) -> dict[str, float]:
+    """Official metrics of the ``best`` answers int64 [N] and the answerability fp32 [N]."""
+    leave_one_out, min3 = examples.scores.accuracies(best)
+    return {
+        HEADLINE: 100 * leave_one_out.mean().item(),
+        "vqa_accuracy_min3": 100 * min3.mean().item(),
+        **answerability(answerable.cpu().numpy(), examples.answerable.cpu().numpy()),
+    }
+
+
+def describe(row: Row) -> str:
     """One epoch in one line."""
+    where = "".join(f"{key} {row[key]}  " for key in ("clip", "fold") if key in row)
     return (
-        f"epoch {row['epoch']:>2}  loss train {row['train_loss']:.3f} val {row['val_loss']:.3f}  "
+        f"{where}epoch {row['epoch']:>2}  loss train {row['train_loss']:.3f} val {row['val_loss']:.3f}  "
         f"VQA {row['vqa_accuracy_leave_one_out']:.2f} (min3 {row['vqa_accuracy_min3']:.2f})  "
         f"AP unanswerable {row['unanswerable_ap']:.3f} (chance {row['unanswerable_ap_chance']:.3f}) "
         f"answerable {row['answerable_ap']:.3f} (chance {row['answerable_ap_chance']:.3f})  "

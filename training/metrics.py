@@ -7,11 +7,16 @@ annotated answers are already normalised, so that a prediction alone is.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Sequence
+from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from sklearn.metrics import average_precision_score, f1_score
+from sklearn.metrics import average_precision_score
+
+from training.reliability import expected_calibration_error, reliability
 
 # What the official table expands: a prediction that lacks any one of the apostrophes gets it.
 _CONTRACTED = """
@@ -36,7 +41,10 @@ _PERIOD = re.compile(r"\.(?!\d)")
 
 _FULL_MARKS = 3  # annotators who must agree for an answer to count in full
 
+Scores = npt.NDArray[np.float64]
 
+
+@lru_cache(maxsize=1 << 16)
 def normalise(answer: str) -> str:
     """The official normalisation of a prediction: punctuation, number words, articles, contractions."""
     text = answer.replace("\n", " ").replace("\t", " ").strip()
@@ -51,7 +59,7 @@ def normalise(answer: str) -> str:
 
 def accuracy_leave_one_out(prediction: str, answers: Sequence[str]) -> float:
     """Mean over the annotators of min(matches among the others / 3, 1); ``prediction`` is normalised already."""
-    matches = sum(answer == prediction for answer in answers)
+    matches = answers.count(prediction)
     agreeing = min(max(matches - 1, 0) / _FULL_MARKS, 1.0)  # leaving out one who gave this answer
     dissenting = min(matches / _FULL_MARKS, 1.0)
     return (matches * agreeing + (len(answers) - matches) * dissenting) / len(answers)
@@ -59,15 +67,46 @@ def accuracy_leave_one_out(prediction: str, answers: Sequence[str]) -> float:
 
 def accuracy_min3(prediction: str, answers: Sequence[str]) -> float:
     """The older script's min(matches / 3, 1); ``prediction`` is normalised already."""
-    return min(sum(answer == prediction for answer in answers) / _FULL_MARKS, 1.0)
+    return min(answers.count(prediction) / _FULL_MARKS, 1.0)
+
+
+class Accuracies(NamedTuple):
+    """Accuracy of each question in [0, 1], float64 [N], in both circulating versions."""
+
+    leave_one_out: Scores
+    min3: Scores
+
+
+def question_accuracies(predictions: Sequence[str], answers: Sequence[Sequence[str]]) -> Accuracies:
+    """Score each of N predictions, which are normalised here, against its annotators' answers."""
+    pairs = [(normalise(prediction), given) for prediction, given in zip(predictions, answers, strict=True)]
+    return Accuracies(
+        np.array([accuracy_leave_one_out(*pair) for pair in pairs], np.float64),
+        np.array([accuracy_min3(*pair) for pair in pairs], np.float64),
+    )
 
 
 def vqa_accuracy(predictions: Sequence[str], answers: Sequence[Sequence[str]]) -> dict[str, float]:
     """Mean accuracy in percent over all questions, in both versions; leave-one-out is the headline."""
-    pairs = [(normalise(prediction), given) for prediction, given in zip(predictions, answers, strict=True)]
+    return _in_percent(question_accuracies(predictions, answers))
+
+
+def vqa_accuracy_by_type(
+    predictions: Sequence[str], answers: Sequence[Sequence[str]], answer_types: Sequence[str]
+) -> dict[str, dict[str, float]]:
+    """:func:`vqa_accuracy` of the questions of each true answer type, with their number, the frequent types first."""
+    accuracies = question_accuracies(predictions, answers)
+    types = np.array(answer_types)
     return {
-        "vqa_accuracy_leave_one_out": 100 * float(np.mean([accuracy_leave_one_out(*pair) for pair in pairs])),
-        "vqa_accuracy_min3": 100 * float(np.mean([accuracy_min3(*pair) for pair in pairs])),
+        name: {"records": count, **_in_percent(Accuracies(*(part[types == name] for part in accuracies)))}
+        for name, count in Counter(answer_types).most_common()
+    }
+
+
+def _in_percent(accuracies: Accuracies) -> dict[str, float]:
+    return {
+        "vqa_accuracy_leave_one_out": 100 * float(np.mean(accuracies.leave_one_out)),
+        "vqa_accuracy_min3": 100 * float(np.mean(accuracies.min3)),
     }
 
 
@@ -75,16 +114,19 @@ def answerability(confidence: npt.NDArray[np.float32], answerable: npt.NDArray[n
     """Score ``confidence`` [N] that a photo can answer against ``answerable`` [N].
 
     Average precision comes in both polarities with the level that chance reaches; the official one takes unanswerable
-    as positive. Accuracy and F1 (of answerable) are taken at 0.5.
+    as positive. Accuracy and F1 (of answerable) are taken at 0.5. The calibration error is that of
+    :func:`expected_calibration_error`.
     """
     predicted = confidence >= 0.5
+    hits = int(np.sum(predicted & answerable))
     return {
         "unanswerable_ap": _average_precision(~answerable, 1 - confidence),
         "unanswerable_ap_chance": float(np.mean(~answerable)),
         "answerable_ap": _average_precision(answerable, confidence),
         "answerable_ap_chance": float(np.mean(answerable)),
-        "answerable_f1": float(f1_score(answerable, predicted, zero_division=0.0)),
+        "answerable_f1": 2 * hits / max(int(predicted.sum()) + int(answerable.sum()), 1),
         "answerable_accuracy": 100 * float(np.mean(predicted == answerable)),
+        "answerable_ece": expected_calibration_error(reliability(confidence, answerable)),
     }
 
 

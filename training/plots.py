@@ -1,32 +1,116 @@
-"""The loss curves of a fit, as the report shows them: training and validation loss per epoch."""
+"""The plots of a fit and of an evaluation, as figures that can be written to a file or into a page."""
 
 from __future__ import annotations
 
+import io
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from training.reliability import DECLINE_BELOW, Coverage, Reliability
+
+_BLUE, _ORANGE, _GREY = "#0b5cad", "#c2500a", "#666666"  # told apart with any color vision, by lightness too
+
 
 def plot_curves(history: list[dict[str, Any]], best_epoch: int, constant_accuracy: float, path: Path) -> None:
-    """Draw loss and VQA accuracy (percent) per epoch to a PNG, with the best epoch and a constant answer marked."""
-    epochs = [row["epoch"] for row in history]
+    """Draw :func:`curves` to a PNG."""
+    curves(history, best_epoch, constant_accuracy).savefig(path, dpi=120)
+
+
+def curves(history: list[dict[str, Any]], best_epoch: int | None, constant_accuracy: float) -> Figure:
+    """Loss and VQA accuracy (percent) per epoch, with the best epoch and a constant answer marked.
+
+    Rows that name a ``fold`` or a ``clip`` are a line of their own for each.
+    """
     figure = Figure(figsize=(10, 4), layout="constrained")
     losses, accuracies = figure.subplots(1, 2)
-
-    losses.plot(epochs, [row["train_loss"] for row in history], marker="o", label="training (with dropout)")
-    losses.plot(epochs, [row["val_loss"] for row in history], marker="o", label="validation")
+    _draw(losses, history, "train_loss", "training (with dropout)", _BLUE)
+    _draw(losses, history, "val_loss", "validation", _ORANGE)
     losses.set(title="Loss", xlabel="epoch", ylabel="answer + type + answerability, nats")
 
-    accuracies.plot(epochs, [row["vqa_accuracy_leave_one_out"] for row in history], marker="o", label="leave-one-out")
-    accuracies.plot(epochs, [row["vqa_accuracy_min3"] for row in history], marker="o", label="min(matches / 3, 1)")
-    accuracies.axhline(constant_accuracy, color="grey", linestyle="--", label="most frequent answer, always")
-    accuracies.set(title="VQA accuracy on val", xlabel="epoch", ylabel="percent")
+    _draw(accuracies, history, "vqa_accuracy_leave_one_out", "leave-one-out", _BLUE)
+    _draw(accuracies, history, "vqa_accuracy_min3", "min(matches / 3, 1)", _ORANGE)
+    accuracies.axhline(constant_accuracy, color=_GREY, linestyle="--", label="most frequent answer, always")
+    scored_on = "each head's share of train" if any("fold" in row for row in history) else "val"
+    accuracies.set(title=f"VQA accuracy on {scored_on}", xlabel="epoch", ylabel="percent")
 
     for axes in (losses, accuracies):
-        axes.axvline(best_epoch, color="grey", linewidth=0.8, linestyle=":", label="best epoch")
+        if best_epoch is not None:
+            axes.axvline(best_epoch, color=_GREY, linewidth=0.8, linestyle=":", label="best epoch")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
         axes.legend()
-    figure.savefig(path, dpi=120)
+    return figure
+
+
+def reliability_plot(answerability: Reliability, answer: Reliability) -> Figure:
+    """How often the answerability and the answer are right, against how sure the run was; the diagonal is honest."""
+    figure = Figure(figsize=(10, 4.5), layout="constrained")
+    for axes, bins, title, outcome in (
+        (figure.add_subplot(1, 2, 1), answerability, "Answerability", "share of photos that can answer"),
+        (figure.add_subplot(1, 2, 2), answer, "Answer", "VQA accuracy, leave-one-out"),
+    ):
+        axes.plot([0, 1], [0, 1], color=_GREY, linestyle="--", label="perfectly calibrated")
+        axes.plot(bins.confidence, bins.observed, color=_BLUE, alpha=0.5)
+        sizes = 20 + 400 * bins.records / bins.records.sum()
+        axes.scatter(bins.confidence, bins.observed, sizes, color=_BLUE, label="a bin; area: its records", zorder=3)
+        axes.set(title=title, xlabel="mean confidence", ylabel=outcome, xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
+        axes.grid(alpha=0.3)
+        axes.legend(loc="upper left", markerscale=0.5)
+    return figure
+
+
+def coverage_plot(curve: Coverage) -> Figure:
+    """Accuracy of what is answered, and its share of answerable photos, as ever more is declined; both in percent."""
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    axes = figure.subplots()
+    coverage = 100 * curve.coverage
+    axes.plot(coverage, 100 * curve.accuracy, color=_BLUE, label="VQA accuracy of the answered (leave-one-out)")
+    axes.plot(coverage, 100 * curve.answerable, color=_ORANGE, linestyle="--", label="answered photos that can answer")
+    answered = coverage[curve.threshold >= DECLINE_BELOW]
+    at_line = answered[-1] if len(answered) else 0.0
+    axes.axvline(at_line, color=_GREY, linestyle=":", label=f"declining under {DECLINE_BELOW} (answers {at_line:.0f}%)")
+    axes.set(xlabel="coverage: questions answered, percent", ylabel="percent", xlim=(0, 101), ylim=(0, 102))
+    axes.grid(alpha=0.3)
+    axes.legend()
+    return figure
+
+
+def confusion_plot(counts: npt.NDArray[np.int64], names: Sequence[str]) -> Figure:
+    """Records by true (row) and predicted (column) answer type; a row's shades are shares of the row."""
+    side = 2.6 + 0.7 * len(names)
+    figure = Figure(figsize=(side + 1, side), layout="constrained")
+    axes = figure.subplots()
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    for (row, column), count in np.ndenumerate(counts):
+        axes.text(column, row, f"{count:,}", ha="center", va="center", color="w" if shares[row, column] > 0.5 else "k")
+    axes.set_xticks(range(len(names)), names, rotation=45, ha="right")
+    axes.set_yticks(range(len(names)), names)
+    axes.set(xlabel="predicted", ylabel="true")
+    return figure
+
+
+def as_svg(figure: Figure) -> bytes:
+    """The figure as SVG that names no other resource; the same figure gives the same bytes."""
+    buffer = io.BytesIO()
+    with rc_context({"svg.hashsalt": "vizwiz"}):
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
+    return buffer.getvalue()
+
+
+def _draw(axes: Any, history: list[dict[str, Any]], key: str, label: str, color: str) -> None:
+    lines: dict[Any, list[dict[str, Any]]] = {}
+    for row in history:
+        if row.get(key) is not None:
+            lines.setdefault((row.get("clip"), row.get("fold")), []).append(row)
+    for number, rows in enumerate(lines.values()):
+        style = {"marker": "o"} if len(lines) == 1 else {"alpha": 0.5, "linewidth": 1}
+        epochs, values = [row["epoch"] for row in rows], [row[key] for row in rows]
+        axes.plot(epochs, values, color=color, label=label if number == 0 else None, **style)

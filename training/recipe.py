@@ -1,66 +1,181 @@
-"""How a head is fitted: one frozen dataclass is the only home of the defaults, and the flags derive from it."""
+"""How a head is fitted: one frozen dataclass is the only home of the defaults, and the flags derive from it.
+
+A recipe is chosen by its name, and any flag overrides one of its settings. A combination that cannot be fitted is
+refused with all of its problems.
+"""
 
 from __future__ import annotations
 
 import argparse
-from dataclasses import dataclass, field, fields
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
+
+from training.answer_types import OFFICIAL, PAPER, TYPE_SETS
+from training.vocabulary import RULES, TOP_K
+
+MAJORITY, ANNOTATORS, ACCURACY = "majority", "annotators", "accuracy"  # targets
+CE, BCE = "ce", "bce"  # answer losses
+LABEL = "label"  # answerable targets, beside ANNOTATORS
+BALANCED, NONE = "balanced", "none"
+CONSTANT, COSINE = "constant", "cosine"  # schedules
+BEST_EPOCH, LAST_EPOCH = "best", "last"
+TEMPERATURE, PLATT = "temperature", "platt"  # calibrations
+VIEWS = (1, 2, 3, 4)
 
 
 class RecipeError(Exception):
     """A combination of settings that cannot be fitted; all its problems are told at once."""
 
 
-def _knob(default: Any, meaning: str) -> Any:
-    return field(default=default, metadata={"help": meaning})
+def _knob(default: Any, meaning: str, choices: tuple[Any, ...] | None = None) -> Any:
+    return field(default=default, metadata={"help": meaning, "choices": choices})
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """The 2023 report's recipe, and its defaults."""
+    """All settings of a fit; the defaults are the 2023 report's."""
 
+    name: str = _knob("report", "the recipe that the other settings were taken from")
     epochs: int = _knob(10, "passes over the training records")
     learning_rate: float = _knob(1e-3, "Adam's step size; the report's text says 0.01, its code uses 0.001")
     batch_size: int = _knob(64, "records per step")
     dropout: float = _knob(0.5, "share of inputs dropped before either linear layer")
     hidden: int = _knob(512, "width of the joint representation")
-    seed: int = _knob(0, "seed of the initial weights, the order of the records and the dropout")
+    seed: int = _knob(0, "seed of the initial weights, the order of the records, the dropout and the folds")
+    vocabulary: str = _knob("report", "rule of the answer list (docs/training.md)", RULES)
+    vocabulary_size: int = _knob(0, "answers that --vocabulary top-k keeps")
+    types: str = _knob(OFFICIAL, "answer types: the 4 official ones or the paper's 7", tuple(TYPE_SETS))
+    views: int = _knob(1, "rotations of each photo, one of which an epoch sees at random", VIEWS)
+    folds: int = _knob(1, "heads, each fitted without its share of train; their probabilities are averaged")
+    targets: str = _knob(
+        MAJORITY,
+        "what answers are taught: the majority's, all in proportion to the annotators, or by the accuracy each scores",
+        (MAJORITY, ANNOTATORS, ACCURACY),
+    )
+    answer_loss: str = _knob(CE, "cross-entropy over all answers, or binary cross-entropy of each", (CE, BCE))
+    label_smoothing: float = _knob(0.0, "share of the answer's target that is spread over all answers")
+    answerable_targets: str = _knob(
+        LABEL, "the official label, or its mean with the share of annotators who found an answer", (LABEL, ANNOTATORS)
+    )
+    answerable_weighting: str = _knob(NONE, "weigh answerable and unanswerable records alike", (NONE, BALANCED))
+    weight_decay: float = _knob(0.0, "decoupled weight decay, per unit of learning rate")
+    schedule: str = _knob(CONSTANT, "learning rate: constant, or a cosine down to 0", (CONSTANT, COSINE))
+    ema: float = _knob(0.0, "weight averaging: share of the old average that a step keeps; 0 is none")
+    keep: str = _knob(
+        BEST_EPOCH,
+        "the epoch that is kept: the best on val (of a fold: on its share) or the last",
+        (BEST_EPOCH, LAST_EPOCH),
+    )
+    calibration: str = _knob(NONE, "of answerability, on what each fold was not fitted on", (NONE, TEMPERATURE, PLATT))
 
     def __post_init__(self) -> None:
         """Check every setting.
 
         Raises:
-            RecipeError: lists all settings that are out of range.
+            RecipeError: lists all settings that are out of range or do not go together.
         """
-        wrong = [
-            f"--{name.replace('_', '-')} must be {expected}, got {getattr(self, name)}"
-            for name, expected, fine in (
-                ("epochs", "at least 1", self.epochs >= 1),
-                ("learning_rate", "above 0", self.learning_rate > 0),
-                ("batch_size", "at least 1", self.batch_size >= 1),
-                ("dropout", "in [0, 1)", 0 <= self.dropout < 1),
-                ("hidden", "at least 1", self.hidden >= 1),
-                ("seed", "at least 0", self.seed >= 0),
-            )
-            if not fine
-        ]
-        if wrong:
+        if wrong := [*self._out_of_range(), *self._out_of_choice(), *self._conflicts()]:
             raise RecipeError("; ".join(wrong))
+
+    def _out_of_range(self) -> Iterator[str]:
+        for name, expected, fine in (
+            ("epochs", "at least 1", self.epochs >= 1),
+            ("learning_rate", "above 0", self.learning_rate > 0),
+            ("batch_size", "at least 1", self.batch_size >= 1),
+            ("dropout", "in [0, 1)", 0 <= self.dropout < 1),
+            ("hidden", "at least 1", self.hidden >= 1),
+            ("seed", "at least 0", self.seed >= 0),
+            ("vocabulary_size", "at least 0", self.vocabulary_size >= 0),
+            ("folds", "at least 1", self.folds >= 1),
+            ("label_smoothing", "in [0, 1)", 0 <= self.label_smoothing < 1),
+            ("weight_decay", "at least 0", self.weight_decay >= 0),
+            ("ema", "in [0, 1)", 0 <= self.ema < 1),
+        ):
+            if not fine:
+                yield f"{flag_of(name)} must be {expected}, got {getattr(self, name)}"
+
+    def _out_of_choice(self) -> Iterator[str]:
+        for knob in fields(self):
+            choices = knob.metadata["choices"]
+            if choices and getattr(self, knob.name) not in choices:
+                listed = ", ".join(map(str, choices))
+                yield f"{flag_of(knob.name)} must be one of {listed}, got {getattr(self, knob.name)}"
+
+    def _conflicts(self) -> Iterator[str]:
+        if self.vocabulary == TOP_K and self.vocabulary_size == 0:
+            yield "--vocabulary top-k needs --vocabulary-size"
+        if self.vocabulary != TOP_K and self.vocabulary_size > 0:
+            yield f"--vocabulary-size is for --vocabulary top-k, not {self.vocabulary}"
+        if self.answer_loss == BCE and self.label_smoothing > 0:
+            yield "--label-smoothing is for --answer-loss ce: binary cross-entropy has no distribution to smooth"
+        if self.calibration != NONE and self.folds == 1:
+            yield f"--calibration {self.calibration} needs --folds 2 or more: one head leaves nothing to calibrate on"
+
+
+REPORT = Recipe()
+RECIPES = {
+    recipe.name: recipe
+    for recipe in (
+        REPORT,
+        Recipe(name="paper", vocabulary="paper", types=PAPER, views=4, folds=10),
+        Recipe(
+            name="best",
+            folds=5,
+            targets=ACCURACY,
+            answer_loss=BCE,
+            answerable_targets=ANNOTATORS,
+            schedule=COSINE,
+            ema=0.999,
+            keep=LAST_EPOCH,
+            calibration=PLATT,
+        ),
+    )
+}
+SENTENCES = {
+    "report": "the 2023 report's: majority answers of confident annotators, the 4 official types, one head, the epoch "
+    "that is best on val",
+    "paper": "Less Is More's (arXiv 2206.05281): its answer list, 7 answer types told by pattern, rotated views of the "
+    "photos, 10 folds averaged",
+    "best": "what measures best on real questions (docs/training.md): targets graded by all ten annotators, averaged "
+    "weights, folds averaged, calibrated answerability",
+}
+
+
+def flag_of(name: str) -> str:
+    """The flag of a setting."""
+    return f"--{name.replace('_', '-')}"
 
 
 def add_recipe_flags(parser: argparse.ArgumentParser) -> None:
-    """Give ``parser`` one flag per field of :class:`Recipe`."""
-    group = parser.add_argument_group("recipe (the report's)")
-    for knob in fields(Recipe):
+    """Give ``parser`` ``--recipe`` and one flag per setting of :class:`Recipe`."""
+    listed = "".join(f"\n  {name}: {sentence}." for name, sentence in SENTENCES.items())
+    group = parser.add_argument_group(
+        "recipe", f"--recipe is one of{listed} Each of its settings has a flag of its own."
+    )
+    group.add_argument("--recipe", choices=RECIPES, default="report", help="default: report")
+    for knob in _settings():
+        defaults = {name: getattr(recipe, knob.name) for name, recipe in RECIPES.items()}
+        same = len(set(defaults.values())) == 1
+        shown = defaults["report"] if same else ", ".join(f"{name} {value}" for name, value in defaults.items())
         group.add_argument(
-            f"--{knob.name.replace('_', '-')}",
+            flag_of(knob.name),
             type=type(knob.default),
-            default=knob.default,
-            metavar=type(knob.default).__name__.upper(),
-            help=f"{knob.metadata['help']} (default: {knob.default})",
+            choices=knob.metadata["choices"],
+            metavar=None if knob.metadata["choices"] else type(knob.default).__name__.upper(),
+            help=f"{knob.metadata['help']} (default: {shown})",
         )
 
 
 def recipe_from(arguments: argparse.Namespace) -> Recipe:
-    """Build the recipe that the flags of :func:`add_recipe_flags` ask for."""
-    return Recipe(**{knob.name: getattr(arguments, knob.name) for knob in fields(Recipe)})
+    """Build the recipe that the flags of :func:`add_recipe_flags` ask for.
+
+    Raises:
+        RecipeError: the settings cannot be fitted together.
+    """
+    asked = {knob.name: getattr(arguments, knob.name) for knob in _settings()}
+    return replace(RECIPES[arguments.recipe], **{name: value for name, value in asked.items() if value is not None})
+
+
+def _settings() -> list[Any]:
+    return [knob for knob in fields(Recipe) if knob.name != "name"]

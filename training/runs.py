@@ -2,7 +2,7 @@
 
 =====================  ===========================================================
 ``run.json``           recipe, versions, and digests of the data, CLIP and files
-``head.safetensors``   the weights of the best epoch
+``head.safetensors``   the weights of every head, and the calibration of answerability
 ``answers.txt``        the answer list, one a line, in the order of the head's outputs
 ``metrics.json``       the scores of every epoch, of the best one and of a constant
 ``loss_curves.png``    training and validation loss, and accuracy, per epoch
@@ -20,9 +20,10 @@ import safetensors.torch
 from safetensors import SafetensorError
 
 from training.head import GatedHead
+from training.predictor import ClipEnsemble, Predictor
 from training.storage import digest_of, file_digest, write_json
 
-RUN_FORMAT = 1
+RUN_FORMAT = 2
 RUN_FILE = "run.json"
 HEAD_FILE = "head.safetensors"
 ANSWERS_FILE = "answers.txt"
@@ -48,40 +49,84 @@ class Run:
         return list(self.config["answer_types"])
 
     @property
+    def clips(self) -> list[dict[str, Any]]:
+        """What is known of each CLIP whose features the heads were fitted on: source, sha256, side, width."""
+        return list(self.config["clips"])
+
+    @property
     def clip_source(self) -> str:
-        """The name or path of the CLIP whose features the head was fitted on."""
-        return str(self.config["clip"]["source"])
+        """The name or path of the one CLIP of this run.
+
+        Raises:
+            RunError: the run was fitted on several CLIPs.
+        """
+        return str(self._only_clip["source"])
 
     @property
     def clip_digest(self) -> str:
-        """The digest of that CLIP's weights."""
-        return str(self.config["clip"]["sha256"])
+        """The digest of that CLIP's weights.
+
+        Raises:
+            RunError: the run was fitted on several CLIPs.
+        """
+        return str(self._only_clip["sha256"])
+
+    @property
+    def _only_clip(self) -> dict[str, Any]:
+        if len(self.clips) > 1:
+            sources = " and ".join(clip["source"] for clip in self.clips)
+            raise RunError(
+                f"{self.folder} was fitted on {len(self.clips)} CLIPs ({sources}): such a run can be evaluated, but "
+                "not exported; fit on one --clip to export"
+            )
+        return self.clips[0]
 
     @property
     def digest(self) -> str:
-        """What identifies the fitted head: its weights, its answers and types, and the CLIP it was fitted on."""
+        """What identifies the fitted heads: their weights, their answers and types, and the CLIPs they look through."""
         files = self.config["files"]
-        return digest_of(files[HEAD_FILE], files[ANSWERS_FILE], *self.answer_types, self.clip_digest)
+        clips = [clip["sha256"] for clip in self.clips]
+        return digest_of(files[HEAD_FILE], files[ANSWERS_FILE], *self.answer_types, *clips)
 
-    def load_head(self) -> GatedHead:
-        """Build the fitted head, in evaluation mode.
+    def load_predictor(self) -> Predictor:
+        """Build what predicts from the features of the one CLIP of this run, in evaluation mode.
+
+        Raises:
+            RunError: the run was fitted on several CLIPs, or the weights do not fit the configuration.
+        """
+        _ = self._only_clip
+        predictor = self.load_ensemble().members[0]
+        assert isinstance(predictor, Predictor)
+        return predictor
+
+    def load_ensemble(self) -> ClipEnsemble:
+        """Build what predicts from the features of all CLIPs of this run (``clips``), in evaluation mode.
 
         Raises:
             RunError: the weights do not fit the configuration.
         """
-        head = GatedHead(
-            self.config["clip"]["width"], len(self.answers), len(self.answer_types), self.config["recipe"]["hidden"]
-        )
+        recipe = self.config["recipe"]
+        members = [
+            Predictor(
+                [
+                    GatedHead(clip["width"], len(self.answers), len(self.answer_types), recipe["hidden"])
+                    for _ in range(recipe["folds"])
+                ]
+            )
+            for clip in self.clips
+        ]
+        ensemble = ClipEnsemble(members)
         try:
-            head.load_state_dict(safetensors.torch.load_file(self.folder / HEAD_FILE))
+            ensemble.load_state_dict(safetensors.torch.load_file(self.folder / HEAD_FILE))
         except (SafetensorError, RuntimeError) as error:
-            raise RunError(f"{self.folder / HEAD_FILE} does not hold this run's head ({error}); fit again") from error
-        return head.eval().requires_grad_(False)
+            raise RunError(f"{self.folder / HEAD_FILE} does not hold this run's heads ({error}); fit again") from error
+        return ensemble.eval().requires_grad_(False)
 
 
-def write_run(folder: Path, config: dict[str, Any], head: GatedHead, answers: list[str]) -> None:
-    """Write a run's head, answers and configuration, with the digests of both files, into ``folder``."""
-    safetensors.torch.save_file(head.state_dict(), folder / HEAD_FILE)
+def write_run(folder: Path, config: dict[str, Any], ensemble: ClipEnsemble, answers: list[str]) -> None:
+    """Write a run's heads, answers and configuration, with the digests of both files, into ``folder``."""
+    weights = {name: tensor.cpu().contiguous() for name, tensor in ensemble.state_dict().items()}
+    safetensors.torch.save_file(weights, folder / HEAD_FILE)
     (folder / ANSWERS_FILE).write_text("".join(f"{answer}\n" for answer in answers), encoding="utf-8")
     digests = {name: file_digest(folder / name) for name in (HEAD_FILE, ANSWERS_FILE)}
     write_json(folder / RUN_FILE, {"format": RUN_FORMAT, **config, "files": digests})

@@ -33,8 +33,8 @@ def test_answers_are_what_pytorch_gives(live_server: LiveServer, asked: list[tup
     preprocess = clip_preprocess(model.side)
     images = model.model.encode_image(torch.stack([preprocess(load_photo(path)) for path, _ in asked]))
     texts = model.model.encode_text(clip_tokenize([question for _, question in asked]))
-    logits = live_server.run.load_head()(texts, images)
-    probabilities, best = torch.softmax(logits.answer, dim=1).sort(dim=1, descending=True)
+    predicted = live_server.run.load_predictor()(texts, images)
+    probabilities, best = predicted.answer.sort(dim=1, descending=True)
 
     with VizwizClient(live_server.grpc_url) as client:
         answers = client.ask_batch(asked, top=3)
@@ -42,8 +42,8 @@ def test_answers_are_what_pytorch_gives(live_server: LiveServer, asked: list[tup
         expected = [live_server.run.answers[index] for index in best[row, :3].tolist()]
         assert [candidate.answer for candidate in answer.candidates] == expected
         assert answer.confidence == pytest.approx(probabilities[row, 0].item(), abs=1e-4)
-        assert answer.answer_type == live_server.run.answer_types[int(logits.answer_type[row].argmax())]
-        assert answer.answerable == pytest.approx(torch.sigmoid(logits.answerable[row]).item(), abs=1e-4)
+        assert answer.answer_type == live_server.run.answer_types[int(predicted.answer_type[row].argmax())]
+        assert answer.answerable == pytest.approx(predicted.answerable[row].item(), abs=1e-4)
         assert f"gated_head_{answer.head}" == live_server.head
     assert len({answer.answer for answer in answers}) > 3  # a head that separates nothing would prove nothing
 

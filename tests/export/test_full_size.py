@@ -23,15 +23,21 @@ ARCHITECTURES = {
 }
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ARCHITECTURES)
-def test_a_full_size_clip_is_fitted_on_and_exported(name: str, real_photos: Path, tmp_path: Path) -> None:
+def write_full_size(name: str, path: Path) -> Path:
+    """A checkpoint of one of OpenAI's architectures with random weights, in fp16 as OpenAI's are."""
     embed, side, layers, width, patch, text_width, heads, text_layers = ARCHITECTURES[name]
     torch.manual_seed(0)
     model = clip.model.CLIP(embed, side, layers, width, patch, 77, 49408, text_width, heads, text_layers)
     model.initialize_parameters()
-    torch.save(model.half().state_dict(), tmp_path / "random.pt")
-    del model
+    torch.save(model.half().state_dict(), path)
+    return path
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_a_full_size_clip_is_fitted_on_and_exported(name: str, real_photos: Path, tmp_path: Path) -> None:
+    embed, side = ARCHITECTURES[name][:2]
+    write_full_size(name, tmp_path / "random.pt")
     frozen = load_clip(tmp_path / "random.pt")
     assert (frozen.side, frozen.width) == (side, embed)
     train, val = (read_split(real_photos, split, limit=4) for split in ("train", "val"))

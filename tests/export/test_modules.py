@@ -5,10 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from export.modules import Block, ServedHead, TextEncoder, image_encoder
+from export.modules import Block, TextEncoder, image_encoder
 from training.clip_models import FrozenClip, clip_tokenize, normalise_pixels
-from training.head import GatedHead
-from vizwiz_client.contract.tensors import TOKEN_LENGTHS, head_digest
+from vizwiz_client.contract.tensors import TOKEN_LENGTHS
 
 QUESTIONS = ["what is this?", "what color is the mug on the left?", "is it on"]
 
@@ -50,14 +49,3 @@ def test_every_block_of_the_transformers(tiny_vit: FrozenClip) -> None:
         for block in transformer.resblocks:
             x = torch.randn(2, 9, transformer.width)
             assert_close(Block(block).eval()(x, causal), block(x.transpose(0, 1)).transpose(0, 1))
-
-
-@torch.inference_mode()
-def test_served_head_gives_probabilities_and_its_number() -> None:
-    torch.manual_seed(0)
-    head = GatedHead(features=8, answers=5, types=3).eval()
-    answer, answer_type, answerable, number = ServedHead(head, "0123456789ab")(torch.randn(4, 8), torch.randn(4, 8))
-    torch.testing.assert_close(answer.sum(dim=1), torch.ones(4))
-    torch.testing.assert_close(answer_type.sum(dim=1), torch.ones(4))
-    assert answerable.shape == number.shape == (4, 1)
-    assert head_digest(int(number[0])) == "0123456789ab"

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import annotation, write_split
-from training.data import DatasetError, read_split
+from training.data import DatasetError, read_annotations, read_split
 
 
 def test_a_record_is_read_whole(tmp_path: Path) -> None:
@@ -41,12 +41,14 @@ def test_every_problem_is_reported_with_its_record(tmp_path: Path) -> None:
         annotation(5, image="../../secret.jpg"),
         annotation(6, answers=[*nine, {"answer": "mug", "answer_confidence": "certain"}]),
         annotation(7, answers=[*nine, {"text": "mug"}]),
+        annotation(0),
+        annotation(9, image="..\\secret.jpg", answer_type=["other"]),
     ]
     write_split(tmp_path, "train", records)
     with pytest.raises(DatasetError) as error:
         read_split(tmp_path, "train")
     assert str(error.value).splitlines() == [
-        f"{tmp_path}/Annotations/train.json: 7 problem(s) in 8 records:",
+        f"{tmp_path}/Annotations/train.json: 10 problem(s) in 10 records:",
         "  record 1: 'question' must be text, got None",
         "  record 2: 'answers' must be a list of 10, got 9",
         "  record 3: 'answer_type' must be one of other, unanswerable, yes/no, number, got 'colour'",
@@ -54,6 +56,9 @@ def test_every_problem_is_reported_with_its_record(tmp_path: Path) -> None:
         "  record 5: 'image' must be a bare file name, got '../../secret.jpg'",
         "  record 6: 'answer_confidence' must be yes, maybe, no or null, got 'certain'",
         "  record 7: each of 'answers' must be an object with the text 'answer'",
+        "  record 8: image 'VizWiz_train_00000000.jpg' is that of record 0 already",
+        "  record 9: 'image' must be a bare file name, got '..\\\\secret.jpg'",
+        "  record 9: 'answer_type' must be one of other, unanswerable, yes/no, number, got ['other']",
     ]
 
 
@@ -68,6 +73,31 @@ def test_missing_photos_are_named(tmp_path: Path) -> None:
     write_split(tmp_path, "train", [annotation(0), annotation(1)])
     (tmp_path / "train" / "VizWiz_train_00000001.jpg").unlink()
     with pytest.raises(DatasetError, match=r"record 1: photo .*VizWiz_train_00000001\.jpg does not exist"):
+        read_split(tmp_path, "train")
+
+
+def test_unreadable_photos_are_named_together_with_the_missing_ones(tmp_path: Path) -> None:
+    write_split(tmp_path, "train", [annotation(number) for number in range(5)])
+    photos = sorted((tmp_path / "train").iterdir())
+    photos[0].write_bytes(b"")
+    photos[1].write_text("<html>not found</html>")
+    photos[2].unlink()
+    photos[3].unlink()
+    photos[3].mkdir()
+    with pytest.raises(DatasetError) as error:
+        read_split(tmp_path, "train")
+    assert str(error.value).splitlines() == [
+        f"{tmp_path}/Annotations/train.json: 4 problem(s) in 5 records:",
+        f"  record 0: photo {photos[0]} is not a picture (0 bytes)",
+        f"  record 1: photo {photos[1]} is not a picture (22 bytes)",
+        f"  record 2: photo {photos[2]} does not exist",
+        f"  record 3: photo {photos[3]} cannot be read ([Errno 21] Is a directory: '{photos[3]}')",
+    ]
+
+
+def test_a_long_list_of_problems_ends_with_their_number(tmp_path: Path) -> None:
+    write_split(tmp_path, "train", [annotation(number, answerable=7) for number in range(25)])
+    with pytest.raises(DatasetError, match=r"25 problem\(s\) in 25 records:(?s:.*)\n  and 5 more$"):
         read_split(tmp_path, "train")
 
 
@@ -91,3 +121,29 @@ def test_the_real_photos_are_read(real_photos: Path) -> None:
     split = read_split(real_photos, "val")
     assert len(split.records) == 50
     assert all(len(record.answers) == 10 for record in split.records)
+
+
+@pytest.mark.parametrize(
+    ("name", "records", "unknown_confidences", "unanswerable"),
+    [
+        ("train_reconstructed", 20_523, 201_230, 5_821),
+        ("val_reconstructed", 4_319, 10_670, 1_385),
+        ("val_2018", 3_173, 0, 922),
+    ],
+)
+def test_real_annotations_are_read_whole(
+    vizwiz: Path, name: str, records: int, unknown_confidences: int, unanswerable: int
+) -> None:
+    read = read_annotations(vizwiz / "Annotations" / f"{name}.json")
+    assert len(read) == records
+    assert sum(confidence is None for record in read for confidence in record.confidences) == unknown_confidences
+    assert sum(not record.answerable for record in read) == unanswerable
+
+
+def test_real_test_questions_are_read_and_have_no_answers(vizwiz: Path) -> None:
+    path = vizwiz / "Annotations" / "test.json"
+    read = read_annotations(path, labelled=False)
+    assert len(read) == 8_000
+    assert not any(record.answers for record in read)
+    with pytest.raises(DatasetError, match=r"24000 problem\(s\) in 8000 records"):
+        read_annotations(path)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from pathlib import Path
 
@@ -9,8 +10,9 @@ import torch
 from PIL import Image
 
 from training.clip_models import FrozenClip, clip_preprocess, clip_tokenize
-from training.data import DatasetError, Split, read_split
+from training.data import DatasetError, Record, Split, read_split
 from training.features import encode_split
+from vizwiz_client.contract import geometry
 
 
 @pytest.fixture
@@ -40,7 +42,7 @@ def test_what_was_encoded_is_read_from_the_cache(tiny_vit: FrozenClip, split: Sp
     cache = tmp_path / "cache"
     first = encode_split(tiny_vit, split, cache)
     shards = {path: path.stat().st_mtime_ns for path in cache.rglob("*.npy")}
-    assert len(shards) == 2  # photos, questions
+    assert len(shards) == 4  # photos and questions: a shard and the joined file of each
     second = encode_split(tiny_vit, split, cache)
     assert {path: path.stat().st_mtime_ns for path in cache.rglob("*.npy")} == shards
     np.testing.assert_array_equal(first.images, second.images)
@@ -59,7 +61,9 @@ def test_equal_questions_share_a_row(tiny_vit: FrozenClip, split: Split, tmp_pat
     same = Split("val", (split.records[0], split.records[0], split.records[1]), split.photos, "")
     texts = encode_split(tiny_vit, same, tmp_path / "cache").texts
     np.testing.assert_array_equal(texts[0], texts[1])
-    assert np.load(max((tmp_path / "cache").rglob("*.npy"), key=lambda path: path.stat().st_mtime_ns)).shape[0] == 2
+    assert not np.allclose(texts[0], texts[2])
+    rows = sorted(np.load(path).shape[0] for path in (tmp_path / "cache").glob("*/*.npy"))
+    assert rows == [2, 3]  # questions, photos
 
 
 def test_unreadable_photos_are_all_named_and_nothing_is_kept_of_them(
@@ -72,3 +76,89 @@ def test_unreadable_photos_are_all_named_and_nothing_is_kept_of_them(
         encode_split(tiny_vit, split, tmp_path / "cache")
     assert all(path.name in str(error.value) for path in broken)
     assert list((tmp_path / "cache").rglob("*.npy")) == []
+
+
+def test_the_views_are_the_upright_photo_turned_before_the_crop(
+    tiny_vit: FrozenClip, split: Split, tmp_path: Path
+) -> None:
+    features = encode_split(tiny_vit, split, tmp_path / "cache", views=4)
+    assert [view.shape for view in features.rotated] == [features.images.shape] * 3
+    for row, path in enumerate(split.photo_paths()):
+        upright = geometry.load_photo(path)
+        for turn, view in zip((90, 180, 270), features.rotated, strict=True):
+            pixels = geometry.to_pixels(upright.rotate(turn, expand=True), tiny_vit.side)
+            expected = tiny_vit.encode_images(pixels[None])[0]
+            np.testing.assert_allclose(view[row], expected, atol=1e-5 * np.abs(expected).max())
+            assert not np.allclose(view[row], features.images[row], atol=1e-3)
+
+
+def test_views_asked_for_later_leave_the_upright_photos_alone(
+    tiny_vit: FrozenClip, split: Split, tmp_path: Path
+) -> None:
+    first = encode_split(tiny_vit, split, tmp_path / "cache")
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*.npy")}
+    second = encode_split(tiny_vit, split, tmp_path / "cache", views=2)
+    assert all(path.stat().st_mtime_ns == written for path, written in before.items())
+    np.testing.assert_array_equal(first.images, second.images)
+    at_once = encode_split(tiny_vit, split, tmp_path / "other", views=2)
+    np.testing.assert_array_equal(at_once.rotated[0], second.rotated[0])
+    np.testing.assert_array_equal(at_once.images, second.images)
+
+
+def test_an_unknown_number_of_views_is_refused(tiny_vit: FrozenClip, split: Split, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="views must be 1 to 4, got 5"):
+        encode_split(tiny_vit, split, tmp_path / "cache", views=5)
+
+
+def test_features_are_mapped_and_writing_to_them_never_reaches_the_file(
+    tiny_vit: FrozenClip, split: Split, tmp_path: Path
+) -> None:
+    features = encode_split(tiny_vit, split, tmp_path / "cache")
+    assert isinstance(features.images, np.memmap)
+    assert isinstance(features.texts, np.memmap)
+    kept = features.images.copy()
+    torch.from_numpy(features.images).zero_()  # PyTorch warns, which fails a test, when it is given a read-only array
+    np.testing.assert_array_equal(encode_split(tiny_vit, split, tmp_path / "cache").images, kept)
+
+
+def test_a_file_that_was_cut_short_is_made_again(tiny_vit: FrozenClip, split: Split, tmp_path: Path) -> None:
+    whole = encode_split(tiny_vit, split, tmp_path / "cache")
+    images, texts = whole.images.copy(), whole.texts.copy()
+    for path in (tmp_path / "cache").rglob("*.npy"):
+        content = path.read_bytes()
+        path.unlink()
+        path.write_bytes(content[: len(content) // 2])
+    again = encode_split(tiny_vit, split, tmp_path / "cache")
+    np.testing.assert_array_equal(again.images, images)
+    np.testing.assert_array_equal(again.texts, texts)
+
+
+def test_a_question_without_words_is_what_clip_makes_of_it(tiny_vit: FrozenClip, split: Split, tmp_path: Path) -> None:
+    silent = dataclasses.replace(split, records=(Record(split.records[0].image, ""),))
+    text = encode_split(tiny_vit, silent, tmp_path / "cache").texts[0]
+    with torch.inference_mode():
+        expected = tiny_vit.model.encode_text(clip_tokenize([""])).numpy()[0]
+    np.testing.assert_allclose(text, expected, atol=1e-5 * np.abs(expected).max())
+
+
+def test_a_question_that_cannot_be_read_is_named(tiny_vit: FrozenClip, split: Split, tmp_path: Path) -> None:
+    endless = dataclasses.replace(split, records=(Record(split.records[0].image, "what " * 2000),))
+    with pytest.raises(DatasetError, match=r"1 cannot be read:\n  .what what .* 10,000 characters"):
+        encode_split(tiny_vit, endless, tmp_path / "cache")
+
+
+def test_the_readable_shards_are_kept_when_a_photo_is_damaged(
+    tiny_vit: FrozenClip, split: Split, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("training.features.SHARD", 2)
+    monkeypatch.setattr("training.shards.SHARD", 2)
+    broken = split.photo_paths()[3]
+    whole = broken.read_bytes()
+    broken.write_bytes(whole[:500])
+    with pytest.raises(DatasetError, match=f"val photos: 1 cannot be read:\n  {broken}"):
+        encode_split(tiny_vit, split, tmp_path / "cache")
+    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*.npy")}
+    assert len(kept) == 2
+    broken.write_bytes(whole)
+    encode_split(tiny_vit, split, tmp_path / "cache")
+    assert all(path.stat().st_mtime_ns == written for path, written in kept.items())

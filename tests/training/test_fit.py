@@ -3,18 +3,25 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from PIL import Image
 
-from tests.conftest import annotation, write_split
+from export import to_onnx
+from tests.conftest import annotation, write_checkpoint, write_split
 from training import fit
-from training.clip_models import ClipError, FrozenClip, load_clip
+from training.answer_types import TYPE_SETS
+from training.clip_models import ClipError, FrozenClip, choose_device, load_clip
 from training.data import Split, read_split
-from training.recipe import Recipe, RecipeError
+from training.features import encode_split
+from training.metrics import vqa_accuracy
+from training.recipe import RECIPES, Recipe, RecipeError
 from training.runs import RunError, newest_run, read_run
+from training.splits import holdout
 
 
 @pytest.fixture(scope="module")
@@ -34,13 +41,20 @@ def test_a_run_folder_holds_what_it_promises(run: Path, tiny_vit: FrozenClip) ->
     loaded = read_run(run)
     assert loaded.clip_digest == tiny_vit.digest
     assert loaded.config["recipe"] == vars(Recipe(epochs=3))
+    assert loaded.config["type_set"] == "official"
+    assert loaded.answer_types == ["other", "unanswerable", "yes/no", "number"]
+    assert loaded.config["vocabulary"]["rule"] == "report"
+    assert loaded.config["vocabulary"]["size"] == len(loaded.answers)
+    assert 50 < loaded.config["vocabulary"]["ceiling"] < 100
+    assert loaded.config["holdout"] is None
+    assert loaded.config["clips"] == [loaded.config["clip"]]
     assert loaded.config["data"]["train"]["records"] == 50
     assert re.fullmatch(r"[0-9a-f]{64}", loaded.config["data"]["val"]["sha256"])
     assert {"python", "torch", "vizwiz-client"} <= loaded.config["versions"].keys()
     assert "unanswerable" in loaded.answers
     with Image.open(run / "loss_curves.png") as curves:
         assert curves.size[0] > 600
-    assert loaded.load_head()(torch.zeros(1, 64), torch.zeros(1, 64)).answer.shape == (1, len(loaded.answers))
+    assert loaded.load_predictor()(torch.zeros(1, 64), torch.zeros(1, 64)).answer.shape == (1, len(loaded.answers))
 
 
 def test_every_epoch_is_scored(run: Path) -> None:
@@ -60,6 +74,7 @@ def test_every_epoch_is_scored(run: Path) -> None:
         "answerable_ap_chance",
         "answerable_f1",
         "answerable_accuracy",
+        "answerable_ece",
     }
     assert metrics["constant"]["answer"] == "unanswerable"
 
@@ -81,6 +96,89 @@ def test_a_head_learns_what_can_be_learnt(tiny_vit: FrozenClip, splits: tuple[Sp
     assert metrics["best"]["unanswerable_ap"] > 0.95
 
 
+def test_every_epoch_is_logged(run: Path) -> None:
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert rows == json.loads((run / "metrics.json").read_text(encoding="utf-8"))["history"]
+    assert list((run / "tensorboard").iterdir())
+    assert (run / "MODEL_CARD.md").is_file()
+    assert not (run.parent / ".unfinished").exists()
+
+
+@pytest.mark.parametrize("name", ["paper", "best"])
+def test_the_other_recipes(name: str, tiny_vit: FrozenClip, splits: tuple[Split, Split], tmp_path: Path) -> None:
+    recipe = replace(RECIPES[name], epochs=2, folds=3)
+    run = read_run(fit.fit(*splits, tiny_vit, recipe, tmp_path / "runs", tmp_path / "cache"))
+    assert len(run.load_predictor().heads) == 3
+    assert run.config["recipe"] == vars(recipe)
+    assert run.answer_types == list(TYPE_SETS[recipe.types])
+    metrics = json.loads((run.folder / "metrics.json").read_text(encoding="utf-8"))
+    assert [(row["fold"], row["epoch"]) for row in metrics["history"]] == [(f, e) for f in (1, 2, 3) for e in (1, 2)]
+    # What is written as the run's score is the average of the folds, on val.
+    val = splits[1]
+    features = encode_split(tiny_vit, val, tmp_path / "cache")
+    predicted = run.load_predictor()(torch.tensor(features.texts), torch.tensor(features.images))
+    answers = [run.answers[index] for index in predicted.answer.argmax(1).tolist()]
+    scored = vqa_accuracy(answers, [record.answers for record in val.records])
+    assert metrics["best"]["vqa_accuracy_leave_one_out"] == pytest.approx(scored["vqa_accuracy_leave_one_out"])
+
+
+def test_two_clips(
+    tiny_vit: FrozenClip, splits: tuple[Split, Split], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = load_clip(write_checkpoint(tmp_path / "other.pt", (1, 1, 1, 1), seed=1))
+    recipe = Recipe(epochs=2)
+    run = read_run(fit.fit(*splits, [tiny_vit, other], recipe, tmp_path / "runs", tmp_path / "cache"))
+    assert [clip["sha256"] for clip in run.clips] == [tiny_vit.digest, other.digest]
+    assert "clip" not in run.config
+    alone = read_run(fit.fit(*splits, tiny_vit, recipe, tmp_path / "alone", tmp_path / "cache"))
+    member = run.load_ensemble().members[0].state_dict()
+    assert all(torch.equal(member[key], value) for key, value in alone.load_predictor().state_dict().items())
+    message = "was fitted on 2 CLIPs .* can be evaluated, but not exported; fit on one --clip to export"
+    with pytest.raises(RunError, match=message):
+        run.load_predictor()
+    assert to_onnx.main(["--run", str(run.folder), "--repository", str(tmp_path / "triton_models")]) == 2
+    assert re.search(f"error: .*{message}", capsys.readouterr().err)
+    assert not (tmp_path / "triton_models").exists()
+
+
+def test_what_is_held_out_is_not_fitted_on(tiny_vit: FrozenClip, splits: tuple[Split, Split], tmp_path: Path) -> None:
+    """A record that is held out, and only there, has an answer that nobody else gave."""
+    train, val = splits
+    held = holdout(train, 0.2, seed=5)[1].records[0].image
+    odd = {"answers": ("only here",) * 10}
+    records = tuple(replace(record, **odd) if record.image == held else record for record in train.records)
+    marked = replace(train, records=records)
+    recipe = Recipe(epochs=1, seed=5)
+    run = read_run(fit.fit(marked, val, tiny_vit, recipe, tmp_path / "runs", tmp_path / "cache", holdout=0.2))
+    assert run.config["holdout"] == {"fraction": 0.2, "seed": 5}
+    assert "only here" not in run.answers
+    whole = read_run(fit.fit(marked, val, tiny_vit, recipe, tmp_path / "runs", tmp_path / "cache"))
+    assert "only here" in whole.answers
+
+
+def test_a_fit_that_is_killed_resumes(
+    run: Path, tiny_vit: FrozenClip, splits: tuple[Split, Split], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped after two of three epochs, and gone on with: the same head, the same log."""
+
+    class KilledError(Exception):
+        pass
+
+    def kill(row: dict[str, Any]) -> str:
+        if row["epoch"] == 2:
+            raise KilledError
+        return ""
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fit, "describe", kill)
+        with pytest.raises(KilledError):
+            fit.fit(*splits, tiny_vit, Recipe(epochs=3), tmp_path / "runs", tmp_path / "cache")
+    assert list((tmp_path / "runs").iterdir()) == [tmp_path / "runs" / ".unfinished"]
+    resumed = fit.fit(*splits, tiny_vit, Recipe(epochs=3), tmp_path / "runs", tmp_path / "cache", resume=True)
+    assert (resumed / "head.safetensors").read_bytes() == (run / "head.safetensors").read_bytes()
+    assert (resumed / "metrics.jsonl").read_bytes() == (run / "metrics.jsonl").read_bytes()
+
+
 def test_the_newest_run_is_the_one_fitted_last(run: Path) -> None:
     assert newest_run(run.parent) == run
     with pytest.raises(RunError, match=r"no run in .*: make one with `python -m training\.fit`"):
@@ -94,7 +192,7 @@ def test_a_changed_file_is_refused(run: Path, tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"answers\.txt is missing or was changed after the fit"):
         read_run(copy)
     (copy / "run.json").write_text('{"format": 99}')
-    with pytest.raises(RunError, match="run format 99, this version reads 1"):
+    with pytest.raises(RunError, match="run format 99, this version reads 2"):
         read_run(copy)
     with pytest.raises(RunError, match=r"is not a run folder: it has no run\.json"):
         read_run(tmp_path)
@@ -113,6 +211,15 @@ def test_bad_settings_are_reported_together() -> None:
         (["--device", "tpu9"], "error: --device tpu9: no such device"),
         (["--epochs", "-1"], "error: --epochs must be at least 1, got -1"),
         (["--limit", "0"], "error: --limit must be at least 1, got 0"),
+        (["--holdout", "1.5"], "error: --holdout must be above 0 and below 1, got 1.5"),
+        (["--clip", "a.pt", "--clip", "a.pt"], "error: --clip a.pt is given more than once"),
+        (
+            ["--limit", "0", "--holdout", "0", "--epochs", "0", "--recipe", "best", "--folds", "1"],
+            "error: --epochs must be at least 1, got 0; --calibration platt needs --folds 2 or more: one head leaves "
+            "nothing to calibrate on; --limit must be at least 1, got 0; --holdout must be above 0 and below 1, "
+            "got 0.0",
+        ),
+        (["--recipe", "best", "--folds", "1"], "error: --calibration platt needs --folds 2 or more"),
         (["--data", "nowhere"], "error: nowhere/Annotations/train.json does not exist."),
     ],
 )
@@ -121,8 +228,8 @@ def test_bad_input_is_one_clear_line(
 ) -> None:
     for split in ("train", "val"):
         write_split(tmp_path, split, [annotation(0)])
-    defaults = ["--data", str(tmp_path), "--runs", str(tmp_path / "runs"), "--clip", "README.md"]
-    assert fit.main([*defaults, *arguments]) == 2
+    clip = [] if "--clip" in arguments else ["--clip", "README.md"]
+    assert fit.main(["--data", str(tmp_path), "--runs", str(tmp_path / "runs"), *clip, *arguments]) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "runs").exists()
 
@@ -130,7 +237,7 @@ def test_bad_input_is_one_clear_line(
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_cuda_where_there_is_none() -> None:
     with pytest.raises(ClipError, match="this PyTorch sees no CUDA device; use --device cpu"):
-        fit.choose_device("cuda")
+        choose_device("cuda")
 
 
 def test_a_cut_checkpoint_is_refused(tiny_vit: FrozenClip, tmp_path: Path) -> None:

@@ -2,12 +2,21 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
+from sklearn.metrics import f1_score
 
-from training.metrics import accuracy_leave_one_out, accuracy_min3, answerability, normalise, vqa_accuracy
+from training.metrics import (
+    accuracy_leave_one_out,
+    accuracy_min3,
+    answerability,
+    normalise,
+    vqa_accuracy,
+    vqa_accuracy_by_type,
+)
 
 
 @pytest.mark.parametrize(
@@ -77,3 +86,42 @@ def test_average_precision_without_positives_is_not_a_number() -> None:
     scores = answerability(np.array([0.9, 0.2], np.float32), np.array([True, True]))
     assert math.isnan(scores["unanswerable_ap"])
     assert scores["answerable_ap"] == 1
+
+
+def test_answerability_of_a_calibrated_line() -> None:
+    scores = answerability(np.array([0.5, 0.5, 0.49], np.float32), np.array([True, False, False]))
+    assert scores["answerable_accuracy"] == pytest.approx(200 / 3)  # 0.5 is answered
+    assert scores["answerable_f1"] == pytest.approx(2 / 3)
+    # all three are in one of 15 bins, [7/15, 8/15): mean confidence 0.49667, one in three answerable
+    assert scores["answerable_ece"] == pytest.approx(1.49 / 3 - 1 / 3, abs=1e-6)
+
+
+def test_f1_is_what_scikit_learn_gives() -> None:
+    random = np.random.default_rng(0)
+    for _ in range(20):
+        confidence, answerable = random.random(50).astype(np.float32), random.random(50) < 0.7
+        assert answerability(confidence, answerable)["answerable_f1"] == pytest.approx(
+            f1_score(answerable, confidence >= 0.5)
+        )
+    assert answerability(np.zeros(3, np.float32), np.zeros(3, bool))["answerable_f1"] == 0
+
+
+def test_accuracy_by_answer_type_by_hand() -> None:
+    answers = [["mug"] * 10, ["mug"] * 2 + ["cup"] * 8, ["unanswerable"] * 10, ["red"] * 9 + ["mug"]]
+    scores = vqa_accuracy_by_type(["The mug."] * 4, answers, ["other", "other", "unanswerable", "other"])
+    assert list(scores) == ["other", "unanswerable"]
+    assert scores["other"]["records"] == 3
+    assert scores["other"]["vqa_accuracy_leave_one_out"] == pytest.approx(100 * (1 + 0.6 + 0.3) / 3)
+    assert scores["other"]["vqa_accuracy_min3"] == pytest.approx(100 * (1 + 2 / 3 + 1 / 3) / 3)
+    assert scores["unanswerable"] == {"records": 1, "vqa_accuracy_leave_one_out": 0.0, "vqa_accuracy_min3": 0.0}
+
+
+def test_types_make_up_the_whole_of_the_real_validation_set(vizwiz: Path) -> None:
+    raw = json.loads((vizwiz / "Annotations" / "val_reconstructed.json").read_text(encoding="utf-8"))
+    answers = [[answer["answer"] for answer in entry["answers"]] for entry in raw]
+    types = [entry["answer_type"] for entry in raw]
+    scores = vqa_accuracy_by_type(["unanswerable"] * len(raw), answers, types)
+    assert {name: row["records"] for name, row in scores.items()} == dict(Counter(types))
+    whole = sum(row["records"] * row["vqa_accuracy_leave_one_out"] for row in scores.values()) / len(raw)
+    assert round(whole, 2) == 52.12
+    assert scores["unanswerable"]["vqa_accuracy_leave_one_out"] > 95

@@ -1,10 +1,20 @@
 from __future__ import annotations
 
-import json
+from collections import Counter
 from pathlib import Path
 
-from training.data import Record
-from training.vocabulary import all_confidences_unknown, build_vocabulary, majority_answer
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from training.data import Record, read_annotations
+from training.vocabulary import (
+    Vocabulary,
+    all_confidences_unknown,
+    build_vocabulary,
+    levenshtein,
+    majority_answer,
+)
 
 
 def record(*answers: str, confidences: list[str | None] | None = None) -> Record:
@@ -28,28 +38,82 @@ def test_unknown_confidences_count_only_where_all_are_unknown() -> None:
 
 def test_no_confident_answer_gives_no_target() -> None:
     assert majority_answer(record("mug", "cup", confidences=["maybe", "no"])) is None
-    assert build_vocabulary([record("mug", confidences=["no"])]) == []
+    assert build_vocabulary([record("mug", confidences=["no"])]).answers == []
 
 
 def test_an_answer_is_one_line_of_a_label_file() -> None:
-    assert majority_answer(record("two\nlines\r")) == "two lines"
-    assert majority_answer(record(" ", "mug")) == "mug"
+    for rule in ("report", "paper"):
+        assert build_vocabulary([record("two\nlines\r")], rule).answers == ["two lines"]
+        assert build_vocabulary([record(" ", "mug")], rule).answers == ["mug"]
 
 
-def test_a_vocabulary_lists_every_majority_answer_once() -> None:
-    assert build_vocabulary([record("mug"), record("cup"), record("mug")]) == ["mug", "cup"]
+def test_a_vocabulary_lists_every_target_once() -> None:
+    assert build_vocabulary([record("mug"), record("cup"), record("mug")]).answers == ["mug", "cup"]
 
 
-def test_the_rebuilt_training_set(vizwiz: Path) -> None:
-    raw = json.loads((vizwiz / "Annotations" / "train_reconstructed.json").read_text(encoding="utf-8"))
-    records = [
-        Record(
-            entry["image"],
-            entry["question"],
-            tuple(answer["answer"] for answer in entry["answers"]),
-            tuple(answer["answer_confidence"] for answer in entry["answers"]),
-        )
-        for entry in raw
-    ]
-    assert len(build_vocabulary(records)) == 5463
-    assert sum(all_confidences_unknown(record) for record in records) == 20_123
+def test_the_papers_rule_heeds_no_confidence() -> None:
+    unsure = record("cup", "mug", "mug", confidences=["yes", "no", "no"])
+    assert build_vocabulary([unsure], "report").answers == ["cup"]
+    assert build_vocabulary([unsure], "paper").answers == ["mug"]
+
+
+def test_the_papers_rule_breaks_ties_by_frequency_then_by_distance() -> None:
+    tie = record("cup", "mug", "mug", "cup")
+    assert build_vocabulary([tie, record("mug")], "paper").target(tie) == "mug"
+    # As frequent as each other in the whole set: "bottles" is 1 edit from "bottle", "can" is far from both.
+    close = record("can", "bottle", "bottles")
+    assert build_vocabulary([close], "paper").target(close) == "bottle"
+    assert build_vocabulary([close], "report").target(close) == "can"
+
+
+def test_top_k_keeps_the_most_frequent_targets() -> None:
+    records = [record("a"), record("b"), record("b"), record("c"), record("c"), record("c")]
+    vocabulary = build_vocabulary(records, "top-k", 2)
+    assert vocabulary.answers == ["c", "b"]
+    assert vocabulary.target(records[0]) == "a"  # outside the list: it teaches no answer
+
+
+def test_the_ceiling_is_the_best_reachable_accuracy() -> None:
+    vocabulary = Vocabulary("report", ["mug", "The cup"], Counter())
+    by_hand = [record(*["mug"] * 2 + ["cup"] * 8), record(*["pot"] * 9 + ["mug"]), record(*["pot"] * 10)]
+    assert vocabulary.ceiling(by_hand) == pytest.approx(100 * (1.0 + 0.3 + 0.0) / 3)  # "the cup" scores as "cup"
+
+
+@pytest.mark.parametrize(("a", "b", "distance"), [("kitten", "sitting", 3), ("", "abc", 3), ("abc", "abc", 0)])
+def test_levenshtein(a: str, b: str, distance: int) -> None:
+    assert levenshtein(a, b) == levenshtein(b, a) == distance
+
+
+@given(st.text("ab", max_size=6), st.text("ab", max_size=6), st.text("ab", max_size=6))
+def test_levenshtein_is_a_distance(a: str, b: str, c: str) -> None:
+    assert (levenshtein(a, b) == 0) == (a == b)
+    assert abs(len(a) - len(b)) <= levenshtein(a, b) <= max(len(a), len(b))
+    assert levenshtein(a, c) <= levenshtein(a, b) + levenshtein(b, c)
+
+
+@pytest.fixture(scope="module")
+def rebuilt(vizwiz: Path) -> dict[str, tuple[Record, ...]]:
+    """The real training and validation records."""
+    folder = vizwiz / "Annotations"
+    return {name: read_annotations(folder / f"{name}_reconstructed.json") for name in ("train", "val")}
+
+
+@pytest.mark.parametrize(
+    ("rule", "size", "classes", "ceiling"),
+    [
+        ("report", 0, 5463, 83.74),
+        ("top-k", 99_999, 5454, 83.74),  # every first-most-common answer
+        ("top-k", 1000, 1000, 78.67),
+        ("paper", 0, 4834, 83.39),
+    ],
+)
+def test_the_rebuilt_training_set(
+    rule: str, size: int, classes: int, ceiling: float, rebuilt: dict[str, tuple[Record, ...]]
+) -> None:
+    vocabulary = build_vocabulary(rebuilt["train"], rule, size)
+    assert len(vocabulary.answers) == classes
+    assert round(vocabulary.ceiling(rebuilt["val"]), 2) == ceiling
+
+
+def test_confidences_of_the_rebuilt_training_set(rebuilt: dict[str, tuple[Record, ...]]) -> None:
+    assert sum(all_confidences_unknown(record) for record in rebuilt["train"]) == 20_123

@@ -1,0 +1,63 @@
+"""The served head: folds stacked in one graph, averaged and calibrated, against the heads one by one."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from export.heads import ServedHead
+from training.head import GatedHead
+from training.predictor import Calibration, Predictor
+from vizwiz_client.contract.tensors import head_digest
+
+DIGEST = "0123456789ab"
+
+
+def make_predictor(folds: int, calibration: Calibration | None = None) -> Predictor:
+    """Heads whose every weight differs from its initial value, LayerNorm's scale and shift included."""
+    torch.manual_seed(0)
+    heads = [GatedHead(features=8, answers=5, types=3, hidden=16).eval() for _ in range(folds)]
+    for parameter in nn.ModuleList(heads).parameters():
+        nn.init.normal_(parameter, mean=0.1)
+    return Predictor(heads, calibration).eval()
+
+
+@torch.inference_mode()
+def test_served_head_gives_probabilities_and_its_number() -> None:
+    served = ServedHead(make_predictor(1), DIGEST)
+    answer, answer_type, answerable, number = served(torch.randn(4, 8), torch.randn(4, 8))
+    torch.testing.assert_close(answer.sum(dim=1), torch.ones(4))
+    torch.testing.assert_close(answer_type.sum(dim=1), torch.ones(4))
+    assert answerable.shape == number.shape == (4, 1)
+    assert head_digest(int(number[0])) == DIGEST
+
+
+@torch.inference_mode()
+def test_stacked_heads_are_the_mean_of_the_heads() -> None:
+    predictor = make_predictor(3)
+    image, text = torch.randn(4, 8), torch.randn(4, 8)
+    answer, answer_type, answerable, _ = ServedHead(predictor, DIGEST)(image, text)
+    logits = [head(text, image) for head in predictor.heads]
+    torch.testing.assert_close(answer, sum(each.answer.softmax(1) for each in logits) / 3)
+    torch.testing.assert_close(answer_type, sum(each.answer_type.softmax(1) for each in logits) / 3)
+    torch.testing.assert_close(answerable[:, 0], sum(each.answerable.sigmoid() for each in logits) / 3)
+
+
+@torch.inference_mode()
+def test_the_calibration_is_in_the_graph() -> None:
+    plain, calibrated = make_predictor(2), make_predictor(2, Calibration(0.5, -1.0))
+    image, text = torch.randn(64, 8), torch.randn(64, 8)
+    before = sum(head(text, image).answerable.double().sigmoid() for head in plain.heads) / 2
+    after = ServedHead(calibrated, DIGEST)(image, text)[2][:, 0]
+    odds = (before / (1 - before)) ** 0.5 * torch.exp(torch.tensor(-1.0))
+    torch.testing.assert_close(after, (odds / (1 + odds)).float())
+    assert ((before > 0.5) != (after > 0.5)).any()  # the line was somewhere else before
+
+
+@torch.inference_mode()
+def test_certainty_stays_finite() -> None:
+    predictor = make_predictor(1)
+    predictor.heads[0].answerable.bias.fill_(1000.0)
+    answerable = ServedHead(predictor, DIGEST)(torch.randn(2, 8), torch.randn(2, 8))[2]
+    assert torch.isfinite(answerable).all()
+    assert (answerable > 0.999).all()

@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from training import digests
+from training.decoding import TURNS, Decoder, turned_pixels
+from training.digests import photo_digests
+from vizwiz_client.contract import geometry
+
+
+@pytest.fixture
+def photo(tmp_path: Path) -> Path:
+    """A photo that its camera says is to be turned."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    noise = np.random.default_rng(0).integers(0, 255, (60, 100, 3), np.uint8)
+    Image.fromarray(noise).save(tmp_path / "photo.png", exif=exif)
+    return tmp_path / "photo.png"
+
+
+def test_a_worker_gives_the_pixels_of_the_contract(photo: Path) -> None:
+    pixels = np.zeros((4, 32, 32, 3), np.uint8)
+    with Decoder(1) as decoder:
+        assert decoder.submit(photo, TURNS, pixels).result() is None
+    np.testing.assert_array_equal(pixels[0], geometry.to_pixels(geometry.load_photo(photo), 32))
+    np.testing.assert_array_equal(pixels, turned_pixels(photo, 32, TURNS))
+
+
+def test_a_photo_that_cannot_be_read_says_why_and_the_worker_goes_on(photo: Path) -> None:
+    damaged = photo.with_name("damaged.png")
+    damaged.write_bytes(photo.read_bytes()[:300])
+    pixels = np.zeros((1, 32, 32, 3), np.uint8)
+    with Decoder(1) as decoder:
+        problem = decoder.submit(damaged, (0,), pixels).result()
+        assert problem is not None
+        assert problem.startswith(f"{damaged}: the picture is damaged or incomplete")
+        assert decoder.submit(photo, (0,), pixels).result() is None
+    assert pixels.any()
+
+
+def test_a_photo_that_kills_its_worker_is_named_and_another_worker_takes_over(photo: Path) -> None:
+    trap = photo.with_name("trap.png")
+    os.mkfifo(trap)  # the worker waits for it, and is killed there
+    pixels = np.zeros((1, 32, 32, 3), np.uint8)
+
+    with Decoder(1) as decoder:
+        assert decoder.submit(photo, (0,), pixels).result() is None
+        killer = threading.Thread(target=_kill_child, args=(0.3,))
+        killer.start()
+        problem = decoder.submit(trap, (0,), pixels).result(timeout=20)
+        killer.join()
+        assert problem == f"{trap}: decoding it ended the worker process (exit status -9)"
+        assert decoder.submit(photo, (0,), pixels).result() is None
+
+
+def _kill_child(after_s: float) -> None:
+    time.sleep(after_s)
+    (child,) = [
+        int(pid) for task in Path("/proc/self/task").iterdir() for pid in (task / "children").read_text().split()
+    ]
+    os.kill(child, signal.SIGKILL)
+
+
+def test_a_worker_needs_no_torch(photo: Path) -> None:
+    code = "import sys; import training.decoding; sys.exit('torch' in sys.modules)"
+    assert (
+        subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": ":".join(sys.path)}).returncode
+        == 0
+    )
+
+
+def test_digests_are_remembered_while_a_photo_does_not_change(
+    photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(digests, "_SETTLED_AFTER_S", 0)
+    first, problems = photo_digests([photo], tmp_path / "cache")
+    assert problems == []
+    (index,) = (tmp_path / "cache" / "photos").iterdir()
+    index.write_text(index.read_text().replace(first[photo], "remembered"))
+    assert photo_digests([photo], tmp_path / "cache")[0] == {photo: "remembered"}
+    photo.write_bytes(photo.read_bytes())  # other times, the same bytes
+    assert photo_digests([photo], tmp_path / "cache")[0] == first
+
+
+def test_a_photo_that_has_just_changed_is_not_trusted_to_stay(photo: Path, tmp_path: Path) -> None:
+    photo_digests([photo], tmp_path / "cache")
+    assert not (tmp_path / "cache").exists()
+
+
+def test_photos_that_are_gone_are_all_named(tmp_path: Path) -> None:
+    gone = [tmp_path / "a.jpg", tmp_path / "b.jpg"]
+    assert photo_digests(gone, tmp_path / "cache") == (
+        {},
+        [f"{path}: cannot be read (No such file or directory)" for path in gone],
+    )

@@ -1,0 +1,309 @@
+"""Downloads from a real server on loopback, which breaks off and lies."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import subprocess
+import sys
+import threading
+import time
+import zipfile
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from tests.conftest import ROOT, annotation
+from training.archives import ArchiveError, unpack
+from training.data import read_split
+from training.download import download, main
+from training.transfer import DownloadError, Transfer, fetch
+
+HASTY = Transfer(retries=3, first_wait_s=0.01, longest_wait_s=0.02, timeout_s=5)
+CONTENT = bytes(range(256)) * 4000  # 1 MB
+
+
+class Site:
+    """What the server has and how it misbehaves; ``requests`` are (path, value of Range)."""
+
+    def __init__(self) -> None:
+        self.files: dict[str, bytes] = {}
+        self.redirects: dict[str, str] = {}
+        self.etag: str | None = '"1"'
+        self.breaks_after: list[int] = []  # of each request in turn, the bytes it is sent before the line goes dead
+        self.stated_extra = 0  # bytes that Content-Length promises too much
+        self.statuses: list[int] = []  # of each request in turn, before the file is sent at all
+        self.ignores_range = False
+        self.ignores_if_range = False
+        self.wrong_offset = 0
+        self.block_pause_s = 0.0
+        self.requests: list[tuple[str, str | None]] = []
+        self.url = ""
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        site: Site = self.server.site  # type: ignore[attr-defined]
+        asked = self.headers.get("Range")
+        site.requests.append((self.path, asked))
+        if target := site.redirects.get(self.path):
+            return self._head(302, {"Location": target, "Content-Length": "0"})
+        if site.statuses:
+            return self._head(site.statuses.pop(0), {"Content-Length": "0"})
+        if (content := site.files.get(self.path)) is None:
+            return self._head(404, {"Content-Length": "0"})
+        start = 0
+        matches = site.ignores_if_range or self.headers.get("If-Range") == site.etag
+        if asked and matches and not site.ignores_range:
+            start = int(asked.removeprefix("bytes=").removesuffix("-"))
+        if start and start >= len(content):
+            return self._head(416, {"Content-Range": f"bytes */{len(content)}", "Content-Length": "0"})
+        total = len(content) + site.stated_extra
+        headers = {"Content-Length": str(total - start)}
+        if site.etag:
+            headers["ETag"] = site.etag
+        if start:
+            headers["Content-Range"] = f"bytes {start + site.wrong_offset}-{total - 1}/{total}"
+        self._head(206 if start else 200, headers)
+        end = start + site.breaks_after.pop(0) if site.breaks_after else len(content)
+        for place in range(start, min(end, len(content)), 50_000):
+            self.wfile.write(content[place : min(place + 50_000, end)])
+            time.sleep(site.block_pause_s)
+        self.close_connection = True
+
+    def _head(self, status: int, headers: dict[str, str]) -> None:
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, *_: object) -> None:
+        pass  # a client that was killed
+
+
+@pytest.fixture
+def site() -> Iterator[Site]:
+    """A server on loopback that has one file."""
+    site = Site()
+    site.files["/file.zip"] = CONTENT
+    with _Server(("127.0.0.1", 0), _Handler) as server:
+        server.site = site  # type: ignore[attr-defined]
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        site.url = f"http://127.0.0.1:{server.server_port}"
+        yield site
+        server.shutdown()
+        thread.join()
+
+
+def holds(path: Path, content: bytes) -> bool:
+    """Whether a file has this content, without the minutes that pytest takes to show how a megabyte differs."""
+    return path.read_bytes() == content
+
+
+def zipped(files: dict[str, bytes]) -> bytes:
+    """A zip archive of ``files``."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
+    return buffer.getvalue()
+
+
+def photo() -> bytes:
+    """A small photo as a file."""
+    buffer = io.BytesIO()
+    Image.effect_noise((64, 48), 50).convert("RGB").save(buffer, "JPEG")
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def vizwiz_site(site: Site) -> Site:
+    """A server with a small VizWiz, archived as the official one is."""
+    annotations = {}
+    for split in ("train", "val", "test"):
+        records = [annotation(n, image=f"VizWiz_{split}_{n:08}.jpg") for n in range(3)]
+        if split == "test":
+            records = [{"image": record["image"], "question": record["question"]} for record in records]
+        annotations[f"Annotations/{split}.json"] = json.dumps(records).encode()
+        photos = {f"{split}/{record['image']}": photo() for record in records}
+        site.files[f"/images/{split}.zip"] = zipped(photos | {f"__MACOSX/{split}/._{n}.jpg": b"?" for n in range(2)})
+    site.files["/vqa_data/Annotations.zip"] = zipped(annotations)
+    return site
+
+
+def test_a_transfer_that_breaks_off_goes_on_where_it_stopped(site: Site, tmp_path: Path) -> None:
+    site.breaks_after = [300_000, 1, 400_000]
+    fetch(f"{site.url}/file.zip", tmp_path / "file.zip", HASTY)
+    assert holds(tmp_path / "file.zip", CONTENT)
+    assert [asked for _, asked in site.requests] == [None, "bytes=300000-", "bytes=300001-", "bytes=700001-"]
+    assert [path.name for path in tmp_path.iterdir()] == ["file.zip"]
+
+
+def test_a_server_that_ignores_range_is_taken_from_the_start(site: Site, tmp_path: Path) -> None:
+    site.breaks_after, site.ignores_range = [300_000], True
+    fetch(f"{site.url}/file.zip", tmp_path / "file.zip", HASTY)
+    assert holds(tmp_path / "file.zip", CONTENT)
+
+
+@pytest.mark.parametrize("ignores_if_range", [False, True])
+def test_a_file_that_changed_meanwhile_is_not_mixed_with_the_old_one(
+    site: Site, tmp_path: Path, ignores_if_range: bool
+) -> None:
+    site.breaks_after = [300_000, 0, 0]
+    with pytest.raises(DownloadError):
+        fetch(f"{site.url}/file.zip", tmp_path / "file.zip", HASTY)
+    site.files["/file.zip"], site.etag, site.ignores_if_range = CONTENT[::-1], '"2"', ignores_if_range
+    fetch(f"{site.url}/file.zip", tmp_path / "file.zip", HASTY)
+    assert holds(tmp_path / "file.zip", CONTENT[::-1])
+
+
+def test_without_an_etag_or_a_date_nothing_is_resumed(site: Site, tmp_path: Path) -> None:
+    site.breaks_after, site.etag = [300_000], None
+    fetch(f"{site.url}/file.zip", tmp_path / "file.zip", HASTY)
+    assert holds(tmp_path / "file.zip", CONTENT)
+    assert [asked for _, asked in site.requests] == [None, None]
+
+
+def test_attempts_that_bring_nothing_end_and_what_arrived_is_kept(site: Site, tmp_path: Path) -> None:
+    site.breaks_after = [300_000, 0, 0, 0]
+    with pytest.raises(DownloadError, match=r"gave up after 3 attempts in a row .* 300000 bytes are kept"):
+        fetch(f"{site.url}/file.zip", tmp_path / "file.zip", HASTY)
+    fetch(f"{site.url}/file.zip", tmp_path / "file.zip", HASTY)
+    assert holds(tmp_path / "file.zip", CONTENT)
+    assert site.requests[-1] == ("/file.zip", "bytes=300000-")
+
+
+def test_a_server_that_promises_more_than_it_has_is_found_out(site: Site, tmp_path: Path) -> None:
+    site.stated_extra = 100
+    with pytest.raises(DownloadError, match=f"stated a larger file, but has nothing after byte {len(CONTENT)}"):
+        fetch(f"{site.url}/file.zip", tmp_path / "file.zip", HASTY)
+    assert not (tmp_path / "file.zip").exists()
+
+
+def test_a_server_that_sends_another_part_than_asked_for_is_refused(site: Site, tmp_path: Path) -> None:
+    site.breaks_after, site.wrong_offset = [300_000], 7
+    with pytest.raises(DownloadError, match="asked for bytes from 300000, the server sends 'bytes 300007-"):
+        fetch(f"{site.url}/file.zip", tmp_path / "file.zip", HASTY)
+
+
+def test_a_busy_server_is_asked_again_and_a_missing_file_is_not(site: Site, tmp_path: Path) -> None:
+    site.statuses = [503, 500]
+    fetch(f"{site.url}/file.zip", tmp_path / "file.zip", HASTY)
+    assert len(site.requests) == 3
+    with pytest.raises(DownloadError, match="answers 404 Not Found"):
+        fetch(f"{site.url}/none.zip", tmp_path / "none.zip", HASTY)
+    assert len(site.requests) == 4
+
+
+def test_redirects_are_followed_and_resumed_through(site: Site, tmp_path: Path) -> None:
+    site.redirects["/moved.zip"], site.breaks_after = "/file.zip", [300_000]
+    fetch(f"{site.url}/moved.zip", tmp_path / "file.zip", HASTY)
+    assert holds(tmp_path / "file.zip", CONTENT)
+    assert site.requests[-1] == ("/file.zip", "bytes=300000-")
+
+
+def test_a_server_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DownloadError, match=r"http://127\.0\.0\.1:9/file\.zip: gave up after 3 attempts.*refused"):
+        fetch("http://127.0.0.1:9/file.zip", tmp_path / "file.zip", HASTY)
+
+
+def test_a_file_that_the_disk_has_no_room_for_is_not_begun(site: Site, tmp_path: Path) -> None:
+    site.stated_extra = 10**16
+    with pytest.raises(
+        DownloadError, match=r"downloading and unpacking file\.zip takes 20000000\.\d\d GB, but .* free"
+    ):
+        fetch(f"{site.url}/file.zip", tmp_path / "file.zip", HASTY)
+    assert not (tmp_path / "file.zip.part").exists()
+
+
+def test_a_killed_download_resumes(vizwiz_site: Site, tmp_path: Path) -> None:
+    vizwiz_site.files["/vqa_data/Annotations.zip"] = big = zipped({"train.json": CONTENT})
+    vizwiz_site.block_pause_s = 0.05
+    command = [sys.executable, "-m", "training.download", "--out", str(tmp_path), "--base-url", vizwiz_site.url]
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL) as process:
+        part = tmp_path / "Annotations.zip.part"
+        deadline = time.monotonic() + 30
+        while (not part.exists() or part.stat().st_size < 100_000) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        process.kill()
+    have = part.stat().st_size
+    assert 0 < have < len(big)
+    vizwiz_site.block_pause_s = 0.0
+    fetch(f"{vizwiz_site.url}/vqa_data/Annotations.zip", tmp_path / "Annotations.zip", HASTY)
+    assert holds(tmp_path / "Annotations.zip", big)
+    assert vizwiz_site.requests[-1] == ("/vqa_data/Annotations.zip", f"bytes={have}-")
+
+
+def test_a_vizwiz_folder_is_made_and_left_alone_the_second_time(vizwiz_site: Site, tmp_path: Path) -> None:
+    vizwiz_site.breaks_after = [200, 300, 400]
+    out = tmp_path / "VizWiz"
+    download(out, base_url=vizwiz_site.url, transfer=HASTY)
+    assert sorted(path.name for path in out.iterdir()) == ["Annotations", "archives.json", "test", "train", "val"]
+    assert [len(read_split(out, split, labelled=split != "test").records) for split in ("train", "val", "test")] == [
+        3
+    ] * 3
+    ledger = json.loads((out / "archives.json").read_text())
+    train = vizwiz_site.files["/images/train.zip"]
+    assert ledger["train.zip"]["sha256"] == hashlib.sha256(train).hexdigest()
+    assert ledger["train.zip"]["bytes"] == len(train)
+    asked = len(vizwiz_site.requests)
+    download(out, base_url=vizwiz_site.url, transfer=HASTY)
+    assert len(vizwiz_site.requests) == asked
+
+
+def test_a_damaged_archive_is_refused_and_fetched_again(vizwiz_site: Site, tmp_path: Path) -> None:
+    good = vizwiz_site.files["/images/val.zip"]
+    place = good.index(b"\xff\xd8") + 300  # inside the first photo
+    vizwiz_site.files["/images/val.zip"] = good[:place] + bytes([good[place] ^ 1]) + good[place + 1 :]
+    with pytest.raises(ArchiveError, match=r"val\.zip: damaged, or not a zip archive \(Bad CRC-32"):
+        download(tmp_path, ("val",), base_url=vizwiz_site.url, transfer=HASTY)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["Annotations", "archives.json"]
+    vizwiz_site.files["/images/val.zip"] = good
+    download(tmp_path, ("val",), base_url=vizwiz_site.url, transfer=HASTY)
+
+
+def test_an_archive_with_another_digest_than_asked_for_is_refused(vizwiz_site: Site, tmp_path: Path) -> None:
+    with pytest.raises(ArchiveError, match=r"val\.zip: SHA-256 is [0-9a-f]{64}, expected 0{64}"):
+        download(tmp_path, ("val",), base_url=vizwiz_site.url, sha256={"val.zip": "0" * 64}, transfer=HASTY)
+    right = hashlib.sha256(vizwiz_site.files["/images/val.zip"]).hexdigest().upper()
+    download(tmp_path, ("val",), base_url=vizwiz_site.url, sha256={"val.zip": right}, transfer=HASTY)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"<html>maintenance</html>", "damaged, or not a zip archive"),
+        (zipped({"val/../../evil.jpg": b"x"}), "'val/../../evil.jpg' would be written outside"),
+        (zipped({"/etc/evil.jpg": b"x"}), "would be written outside"),
+        (zipped({"val\\..\\evil.jpg": b"x"}), "would be written outside"),
+        (zipped({"a/photo.jpg": b"x", "b/photo.jpg": b"y"}), r"two files of the name photo\.jpg"),
+        (zipped({"val/readme.txt": b"x"}), r"holds no \.jpg file"),
+    ],
+)
+def test_an_archive_that_holds_what_it_should_not(tmp_path: Path, content: bytes, message: str) -> None:
+    (tmp_path / "val.zip").write_bytes(content)
+    with pytest.raises(ArchiveError, match=message):
+        unpack(tmp_path / "val.zip", tmp_path / "val", (".jpg",))
+    assert [path.name for path in tmp_path.iterdir()] == ["val.zip"]
+
+
+def test_the_command_reports_in_one_line(site: Site, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--out", str(tmp_path), "--base-url", site.url]) == 1
+    assert capsys.readouterr().err == f"error: {site.url}/vqa_data/Annotations.zip: the server answers 404 Not Found\n"
+    with pytest.raises(SystemExit):
+        main(["--sha256", "train.zip=abc"])
+    assert "expected FILE=64 hexadecimal digits, FILE one of Annotations.zip" in capsys.readouterr().err

@@ -1,0 +1,249 @@
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from dataclasses import replace
+from html.parser import HTMLParser
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tests.conftest import write_checkpoint
+from training import evaluate
+from training.clip_models import ClipError, FrozenClip
+from training.data import ANSWER_TYPES, DatasetError, read_split
+from training.head import GatedHead
+from training.metrics import answerability, vqa_accuracy, vqa_accuracy_by_type
+from training.model_card import write_model_card
+from training.predictor import ClipEnsemble, Predictor
+from training.progress import ProgressLog
+from training.recipe import REPORT
+from training.runs import Run, read_run, write_run
+from training.splits import holdout
+from training.storage import write_json
+
+
+@pytest.fixture(scope="module")
+def data(real_photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The real photos as train, val and test; the questions try to be markup."""
+    folder = tmp_path_factory.mktemp("data")
+    (folder / "Annotations").mkdir()
+    records = json.loads((real_photos / "Annotations" / "val.json").read_text(encoding="utf-8"))
+    for record in records:
+        record["question"] = f"<script>alert('{record['question']}')</script> & \"this\""
+    for split in ("train", "val", "test"):
+        (folder / split).symlink_to((real_photos / "val").resolve())
+        kept = [{key: record[key] for key in ("image", "question")} for record in records]
+        (folder / "Annotations" / f"{split}.json").write_text(json.dumps(kept if split == "test" else records))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(data: Path, tiny_vit: FrozenClip, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run of two heads that nobody fitted: what it says is arbitrary, and varied."""
+    folder = tmp_path_factory.mktemp("runs") / "20260101T000000Z-tiny"
+    folder.mkdir()
+    val = read_split(data, "val")
+    answers = list(dict.fromkeys(record.answers[0] for record in val.records))
+    torch.manual_seed(1)
+    heads = [GatedHead(tiny_vit.width, len(answers), len(ANSWER_TYPES)) for _ in range(2)]
+    config: dict[str, Any] = {
+        "recipe": vars(replace(REPORT, folds=2)),
+        "type_set": "official",
+        "answer_types": ANSWER_TYPES,
+        "vocabulary": {"rule": "report", "size": len(answers), "ceiling": 87.6},
+        "holdout": {"fraction": 0.2, "seed": 3},
+        "data": {"folder": str(data)}
+        | {name: {"records": len(val.records), "sha256": read_split(data, name).digest} for name in ("train", "val")},
+        "clips": [
+            {"source": tiny_vit.source, "sha256": tiny_vit.digest, "side": tiny_vit.side, "width": tiny_vit.width}
+        ],
+    }
+    write_run(folder, config, ClipEnsemble([Predictor(heads)]), answers)
+    row = {"epoch": 1, "train_loss": 3.0, "val_loss": 2.0, **vqa_accuracy(["mug"], [["mug"] * 10])}
+    constant = {"answer": "unanswerable", "vqa_accuracy_leave_one_out": 73.0}
+    write_json(folder / "metrics.json", {"best": row, "constant": constant, "history": [row]})
+    with ProgressLog(folder) as log:
+        log.epoch(row)
+    write_model_card(folder)
+    return read_run(folder)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Features, encoded once for the tests of this file."""
+    return tmp_path_factory.mktemp("cache")
+
+
+def command(run: Run, cache: Path, *arguments: str) -> int:
+    return evaluate.main(["--run", str(run.folder), "--device", "cpu", "--cache", str(cache), *arguments])
+
+
+@pytest.fixture(scope="module")
+def on_val(run: Run, cache: Path) -> Path:
+    """The results on val."""
+    assert command(run, cache) == 0
+    return run.folder / "evaluation-val"
+
+
+def load(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def test_the_metrics_are_those_of_the_submission(on_val: Path, data: Path, run: Run) -> None:
+    records = read_split(data, "val").records
+    tasks = load(on_val / "submission_answers.json"), load(on_val / "submission_answerability.json")
+    for task in tasks:
+        assert [entry["image"] for entry in task] == [record.image for record in records]
+    answers = [entry["answer"] for entry in tasks[0]]
+    confidence = np.array([entry["answerable"] for entry in tasks[1]], np.float32)
+    assert set(answers) <= set(run.answers)
+    assert len(set(answers)) > 1
+
+    metrics, given = load(on_val / "metrics.json"), [record.answers for record in records]
+    types = [record.answer_type or "" for record in records]
+    expected = (
+        vqa_accuracy(answers, given)
+        | answerability(confidence, np.array([bool(record.answerable) for record in records]))
+        | {"by_answer_type": vqa_accuracy_by_type(answers, given, types)}
+        | {"records": 50, "split": "val", "run_sha256": run.digest}
+    )
+    assert {key: metrics[key] for key in expected} == expected
+    assert metrics["constant"] == {"answer": "unanswerable"} | vqa_accuracy(["unanswerable"] * 50, given)
+    assert np.sum(metrics["answer_types"]["confusion"], axis=1).tolist() == [types.count(name) for name in ANSWER_TYPES]
+    assert metrics["ceiling"] >= metrics["vqa_accuracy_leave_one_out"]
+    assert metrics["declining"]["tenths"][0]["vqa_accuracy_leave_one_out"] == metrics["vqa_accuracy_leave_one_out"]
+
+
+class Page(HTMLParser):
+    """What is asserted of the report."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attributes)))
+
+    def all(self, *names: str) -> list[dict[str, str | None]]:
+        return [attributes for tag, attributes in self.tags if tag in names]
+
+
+def test_the_report_loads_nothing_and_runs_nothing(on_val: Path) -> None:
+    text = (on_val / "report.html").read_text(encoding="utf-8")
+    page = Page(text)
+    assert not page.all("script", "link", "iframe", "object", "embed", "base")
+    sources = [
+        attributes.get(key) for _, attributes in page.tags for key in ("src", "href", "srcset") if key in attributes
+    ]
+    assert len(sources) > 5
+    assert all(
+        (source or "").startswith(("data:image/svg+xml;base64,", "data:image/jpeg;base64,")) for source in sources
+    )
+    assert "&lt;script&gt;" in text
+    assert not re.search(r"url\(|@import|https?://", text)
+    assert not [key for _, attributes in page.tags for key in attributes if key.startswith("on")]
+
+
+def test_the_report_can_be_read_without_seeing(on_val: Path) -> None:
+    page = Page((on_val / "report.html").read_text(encoding="utf-8"))
+    assert page.all("html")[0]["lang"] == "en"
+    assert all(len(image["alt"] or "") > 20 for image in page.all("img"))
+    levels = [int(tag[1]) for tag, _ in page.tags if re.fullmatch("h[1-6]", tag)]
+    assert levels[0] == 1
+    assert levels.count(1) == 1
+    assert all(after <= before + 1 for before, after in pairwise(levels))
+    assert len(page.all("caption")) == len(page.all("table")) == 6
+    assert all(header.get("scope") in ("row", "col") for header in page.all("th"))
+
+
+def test_test_gets_the_submission_files_alone(run: Run, cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command(run, cache, "--split", "test") == 0
+    files = sorted(path.name for path in (run.folder / "evaluation-test").iterdir())
+    assert files == ["submission_answerability.json", "submission_answers.json"]
+    assert "the answers of this split are hidden" in capsys.readouterr().out
+
+
+def test_the_held_out_part_is_what_the_fit_left_out(run: Run, data: Path, cache: Path, on_val: Path) -> None:
+    assert command(run, cache, "--split", "holdout") == 0
+    _, held = holdout(read_split(data, "train"), 0.2, 3)
+    task = load(run.folder / "evaluation-holdout" / "submission_answers.json")
+    assert [entry["image"] for entry in task] == [record.image for record in held.records]
+    assert len(task) == 10
+    # train is val here: the same photo gets the same answer, whichever rows were taken
+    everywhere = {entry["image"]: entry["answer"] for entry in load(on_val / "submission_answers.json")}
+    assert all(everywhere[entry["image"]] == entry["answer"] for entry in task)
+    card = (run.folder / "MODEL_CARD.md").read_text(encoding="utf-8")
+    assert "| | val, in the fit | holdout | val |" in card
+
+
+def test_results_go_where_they_are_asked_for(run: Run, cache: Path, tmp_path: Path, on_val: Path) -> None:
+    assert command(run, cache, "--out", str(tmp_path / "a" / "b")) == 0
+    assert load(tmp_path / "a" / "b" / "metrics.json") == load(on_val / "metrics.json")
+    assert {path.name for path in (tmp_path / "a" / "b").iterdir()} == {path.name for path in on_val.iterdir()}
+
+
+def test_a_run_without_a_held_out_part_says_so(run: Run, data: Path) -> None:
+    without = replace(run, config=run.config | {"holdout": None})
+    with pytest.raises(DatasetError, match=r"held nothing out of train: fit with `python -m training\.fit --holdout"):
+        evaluate.read_part(without, "holdout")
+
+
+def test_another_train_has_no_held_out_part(run: Run, data: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(data, other, symlinks=True)
+    path = other / "Annotations" / "train.json"
+    path.write_text(path.read_text() + "\n")
+    with pytest.raises(DatasetError, match=r"is not the file that .* was fitted on"):
+        evaluate.read_part(run, "holdout", other)
+
+
+def test_another_clip_is_refused(run: Run, tmp_path: Path) -> None:
+    other = str(write_checkpoint(tmp_path / "other.pt", 3, seed=1))
+    with pytest.raises(ClipError, match=r"was fitted on the CLIP [0-9a-f]{12} .*, but .*other\.pt is [0-9a-f]{12}"):
+        evaluate.load_clips_of(run, [other], torch.device("cpu"))
+    with pytest.raises(ClipError, match=r"was fitted on 1 CLIP\(s\), --clip gives 2"):
+        evaluate.load_clips_of(run, [other, other], torch.device("cpu"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--run", "nowhere"], "error: nowhere is not a run folder"),
+        (["--data", "nowhere"], "error: nowhere/Annotations/val.json does not exist."),
+        (["--clip", "ViT-B/7"], "error: no CLIP 'ViT-B/7'"),
+        (["--device", "tpu9"], "error: --device tpu9: no such device"),
+    ],
+)
+def test_bad_input_is_one_clear_line(
+    run: Run, cache: Path, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command(run, cache, *arguments) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert "Traceback" not in error
+
+
+def test_the_model_card_tells_what_must_be_known(run: Run, on_val: Path) -> None:
+    card = (run.folder / "MODEL_CARD.md").read_text(encoding="utf-8")
+    for needed in (
+        "CC BY 4.0",
+        "MIT",
+        "Not for medicines, money or traffic",
+        "English",
+        "Under 0.5",
+        "0.2 of its photos",
+    ):
+        assert needed in card
+    metrics = load(on_val / "metrics.json")
+    assert f"{metrics['vqa_accuracy_leave_one_out']:.2f}" in card
+    assert f"{metrics['answerable_ece']:.3f}" in card
+    assert str(run.folder.parent) not in card  # no place on this machine
+    assert str(Path(run.clips[0]["source"]).parent) not in card
+    assert "{{" not in card

@@ -1,0 +1,100 @@
+from __future__ import annotations
+
+import argparse
+from dataclasses import FrozenInstanceError, asdict, fields, replace
+
+import pytest
+
+from training.recipe import RECIPES, REPORT, SENTENCES, Recipe, RecipeError, add_recipe_flags, flag_of, recipe_from
+
+
+def parse(*arguments: str) -> Recipe:
+    parser = argparse.ArgumentParser()
+    add_recipe_flags(parser)
+    return recipe_from(parser.parse_args(arguments))
+
+
+def test_the_reports_recipe_is_the_default() -> None:
+    assert parse() == Recipe() == RECIPES["report"] == REPORT
+    assert asdict(REPORT) == {
+        "name": "report",
+        "epochs": 10,
+        "learning_rate": 1e-3,
+        "batch_size": 64,
+        "dropout": 0.5,
+        "hidden": 512,
+        "seed": 0,
+        "vocabulary": "report",
+        "vocabulary_size": 0,
+        "types": "official",
+        "views": 1,
+        "folds": 1,
+        "targets": "majority",
+        "answer_loss": "ce",
+        "label_smoothing": 0.0,
+        "answerable_targets": "label",
+        "answerable_weighting": "none",
+        "weight_decay": 0.0,
+        "schedule": "constant",
+        "ema": 0.0,
+        "keep": "best",
+        "calibration": "none",
+    }
+
+
+def test_the_papers_recipe() -> None:
+    paper = parse("--recipe", "paper")
+    assert (paper.vocabulary, paper.types, paper.views, paper.folds) == ("paper", "paper", 4, 10)
+    assert (paper.targets, paper.answer_loss) == ("majority", "ce")
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_flag_overrides_any_setting(name: str) -> None:
+    assert parse("--recipe", name) == RECIPES[name]
+    assert parse("--recipe", name, "--epochs", "3", "--dropout", "0") == replace(RECIPES[name], epochs=3, dropout=0.0)
+    assert parse("--recipe", name, "--targets", "annotators").targets == "annotators"
+
+
+def test_a_recipe_does_not_change() -> None:
+    with pytest.raises(FrozenInstanceError):
+        REPORT.epochs = 3  # type: ignore[misc]
+
+
+def test_all_problems_are_told_together() -> None:
+    with pytest.raises(RecipeError) as caught:
+        Recipe(
+            epochs=0,
+            dropout=1,
+            targets="mode",
+            views=5,
+            vocabulary="top-k",
+            answer_loss="bce",
+            label_smoothing=0.1,
+            calibration="platt",
+        )
+    assert str(caught.value).split("; ") == [
+        "--epochs must be at least 1, got 0",
+        "--dropout must be in [0, 1), got 1",
+        "--views must be one of 1, 2, 3, 4, got 5",
+        "--targets must be one of majority, annotators, accuracy, got mode",
+        "--vocabulary top-k needs --vocabulary-size",
+        "--label-smoothing is for --answer-loss ce: binary cross-entropy has no distribution to smooth",
+        "--calibration platt needs --folds 2 or more: one head leaves nothing to calibrate on",
+    ]
+
+
+def test_a_size_without_its_rule() -> None:
+    with pytest.raises(RecipeError, match="--vocabulary-size is for --vocabulary top-k, not report"):
+        Recipe(vocabulary_size=100)
+
+
+def test_help_explains_every_recipe_and_setting() -> None:
+    parser = argparse.ArgumentParser(formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_recipe_flags(parser)
+    shown = " ".join(parser.format_help().split())
+    assert SENTENCES.keys() == RECIPES.keys()
+    for name, sentence in SENTENCES.items():
+        assert f"{name}: {' '.join(sentence.split())}." in shown
+    for knob in fields(Recipe):
+        if knob.name != "name":
+            assert f"{flag_of(knob.name)} " in shown

@@ -1,0 +1,151 @@
+"""Download VizWiz from its official site.
+
+    python -m training.download --out VizWiz                     # train, val and test
+    python -m training.download --out VizWiz --splits train val  # what a fit needs
+
+Run it again after any interruption: what has arrived is kept. We know of no published checksums, so an archive is
+checked by the size that the server states and by the CRC-32 of every file in it; its SHA-256 is written to
+archives.json, and ``--sha256 train.zip=...`` holds a later download to it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from pathlib import Path
+
+from training.archives import ArchiveError, unpack
+from training.data import DatasetError, read_split
+from training.storage import file_digest, write_json
+from training.transfer import DownloadError, Transfer, fetch
+
+BASE_URL = "https://vizwiz.cs.colorado.edu/VizWiz_final"
+ARCHIVES = {  # folder that an archive becomes -> its place under the base URL
+    "Annotations": "vqa_data/Annotations.zip",
+    "train": "images/train.zip",
+    "val": "images/val.zip",
+    "test": "images/test.zip",
+}
+SPLITS = ("train", "val", "test")
+LEDGER = "archives.json"
+_SUFFIXES = {"Annotations": (".json",), **dict.fromkeys(SPLITS, (".jpg", ".jpeg", ".png"))}
+
+
+def download(
+    out: Path,
+    splits: tuple[str, ...] = SPLITS,
+    *,
+    base_url: str = BASE_URL,
+    sha256: dict[str, str] | None = None,
+    keep_archives: bool = False,
+    transfer: Transfer | None = None,
+) -> None:
+    """Download and unpack the annotations and the photos of ``splits`` into the VizWiz folder ``out``.
+
+    A folder that is there already is left alone. Each folder appears whole or not at all.
+
+    Args:
+        sha256: the digests that archives must have, by file name, such as ``train.zip``.
+        keep_archives: keep each archive after it is unpacked.
+        transfer: how patiently to download.
+
+    Raises:
+        DownloadError: the server cannot be reached, breaks off again and again or refuses, or the disk is too small.
+        ArchiveError: what arrived is damaged or not what was expected; the archive is removed, so that the next run
+            fetches it again.
+        DatasetError: what was unpacked is not a readable VizWiz folder.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    for folder in ("Annotations", *splits):
+        if (out / folder).exists():
+            print(f"{out / folder}: there already")
+            continue
+        url = f"{base_url.rstrip('/')}/{ARCHIVES[folder]}"
+        archive = out / Path(url).name
+        fetch(url, archive, transfer or Transfer())
+        try:
+            digest = _check_digest(archive, (sha256 or {}).get(archive.name))
+            files = unpack(archive, out / folder, _SUFFIXES[folder])
+        except ArchiveError:
+            archive.unlink()
+            raise
+        _record(out, archive, url, digest)
+        print(f"{out / folder}: {files} files")
+        if not keep_archives:
+            archive.unlink()
+    for split in splits:
+        print(f"{split}: {len(read_split(out, split, labelled=split != 'test').records)} records, all photos there")
+
+
+def _check_digest(archive: Path, expected: str | None) -> str:
+    digest = file_digest(archive)
+    if expected is not None and digest != expected.lower():
+        raise ArchiveError(f"{archive.name}: SHA-256 is {digest}, expected {expected.lower()}")
+    return digest
+
+
+def _record(out: Path, archive: Path, url: str, digest: str) -> None:
+    ledger = out / LEDGER
+    known = json.loads(ledger.read_text(encoding="utf-8")) if ledger.exists() else {}
+    write_json(ledger, known | {archive.name: {"url": url, "bytes": archive.stat().st_size, "sha256": digest}})
+
+
+def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m training.download",
+        description="Download VizWiz (CC BY 4.0) from its official site, check it and unpack it. Run it again after an "
+        "interruption: what has arrived is kept.",
+        epilog="Next: python -m training.fit --data VizWiz --clip ViT-L/14@336px",
+    )
+    parser.add_argument("--out", type=Path, default=Path("VizWiz"), help="the VizWiz folder to make (default: VizWiz)")
+    parser.add_argument(
+        "--splits", nargs="+", choices=SPLITS, default=SPLITS, help="whose photos to fetch (default: all three)"
+    )
+    parser.add_argument("--base-url", default=BASE_URL, help=f"a mirror of {BASE_URL}")
+    parser.add_argument(
+        "--sha256", nargs="+", type=_named_digest, default=[], metavar="FILE=HEX", help="refuse other bytes than these"
+    )
+    parser.add_argument("--keep-archives", action="store_true", help="keep the archives after they are unpacked")
+    parser.add_argument(
+        "--retries",
+        type=int,
+        default=Transfer.retries,
+        help=f"attempts in a row that bring nothing (default: {Transfer.retries})",
+    )
+    return parser.parse_args(argv)
+
+
+def _named_digest(text: str) -> tuple[str, str]:
+    names = {Path(place).name for place in ARCHIVES.values()}
+    name, _, digest = text.partition("=")
+    if name not in names or not re.fullmatch(r"[0-9a-fA-F]{64}", digest):
+        raise argparse.ArgumentTypeError(f"expected FILE=64 hexadecimal digits, FILE one of {', '.join(sorted(names))}")
+    return name, digest
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point of ``python -m training.download``; returns the exit status."""
+    arguments = parse_arguments(argv)
+    try:
+        download(
+            arguments.out,
+            tuple(arguments.splits),
+            base_url=arguments.base_url,
+            sha256=dict(arguments.sha256),
+            keep_archives=arguments.keep_archives,
+            transfer=Transfer(retries=arguments.retries),
+        )
+    except (DownloadError, ArchiveError, DatasetError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on where it stopped", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

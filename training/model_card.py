@@ -1,0 +1,84 @@
+"""The model card of a run: what the head was made from, how good it is, and what it must not be used for."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from training.report import clip_name, template
+from training.runs import METRICS_FILE, RUN_FILE
+from training.storage import staged_file
+
+CARD_FILE = "MODEL_CARD.md"
+_SCORES = (
+    ("VQA accuracy, leave-one-out (%)", "vqa_accuracy_leave_one_out", 2),
+    ("VQA accuracy, min(matches / 3, 1) (%)", "vqa_accuracy_min3", 2),
+    ("AP, unanswerable positive (official)", "unanswerable_ap", 3),
+    ("- chance", "unanswerable_ap_chance", 3),
+    ("AP, answerable positive", "answerable_ap", 3),
+    ("- chance", "answerable_ap_chance", 3),
+    ("F1 of answerable at 0.5", "answerable_f1", 3),
+    ("accuracy of answerability at 0.5 (%)", "answerable_accuracy", 2),
+    ("expected calibration error of answerability", "answerable_ece", 3),
+)
+
+
+def write_model_card(folder: Path, name: str | None = None) -> Path:
+    """Write ``MODEL_CARD.md`` from what a run folder holds, the evaluations in it included; returns its path.
+
+    Args:
+        folder: has run.json and metrics.json.
+        name: of the run, where ``folder`` does not have it yet.
+    """
+    config = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
+    fitted = json.loads((folder / METRICS_FILE).read_text(encoding="utf-8"))
+    evaluations = {"val, in the fit": fitted["best"]} | _evaluations(folder)
+    card = template("model_card.md").render(
+        name=name or folder.name,
+        config=config,
+        clips=[clip | {"name": clip_name(clip["source"])} for clip in config["clips"]],
+        constant=fitted["constant"],
+        splits=list(evaluations),
+        scores=[
+            (label, [_number(scores.get(key), digits) for scores in evaluations.values()])
+            for label, key, digits in _SCORES
+        ],
+    )
+    path = folder / CARD_FILE
+    with staged_file(path) as staging:
+        staging.write_text(card, encoding="utf-8")
+    return path
+
+
+def describe_scores(metrics: dict[str, Any]) -> str:
+    """The scores of an evaluation as lines of text, each beside its chance level or reference."""
+    declining = metrics["declining"]["at_0.5"]
+    types = ", ".join(
+        f"{name} {row['vqa_accuracy_leave_one_out']:.2f}" for name, row in metrics["by_answer_type"].items()
+    )
+    return "\n".join(
+        (
+            f"VQA {metrics['vqa_accuracy_leave_one_out']:.2f} (min3 {metrics['vqa_accuracy_min3']:.2f}); always "
+            f"{metrics['constant']['answer']!r} {metrics['constant']['vqa_accuracy_leave_one_out']:.2f}; best of the "
+            f"answer list {metrics['ceiling']:.2f}",
+            f"by type: {types}",
+            f"AP unanswerable {metrics['unanswerable_ap']:.3f} (chance {metrics['unanswerable_ap_chance']:.3f}), "
+            f"answerable {metrics['answerable_ap']:.3f} (chance {metrics['answerable_ap_chance']:.3f}); "
+            f"F1 {metrics['answerable_f1']:.3f}, accuracy {metrics['answerable_accuracy']:.2f}, "
+            f"calibration error {metrics['answerable_ece']:.3f}",
+            f"declining under 0.5 answers {declining['coverage']:.1f}% of the questions, with VQA "
+            f"{declining['vqa_accuracy_leave_one_out']:.2f}; {declining['answerable']:.1f}% of them can be answered",
+        )
+    )
+
+
+def _evaluations(folder: Path) -> dict[str, dict[str, Any]]:
+    files = sorted(folder.glob("evaluation-*/metrics.json"))
+    return {
+        path.parent.name.removeprefix("evaluation-"): json.loads(path.read_text(encoding="utf-8")) for path in files
+    }
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "" if value is None else f"{value:.{digits}f}"

@@ -1,0 +1,100 @@
+"""What a fit writes down while it runs: ``metrics.jsonl``, one line an epoch, and the same numbers for TensorBoard.
+
+Every epoch is on disk before the next one begins, so that a killed fit leaves the epochs it finished::
+
+    tensorboard --logdir runs
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from torch.utils.tensorboard import SummaryWriter
+
+PROGRESS_FILE = "metrics.jsonl"
+EVENTS_FOLDER = "tensorboard"
+
+
+class ProgressLog:
+    """Appends the scores of each epoch to the files of ``folder``.
+
+    Opened on a folder that has them already, it goes on: a line that a kill cut short is dropped, and an epoch that is
+    recorded already is not recorded again, so that a resumed fit may repeat its last epoch.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """Open or make the files in ``folder``."""
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / PROGRESS_FILE
+        _drop_torn_line(path)
+        self._recorded = {_identity(row) for row in read_progress(folder)}
+        self._lines = path.open("a", encoding="utf-8")
+        self._events = SummaryWriter(str(folder / EVENTS_FOLDER))
+
+    def epoch(self, row: dict[str, Any]) -> None:
+        """Record one epoch: ``row`` holds its number under ``epoch``, and its scores.
+
+        Other whole numbers and texts, such as ``fold`` or ``clip``, tell rows of an epoch apart. NaN becomes null.
+
+        Raises:
+            ValueError: ``row`` has no epoch.
+        """
+        if not isinstance(row.get("epoch"), int):
+            raise ValueError(f"a row of progress needs the whole number 'epoch', got {row.get('epoch')!r}")
+        if _identity(row) in self._recorded:
+            return
+        self._recorded.add(_identity(row))
+        self._lines.write(json.dumps({key: _finite(value) for key, value in row.items()}, ensure_ascii=False) + "\n")
+        self._lines.flush()
+        os.fsync(self._lines.fileno())
+        self._write_events(row)
+
+    def close(self) -> None:
+        """Close the files; what was recorded is on disk already."""
+        self._lines.close()
+        self._events.close()
+
+    def __enter__(self) -> ProgressLog:
+        """Use it as ``with ProgressLog(folder) as log``."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close the files."""
+        self.close()
+
+    def _write_events(self, row: dict[str, Any]) -> None:
+        where = "".join(f"{key} {value}/" for key, value in _identity(row) if key != "epoch")
+        for key, value in row.items():
+            if isinstance(value, float) and math.isfinite(value):
+                self._events.add_scalar(f"{where}{key}", value, row["epoch"])
+        self._events.flush()
+
+
+def read_progress(folder: Path) -> list[dict[str, Any]]:
+    """Read the rows of ``folder``'s metrics.jsonl, oldest first; none where there is no such file."""
+    path = folder / PROGRESS_FILE
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+
+
+def _identity(row: dict[str, Any]) -> tuple[tuple[str, int | str], ...]:
+    return tuple(sorted((key, value) for key, value in row.items() if isinstance(value, int | str)))
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _drop_torn_line(path: Path) -> None:
+    if path.exists():
+        whole = path.read_bytes().rpartition(b"\n")
+        if whole[2]:
+            os.truncate(path, len(whole[0]) + len(whole[1]))

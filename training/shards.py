@@ -1,0 +1,74 @@
+"""Shards of features: small ``.npy`` files, each whole or absent, that are joined into one memory-mapped matrix."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from training.storage import digest_of, staged_file
+
+SHARD = 256  # inputs: half a minute of ViT-L/14@336px on a slow CPU is lost at most
+_ABANDONED_AFTER_S = 3600  # a file is written in seconds
+
+Features = npt.NDArray[np.float32]
+_T = TypeVar("_T")
+
+
+def chunks(items: Sequence[_T], size: int) -> Iterator[Sequence[_T]]:
+    """Cut ``items`` into pieces of ``size``; the last one may be shorter."""
+    for start in range(0, len(items), size):
+        yield items[start : start + size]
+
+
+def is_whole(path: Path, rows: int, width: int) -> bool:
+    """Whether ``path`` holds fp32 [rows, width]; what a full disk or a careless copy cut short does not."""
+    try:
+        array = np.load(path, mmap_mode="r")
+    except (FileNotFoundError, ValueError, EOFError):
+        return False
+    return bool(array.shape == (rows, width) and array.dtype == np.float32)
+
+
+def write(path: Path, features: Features) -> None:
+    """Write a shard, whole or not at all."""
+    with staged_file(path) as staging, staging.open("wb") as file:
+        np.save(file, features)
+
+
+def joined(folder: Path, shards: Sequence[Path], rows: npt.NDArray[np.intp], width: int) -> Features:
+    """Map the matrix whose row i is row ``rows[i]`` of the shards put one after the other: fp32 [len(rows), width].
+
+    The matrix is a file of its own, made in constant memory when it is not there. It is mapped copy-on-write: writing
+    to the array never changes the file.
+    """
+    path = folder / "joined" / f"{digest_of(*(shard.stem for shard in shards), rows.astype('<i8').tobytes())}.npy"
+    if not is_whole(path, len(rows), width):
+        with staged_file(path) as staging:
+            matrix = np.lib.format.open_memmap(  # type: ignore[no-untyped-call]
+                staging, mode="w+", dtype=np.float32, shape=(len(rows), width)
+            )
+            shard_of, row_in_shard = np.divmod(rows, SHARD)
+            for number, shard in enumerate(shards):
+                wanted = np.flatnonzero(shard_of == number)
+                matrix[wanted] = np.load(shard)[row_in_shard[wanted]]
+            matrix.flush()
+    mapped: Features = np.load(path, mmap_mode="c")
+    return mapped
+
+
+def remove_abandoned(folder: Path) -> None:
+    """Delete what killed processes left half-written.
+
+    By age, not by process: the processes of other machines and containers, which may share the cache, are not seen.
+    """
+    for leftover in folder.rglob(".*.partial"):
+        try:
+            if time.time() - leftover.stat().st_mtime > _ABANDONED_AFTER_S:
+                leftover.unlink()
+        except FileNotFoundError:  # another process was faster
+            pass
