@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.installed
 
-.PHONY: help demo test lint install clean
+.PHONY: help install demo lint test test-all clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 14
@@ -18,7 +18,7 @@ $(READY): pyproject.toml constraints.txt
 	touch $@
 
 demo: $(READY)  ## fit, export, serve and ask, on the embedded demo material
-	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python demo.py
+	$(BIN)/python demo.py
 
 lint: $(READY)  ## style, import rules, types
 	$(BIN)/ruff check .
@@ -32,6 +32,6 @@ test: lint  ## lint, types and tests
 test-all: lint  ## the slow tests too
 	$(BIN)/python -m pytest
 
-clean:  ## remove what the commands made, but not .venv
+clean:  ## remove what the commands made on demo and real data, but not .venv
 	rm -rf .cache data/demo runs img.jpg
 	find triton_models -mindepth 1 -maxdepth 1 -not -name README.md -exec rm -rf {} +
