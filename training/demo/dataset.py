@@ -2,7 +2,7 @@
 
     python -m training.demo.dataset                  # data/demo: 3,000 train, 600 val and 300 test records
 
-Takes about 40 s on 2 cores and 150 MB. The same seed gives the same files on any number of workers.
+Takes 45 to 60 s on 2 cores, and 150 MB. The same seed gives the same files on any number of workers.
 """
 
 from __future__ import annotations
