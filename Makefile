@@ -6,7 +6,7 @@ READY := $(VENV)/.installed
 # of VizWiz, for bench-training
 ANNOTATIONS ?= ../shared/data/vizwiz/Annotations
 
-.PHONY: help demo test test-all bench-training lint install clean
+.PHONY: help install demo lint test test-all bench-training clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 18
@@ -20,7 +20,7 @@ $(READY): pyproject.toml constraints.txt
 	touch $@
 
 demo: $(READY)  ## fit, export, serve and ask, on the embedded demo material
-	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python demo.py
+	$(BIN)/python demo.py
 
 lint: $(READY)  ## style, import rules, types
 	$(BIN)/ruff check .
@@ -40,6 +40,6 @@ bench-training: $(READY)  ## tables: encoding, fitting at full size, real questi
 	@if [ -d "$(ANNOTATIONS)" ]; then $(BIN)/python benchmarks/question_only.py --annotations "$(ANNOTATIONS)"; \
 	else echo "question_only.py needs real annotations, not in $(ANNOTATIONS): make bench-training ANNOTATIONS=..."; fi
 
-clean:  ## remove what the commands made, but not .venv
+clean:  ## remove what the commands made on demo and real data, but not .venv
 	rm -rf .cache data/demo runs img.jpg
 	find triton_models -mindepth 1 -maxdepth 1 -not -name README.md -exec rm -rf {} +

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import ROOT
+from training.data import read_split
 from training.demo import ensure_demo_dataset
 from training.runs import newest_run
 
@@ -89,7 +90,9 @@ def test_export_takes_the_newest_run(place: Path, exported: str) -> None:
 
 
 def test_the_client_answers_in_a_line(place: Path, grpc_url: str) -> None:
-    shutil.copy(place / "data" / "demo" / "val" / "VizWiz_val_00000000.jpg", place / "img.jpg")
+    split = read_split(place / "data" / "demo", "val")
+    record = next(record for record in split.records if record.answerable)
+    shutil.copy(split.photos / record.image, place / "img.jpg")
     client = str(Path(sys.executable).with_name("vizwiz-client"))
     completed = subprocess.run(
         [client, "ask", "img.jpg", "what is this?", "--url", grpc_url],

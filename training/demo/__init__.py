@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
+from training.demo.dataset import ensure_demo_dataset
+
 DEMO_CLIP = Path(__file__).with_name("clip_demo.pt")
 
-
-def ensure_demo_dataset(folder: Path = Path("data/demo")) -> Path:
-    return folder
+__all__ = ["DEMO_CLIP", "ensure_demo_dataset"]
