@@ -8,8 +8,10 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
+import onnxruntime
 import pytest
 import torch
 
@@ -19,7 +21,8 @@ from tests.conftest import ROOT, write_checkpoint
 from training.clip_models import FrozenClip, load_clip
 from training.data import read_split
 from training.fit import fit
-from training.recipe import Recipe
+from training.predictor import Calibration, Predictor
+from training.recipe import RECIPES, Recipe
 from training.runs import Run, read_run
 
 
@@ -179,3 +182,38 @@ def test_a_killed_export_leaves_the_previous_repository(run: Run, tiny_clip: Fro
     assert snapshot(published) == before
     to_onnx.export_run(run, tiny_clip, published)
     assert [path.name for path in published.parent.iterdir()] == ["triton_models"]
+
+
+@pytest.mark.parametrize("tiny_clip", [3], ids=["vit"], indirect=True)
+def test_folds_and_their_calibration_are_one_graph(tiny_clip: FrozenClip, real_photos: Path, tmp_path: Path) -> None:
+    train, val = read_split(real_photos, "train"), read_split(real_photos, "val")
+    recipe = replace(RECIPES["best"], epochs=3, folds=3)
+    run = read_run(fit(train, val, tiny_clip, recipe, tmp_path / "runs", tmp_path / "cache"))
+    names = to_onnx.export_run(run, tiny_clip, tmp_path / "triton_models")  # parity is checked before it publishes
+    graph = tmp_path / "triton_models" / names.head / "1" / "model.onnx"
+    features = torch.randn(4, tiny_clip.width), torch.randn(4, tiny_clip.width)
+    expected = run.load_predictor()(features[1], features[0])
+    session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
+    got = session.run(None, {"image_features": features[0].numpy(), "text_features": features[1].numpy()})
+    torch.testing.assert_close(torch.from_numpy(got[0]), expected.answer)
+    torch.testing.assert_close(torch.from_numpy(got[2])[:, 0], expected.answerable)
+
+
+@pytest.mark.parametrize("tiny_clip", [3], ids=["vit"], indirect=True)
+@pytest.mark.parametrize("damage", ["a fold twice", "another calibration"])
+def test_a_wrong_average_publishes_nothing(
+    damage: str, tiny_clip: FrozenClip, real_photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train, val = read_split(real_photos, "train"), read_split(real_photos, "val")
+    run = read_run(fit(train, val, tiny_clip, Recipe(epochs=3, folds=2), tmp_path / "runs", tmp_path / "cache"))
+    original = to_onnx.ServedHead
+
+    def damaged(predictor: Predictor, digest: str) -> torch.nn.Module:
+        heads = [predictor.heads[0]] * 2 if damage == "a fold twice" else list(predictor.heads)
+        calibration = Calibration(1.0, 0.01) if damage == "another calibration" else predictor.calibration
+        return original(Predictor(heads, calibration), digest)
+
+    monkeypatch.setattr(to_onnx, "ServedHead", damaged)
+    with pytest.raises(ParityError):
+        to_onnx.export_run(run, tiny_clip, tmp_path / "triton_models")
+    assert not list(tmp_path.glob("triton_models/*"))
