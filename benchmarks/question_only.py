@@ -15,7 +15,7 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -157,7 +157,7 @@ def describe(name: str, outcome: Outcome, answerable: Array, seconds: float) -> 
 def compare(name: str, ours: Outcome, theirs: Outcome, answerable: Array) -> str:
     """The difference and its 95% interval, by a paired bootstrap over the questions."""
     rng = np.random.default_rng(0)
-    measures = {
+    measures: dict[str, Callable[[Any], float]] = {
         "VQA": lambda rows: 100 * (ours.accuracy[rows].mean() - theirs.accuracy[rows].mean()),
         "AP answerable": lambda rows: difference(answerable[rows], ours.answerable[rows], theirs.answerable[rows]),
         "AP unanswerable": lambda rows: difference(~answerable[rows], -ours.answerable[rows], -theirs.answerable[rows]),

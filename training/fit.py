@@ -211,7 +211,7 @@ def run_command(arguments: argparse.Namespace) -> Path:
         check_clip_source(source)
     print(f"data: {arguments.data or 'the embedded demo data (--data names a VizWiz folder)'}")
     named = " and ".join(arguments.clip or ["the embedded demo CLIP (--clip names another)"])
-    print(f"recipe: {recipe.name}\nCLIP: {named} on {device}")
+    print(f"CLIP: {named} on {device}\nrecipe: {recipe.name}")
     data = arguments.data or ensure_demo_dataset()
     train, val = (read_split(data, name, limit=arguments.limit) for name in ("train", "val"))
     folder = fit(
