@@ -7,7 +7,10 @@ moment leaves either the previous answer chain or the new one.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import fcntl
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,6 +69,9 @@ def model_config(
     config.instance_group.add(kind=pb.ModelInstanceGroup.KIND_AUTO, count=1)
     config.dynamic_batching.SetInParent()  # batches what waits already, and delays nothing
     config.parameters[tensors.MODEL_DIGEST_PARAMETER].string_value = file_digest(graph)
+    for file in labels.values():
+        digest = file_digest(graph.parents[1] / file)
+        config.parameters[tensors.LABELS_DIGEST_PARAMETER + file].string_value = digest
     return config
 
 
@@ -129,11 +135,25 @@ def is_published(repository: Path, name: str) -> bool:
     folder = repository / name
     try:
         config = text_format.Parse((folder / CONFIG_FILE).read_text(encoding="utf-8"), pb.ModelConfig())
-        return bool(
-            config.parameters[tensors.MODEL_DIGEST_PARAMETER].string_value == file_digest(folder / VERSION / GRAPH_FILE)
-        )
-    except (FileNotFoundError, text_format.ParseError):
+        expected = {tensors.MODEL_DIGEST_PARAMETER: folder / VERSION / GRAPH_FILE}
+        for output in config.output:
+            if output.label_filename:
+                expected[tensors.LABELS_DIGEST_PARAMETER + output.label_filename] = folder / output.label_filename
+        return all(config.parameters[key].string_value == file_digest(path) for key, path in expected.items())
+    except (OSError, UnicodeDecodeError, text_format.ParseError):
         return False
+
+
+@contextmanager
+def locked(repository: Path) -> Iterator[None]:
+    """Let one process at a time publish into ``repository``, which is made when it is not there."""
+    repository.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(repository, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def commit(repository: Path, config: Any) -> None:
@@ -141,7 +161,8 @@ def commit(repository: Path, config: Any) -> None:
     folder = repository / tensors.ENSEMBLE
     version = folder / VERSION  # Triton wants one, though an ensemble has no files
     version.mkdir(parents=True, exist_ok=True)
-    (version / ".keep").touch()  # git, archives and object stores drop empty folders
+    if not (version / ".keep").exists():
+        (version / ".keep").touch()  # git, archives and object stores drop empty folders
     write_config(folder / CONFIG_FILE, config)
 
 

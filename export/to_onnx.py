@@ -9,6 +9,7 @@ The demo takes about half a minute on two cores. A graph that differs from PyTor
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -23,13 +24,16 @@ from export.modules import TextEncoder, image_encoder
 from export.parity import Graphs, ParityError, check_parity
 from export.repository import Names, Sizes
 from training.clip_models import ClipError, FrozenClip, load_clip
-from training.data import DatasetError, read_split
+from training.data import DatasetError, Split, read_split
 from training.demo import ensure_demo_dataset
 from training.predictor import Predictor
 from training.runs import Run, RunError, newest_run, read_run
 from training.storage import digest_of, publish_folder, workspace, write_json
 from vizwiz_client.contract import tensors
+from vizwiz_client.contract.errors import ImageError, QuestionError
+from vizwiz_client.contract.geometry import load_photo
 from vizwiz_client.contract.tensors import DIGEST_LENGTH
+from vizwiz_client.contract.tokens import tokenize
 
 EXPORT_FORMAT = "2"  # raised when the same weights become another graph: their models get other names
 PARITY_PHOTOS = 16
@@ -55,9 +59,10 @@ def export_run(run: Run, model: FrozenClip, target: Path) -> Names:
             f"{model.digest[:12]}: give the CLIP of the fit with --clip, or fit again"
         )
     predictor = run.load_predictor()
+    target = target.resolve()  # staging lies beside it, on its file system
     names = model_names(run, model)
     sizes = Sizes(model.side, model.width, len(run.answers), len(run.answer_types))
-    with workspace(target) as staging:
+    with repository.locked(target), workspace(target) as staging:
         new = {
             name: staging / name
             for name in (names.image, names.text, names.head)
@@ -89,10 +94,20 @@ def model_names(run: Run, model: FrozenClip) -> Names:
 def photos_and_questions(run: Run) -> list[tuple[Path, str]]:
     """Real photos and questions to compare on: from the run's validation split, or the demo's where that is gone."""
     try:
-        split = read_split(Path(run.config["data"]["folder"]), "val", limit=PARITY_PHOTOS)
+        usable = _usable(read_split(Path(run.config["data"]["folder"]), "val", limit=PARITY_PHOTOS))
     except DatasetError:
-        split = read_split(ensure_demo_dataset(), "val", limit=PARITY_PHOTOS)
-    return [(path, record.question) for path, record in zip(split.photo_paths(), split.records, strict=True)]
+        usable = []
+    return usable or _usable(read_split(ensure_demo_dataset(), "val", limit=PARITY_PHOTOS))
+
+
+def _usable(split: Split) -> list[tuple[Path, str]]:
+    """The photos and questions of a split that a client could ask; a data set may hold others."""
+    usable = []
+    for path, record in zip(split.photo_paths(), split.records, strict=True):
+        with contextlib.suppress(ImageError, QuestionError):
+            load_photo(path), tokenize(record.question)
+            usable.append((path, record.question))
+    return usable
 
 
 def _write_models(
@@ -163,9 +178,12 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command; errors that have a remedy are told without a traceback, and exit with code 2."""
     try:
         run_command(parse_arguments(argv))
-    except (RunError, ClipError, ExportError, ParityError, GraphError, DatasetError) as error:
+    except (RunError, ClipError, ExportError, ParityError, GraphError, DatasetError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("stopped; what was published before is unchanged", file=sys.stderr)
+        return 130
     return 0
 
 

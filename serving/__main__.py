@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         _say("stopped")
         return 0
-    except ServingError as error:
+    except (ServingError, OSError) as error:
         _say(f"error: {error}")
         return 1
 

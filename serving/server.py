@@ -126,10 +126,12 @@ class EmbeddedTriton:
     def _launch(self, runtime: Runtime, workspace: Workspace) -> subprocess.Popen[bytes]:
         backends = workspace.folder / "backends"
         runtime.compose_backends(backends)
+        models = workspace.folder / "models"
+        models.symlink_to(self.repository.resolve())  # the stub's command line is split at spaces; this name has none
         threads = self._threads or len(os.sched_getaffinity(0))
         environment = runtime.environment() | {"VIZWIZ_SERVING_THREADS": str(threads)}
         check_stub(backends / "python" / STUB, environment)
-        arguments = self._arguments(backends, workspace.shared_memory_prefix)
+        arguments = self._arguments(models, backends, workspace.shared_memory_prefix)
         with self.log.open("wb") as log:  # a file never blocks the server, as a full pipe would
             return subprocess.Popen(
                 [sys.executable, "-I", "-S", launch.__file__, str(os.getpid()), str(runtime.server), *arguments],
@@ -142,10 +144,10 @@ class EmbeddedTriton:
                 start_new_session=True,  # Ctrl-C comes to us, and we stop the server in order
             )
 
-    def _arguments(self, backends: Path, shared_memory_prefix: str) -> list[str]:
+    def _arguments(self, models: Path, backends: Path, shared_memory_prefix: str) -> list[str]:
         addresses = [f"--{service}-address={HOST}" for service in ("http", "grpc", "metrics")]
         return [
-            f"--model-repository={self.repository.resolve()}",
+            f"--model-repository={models}",
             f"--backend-directory={backends}",
             "--model-control-mode=explicit",
             f"--load-model={ENSEMBLE}",  # and its steps with it
@@ -201,7 +203,8 @@ class EmbeddedTriton:
             connection.close()
 
     def _log_text(self) -> str:
-        return self.log.read_text(encoding="utf-8", errors="replace")
+        text = self.log.read_text(encoding="utf-8", errors="replace")
+        return text.replace(str(self.log.parent / "models"), str(self.repository.resolve()))  # as the user knows it
 
     def _loading(self) -> list[str]:
         text = self._log_text()

@@ -21,7 +21,7 @@ class Workspace:
     """The temporary folder of one server; as a context manager, it removes folder and shared memory at the end."""
 
     def __init__(self) -> None:
-        unlocked = Path(tempfile.mkdtemp(prefix=f".{PREFIX}{os.getpid()}-"))
+        unlocked = Path(tempfile.mkdtemp(prefix=f".{PREFIX}{os.getpid()}-", dir=_temporary_folder()))
         self.lock = _lock(unlocked)
         """The descriptor that holds the lock, to be passed on to each process of the server."""
         # only now does it get a name that `remove_leftovers` looks at
@@ -42,7 +42,7 @@ class Workspace:
 
 def remove_leftovers() -> None:
     """Remove the folders and the shared memory of servers of which no process is left."""
-    for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
+    for folder in _temporary_folder().glob(f"{PREFIX}*"):
         try:
             lock = _lock(folder)
         except OSError:  # alive, another user's, or just removed
@@ -66,6 +66,12 @@ def _lock(folder: Path) -> int:
         os.close(descriptor)
         raise
     return descriptor
+
+
+def _temporary_folder() -> Path:
+    """The system's folder for temporary files, unless a space in it would cut the stub's command line in two."""
+    folder = tempfile.gettempdir()
+    return Path("/tmp" if any(char.isspace() for char in folder) else folder)
 
 
 def _remove(folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,18 @@ with warnings.catch_warnings():  # clip imports pkg_resources, which warns that 
 
 PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)  # of RGB in [0, 1]: clip.clip._transform
 PIXEL_STD = (0.26862954, 0.26130258, 0.27577711)
+
+# What clip.load raises on a file that is something else, or cut short.
+_NOT_A_CHECKPOINT = (
+    UnpicklingError,
+    struct.error,
+    LookupError,
+    AttributeError,
+    RuntimeError,
+    ValueError,
+    EOFError,
+    OSError,
+)
 
 
 class ClipError(Exception):
@@ -129,7 +142,16 @@ def load_clip(source: str | Path, device: str | torch.device = "cpu") -> FrozenC
             f"CLIP {name} could not be downloaded ({error.reason}). Where there is no internet, download the "
             "checkpoint elsewhere and give its path."
         ) from None
-    except (UnpicklingError, KeyError, AttributeError, RuntimeError, ValueError, EOFError, OSError) as error:
+    except (
+        UnpicklingError,
+        struct.error,
+        KeyError,
+        AttributeError,
+        RuntimeError,
+        ValueError,
+        EOFError,
+        OSError,
+    ) as error:
         reason = str(error).splitlines()[0] if str(error) else ""
         raise ClipError(f"{name} is not an OpenAI CLIP checkpoint ({type(error).__name__}: {reason})") from error
     model.eval().requires_grad_(False)

@@ -111,10 +111,11 @@ def _read_list(path: Path) -> list[Any]:
             f"{path} does not exist. A VizWiz folder holds Annotations/train.json, Annotations/val.json and the "
             "photos in train/ and val/; see docs/data.md for where to get them."
         ) from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise DatasetError(f"{path} is not JSON ({error}); download it again") from None
     if not isinstance(raw, list) or not raw:
-        raise DatasetError(f"{path}: expected a list of records, got {type(raw).__name__} of length {len(raw)}")
+        length = f" of length {len(raw)}" if isinstance(raw, list | dict | str) else ""
+        raise DatasetError(f"{path}: expected a list of records, got {type(raw).__name__}{length}")
     return raw
 
 
@@ -129,10 +130,15 @@ def _problems(raw: list[Any], labelled: bool) -> Iterator[str]:
             yield f"record {number}: {problem}"
         elif (earlier := first.setdefault(image, number)) != number:
             yield f"record {number}: image {image!r} is that of record {earlier} already"
-        if not isinstance(entry.get("question"), str):  # a few of train's are empty
+        if not _is_text(entry.get("question")):  # a few of train's are empty
             yield f"record {number}: 'question' must be text, got {entry.get('question')!r}"
         if labelled:
             yield from (f"record {number}: {problem}" for problem in _label_problems(entry))
+
+
+def _is_text(value: object) -> bool:
+    """Whether a value is text that can be written to a file: JSON also allows halves of a surrogate pair."""
+    return isinstance(value, str) and value.encode("utf-8", "replace").decode("utf-8") == value
 
 
 def _image_problem(image: object) -> str | None:
@@ -149,7 +155,7 @@ def _label_problems(entry: dict[str, Any]) -> Iterator[str]:
     if not isinstance(answers, list) or len(answers) != ANSWERS_PER_QUESTION:
         got = len(answers) if isinstance(answers, list) else answers
         yield f"'answers' must be a list of {ANSWERS_PER_QUESTION}, got {got!r}"
-    elif not all(isinstance(answer, dict) and isinstance(answer.get("answer"), str) for answer in answers):
+    elif not all(isinstance(answer, dict) and _is_text(answer.get("answer")) for answer in answers):
         yield "each of 'answers' must be an object with the text 'answer'"
     else:
         confidences = [answer.get("answer_confidence") for answer in answers]

@@ -214,10 +214,12 @@ def run_command(arguments: argparse.Namespace) -> Path:
     print(f"CLIP: {named} on {device}\nrecipe: {recipe.name}")
     data = arguments.data or ensure_demo_dataset()
     train, val = (read_split(data, name, limit=arguments.limit) for name in ("train", "val"))
+    clips = [load_clip(source, device) for source in sources]
+    arguments.runs.mkdir(parents=True, exist_ok=True)  # found out now, not after the fit
     folder = fit(
         train,
         val,
-        [load_clip(source, device) for source in sources],
+        clips,
         recipe,
         arguments.runs,
         arguments.cache,
@@ -237,9 +239,12 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command; errors that have a remedy are one line and exit code 2."""
     try:
         run_command(parse_arguments(argv))
-    except (DatasetError, ClipError, RecipeError) as error:
+    except (DatasetError, ClipError, RecipeError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("stopped; what was encoded is kept", file=sys.stderr)
+        return 130
     return 0
 
 

@@ -301,7 +301,8 @@ def scores(best: Tensor, answerable: Tensor, examples: Examples) -> dict[str, fl
 
 
 def describe(row: Row) -> str:
-    """One epoch in one line."""
+    """One epoch in one line; a score that has no meaning, since val is all of one class, is nan."""
+    row = {key: math.nan if value is None else value for key, value in row.items()}
     where = "".join(f"{key} {row[key]}  " for key in ("clip", "fold") if key in row)
     return (
         f"{where}epoch {row['epoch']:>2}  loss train {row['train_loss']:.3f} val {row['val_loss']:.3f}  "

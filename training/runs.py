@@ -29,6 +29,7 @@ HEAD_FILE = "head.safetensors"
 ANSWERS_FILE = "answers.txt"
 METRICS_FILE = "metrics.json"
 CURVES_FILE = "loss_curves.png"
+_KEYS = ("files", "data", "recipe", "answer_types", "contract_version")
 
 
 class RunError(Exception):
@@ -146,11 +147,14 @@ def read_run(folder: Path) -> Run:
         ) from None
     except ValueError as error:
         raise RunError(f"{folder / RUN_FILE} is not JSON ({error}); fit again") from None
-    if config.get("format") != RUN_FORMAT:
+    found = config.get("format") if isinstance(config, dict) else None
+    if found != RUN_FORMAT:
         raise RunError(
-            f"{folder} has run format {config.get('format')!r}, this version reads {RUN_FORMAT}: fit again with "
+            f"{folder} has run format {found!r}, this version reads {RUN_FORMAT}: fit again with "
             "`python -m training.fit`"
         )
+    if missing := [key for key in _KEYS if key not in config]:
+        raise RunError(f"{folder / RUN_FILE} lacks {', '.join(missing)}: it was changed after the fit; fit again")
     for name, expected in config["files"].items():
         path = folder / name
         if not path.is_file() or file_digest(path) != expected:

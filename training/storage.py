@@ -70,7 +70,7 @@ def _remove_abandoned(folder: Path) -> None:
     for leftover in folder.glob(f".*{_STAGING_SUFFIX}"):
         owner = leftover.name.removesuffix(_STAGING_SUFFIX).rpartition(".")[2]
         if owner.isdigit() and not Path(f"/proc/{owner}").exists():
-            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+            shutil.rmtree(leftover, ignore_errors=True) if leftover.is_dir() else leftover.unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: Any) -> None:

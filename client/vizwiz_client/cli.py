@@ -56,6 +56,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _status(error)
     except KeyboardInterrupt:
         return INTERRUPTED
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python's own flush would fail again
+        return OK
 
 
 def _status(error: VizwizError) -> int:

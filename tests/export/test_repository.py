@@ -17,8 +17,11 @@ NAMES = Names("clip_image_a", "clip_text_b", "gated_head_c")
 
 @pytest.fixture
 def graph(tmp_path: Path) -> Path:
-    path = tmp_path / "model.onnx"
+    path = tmp_path / "model" / "1" / "model.onnx"
+    path.parent.mkdir(parents=True)
     path.write_bytes(b"graph")
+    for labels in ("answer.txt", "answer_type.txt"):
+        (path.parents[1] / labels).write_text("mug\n")
     return path
 
 

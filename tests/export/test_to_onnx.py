@@ -70,6 +70,29 @@ def test_exporting_again_changes_nothing(published: Path, run: Run, tiny_clip: F
     assert {path: path.stat().st_mtime_ns for path in published.rglob("model.onnx")} == before
 
 
+@pytest.mark.parametrize("damage", ["missing", "reordered"])
+def test_a_damaged_label_file_is_written_again(damage: str, published: Path, run: Run, tiny_clip: FrozenClip) -> None:
+    labels = next(published.glob("gated_head_*/answer.txt"))
+    original = labels.read_text(encoding="utf-8")
+    if damage == "missing":
+        labels.unlink()
+    else:
+        labels.write_text("\n".join(reversed(original.splitlines())) + "\n", encoding="utf-8")
+    to_onnx.export_run(run, tiny_clip, published)
+    assert labels.read_text(encoding="utf-8") == original
+
+
+def test_two_exports_at_once_leave_one_whole_repository(run: Run, tiny_clip: FrozenClip, tmp_path: Path) -> None:
+    target = tmp_path / "triton_models"
+    script = "import sys; from export import to_onnx; sys.exit(to_onnx.main(sys.argv[1:]))"
+    arguments = ["--run", str(run.folder), "--repository", str(target)]
+    exports = [subprocess.Popen([sys.executable, "-c", script, *arguments], cwd=ROOT) for _ in range(2)]
+    assert [export.wait() for export in exports] == [0, 0]
+    names = to_onnx.model_names(run, tiny_clip)
+    assert all(to_onnx.repository.is_published(target, name) for name in (names.image, names.text, names.head))
+    assert [path.name for path in tmp_path.iterdir()] == ["triton_models"]
+
+
 def test_an_altered_graph_is_exported_again(published: Path, run: Run, tiny_clip: FrozenClip) -> None:
     graph = next(published.glob("gated_head_*/1/model.onnx"))
     graph.write_bytes(graph.read_bytes() + b"\0")

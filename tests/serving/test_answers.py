@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 import socket
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -98,3 +100,13 @@ def executions(client: InferenceServerClient) -> int:
     """How many batches the text encoder has run."""
     statistics = client.get_inference_statistics(TEXT_MODEL, as_json=True)
     return int(statistics["model_stats"][0].get("execution_count", 0))
+
+
+def test_spaces_in_paths_do_not_matter(tiny_repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Triton starts its Python backend by a command line that it splits at spaces."""
+    spaced = tmp_path / "my models"
+    shutil.copytree(tiny_repository, spaced)
+    (tmp_path / "my tmp").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "my tmp"))
+    with EmbeddedTriton(spaced) as server, InferenceServerClient(server.grpc_url) as client:
+        assert client.is_model_ready(tensors.ENSEMBLE)

@@ -43,12 +43,13 @@ def test_every_problem_is_reported_with_its_record(tmp_path: Path) -> None:
         annotation(7, answers=[*nine, {"text": "mug"}]),
         annotation(0),
         annotation(9, image="..\\secret.jpg", answer_type=["other"]),
+        annotation(10, question="\ud800 half a character"),
     ]
     write_split(tmp_path, "train", records)
     with pytest.raises(DatasetError) as error:
         read_split(tmp_path, "train")
     assert str(error.value).splitlines() == [
-        f"{tmp_path}/Annotations/train.json: 10 problem(s) in 10 records:",
+        f"{tmp_path}/Annotations/train.json: 11 problem(s) in 11 records:",
         "  record 1: 'question' must be text, got None",
         "  record 2: 'answers' must be a list of 10, got 9",
         "  record 3: 'answer_type' must be one of other, unanswerable, yes/no, number, got 'colour'",
@@ -59,6 +60,7 @@ def test_every_problem_is_reported_with_its_record(tmp_path: Path) -> None:
         "  record 8: image 'VizWiz_train_00000000.jpg' is that of record 0 already",
         "  record 9: 'image' must be a bare file name, got '..\\\\secret.jpg'",
         "  record 9: 'answer_type' must be one of other, unanswerable, yes/no, number, got ['other']",
+        "  record 10: 'question' must be text, got '\\ud800 half a character'",
     ]
 
 
@@ -103,7 +105,12 @@ def test_a_long_list_of_problems_ends_with_their_number(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [("{", "is not JSON"), ("{}", "expected a list of records, got dict"), ("[]", "of length 0")],
+    [
+        ("{", "is not JSON"),
+        ("{}", "expected a list of records, got dict"),
+        ("[]", "of length 0"),
+        ("null", "got NoneType"),
+    ],
 )
 def test_a_file_that_is_no_list_of_records(tmp_path: Path, content: str, message: str) -> None:
     (tmp_path / "Annotations").mkdir()

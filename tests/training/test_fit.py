@@ -245,3 +245,12 @@ def test_a_cut_checkpoint_is_refused(tiny_vit: FrozenClip, tmp_path: Path) -> No
     cut.write_bytes(Path(tiny_vit.source).read_bytes()[:100_000])
     with pytest.raises(ClipError, match=r"cut\.pt is not an OpenAI CLIP checkpoint"):
         load_clip(cut)
+
+
+def test_a_validation_split_of_one_class_is_no_error(
+    tiny_vit: FrozenClip, real_photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    places = ["--runs", str(tmp_path / "runs"), "--cache", str(tmp_path / "cache")]
+    arguments = ["--data", str(real_photos), "--clip", tiny_vit.source, "--limit", "1", "--epochs", "1"]
+    assert fit.main([*arguments, *places]) == 0
+    assert "run folder: " in capsys.readouterr().out

@@ -18,6 +18,7 @@ import numpy.typing as npt
 import onnxruntime as ort
 import triton_python_backend_utils as triton
 
+LABELS_DIGEST_PARAMETER = "labels_sha256_"
 MODEL_DIGEST_PARAMETER = "model_sha256"  # as in the contract, which this process may not have (it ignores PYTHONPATH)
 
 Feed = dict[str, npt.NDArray[Any]]  # input name -> its tensor, the first axis the batch
@@ -46,7 +47,7 @@ class TritonPythonModel:
         """
         config = json.loads(args["model_config"])
         graph = Path(args["model_repository"], args["model_version"], config["default_model_filename"])
-        check_digest(graph, config)
+        check_digests(graph, config)
         self._session = open_session(graph, args)
         check_tensors(self._session, config)
         self._outputs = [output.name for output in self._session.get_outputs()]
@@ -89,24 +90,33 @@ def providers(args: Mapping[str, str]) -> list[Any]:
     return [("CUDAExecutionProvider", {"device_id": args["model_instance_device_id"]}), "CPUExecutionProvider"]
 
 
-def check_digest(graph: Path, config: Mapping[str, Any]) -> None:
-    """Check the file's SHA-256 against the one in the config's parameters, where there is one.
+def check_digests(graph: Path, config: Mapping[str, Any]) -> None:
+    """Check the SHA-256 of the graph and of the label files against those in the config's parameters, where given.
 
     Raises:
-        LoadError: they differ.
+        LoadError: a file is missing or another one.
     """
-    expected = config["parameters"].get(MODEL_DIGEST_PARAMETER, {}).get("string_value")
-    if expected is None:
-        return
+    parameters = {key: value["string_value"] for key, value in config["parameters"].items()}
+    files = {MODEL_DIGEST_PARAMETER: graph}
+    for key in parameters:
+        if key.startswith(LABELS_DIGEST_PARAMETER):
+            files[key] = graph.parents[1] / key.removeprefix(LABELS_DIGEST_PARAMETER)
+    for key, file in files.items():
+        expected, got = parameters.get(key), sha256(file)
+        if expected is not None and got != expected:
+            raise LoadError(
+                f"{file} has SHA-256 {got}, its config.pbtxt says {expected}: the file is damaged or another one; "
+                f"{_REMEDY}"
+            )
+
+
+def sha256(path: Path) -> str:
+    """A file's SHA-256 in hex."""
     digest = hashlib.sha256()
-    with graph.open("rb") as file:
+    with path.open("rb") as file:
         while chunk := file.read(1 << 20):
             digest.update(chunk)
-    if digest.hexdigest() != expected:
-        raise LoadError(
-            f"{graph} has SHA-256 {digest.hexdigest()}, its config.pbtxt says {expected}: the file is damaged or "
-            f"another one; {_REMEDY}"
-        )
+    return digest.hexdigest()
 
 
 def check_tensors(session: ort.InferenceSession, config: Mapping[str, Any]) -> None:
