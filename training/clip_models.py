@@ -142,16 +142,7 @@ def load_clip(source: str | Path, device: str | torch.device = "cpu") -> FrozenC
             f"CLIP {name} could not be downloaded ({error.reason}). Where there is no internet, download the "
             "checkpoint elsewhere and give its path."
         ) from None
-    except (
-        UnpicklingError,
-        struct.error,
-        KeyError,
-        AttributeError,
-        RuntimeError,
-        ValueError,
-        EOFError,
-        OSError,
-    ) as error:
+    except _NOT_A_CHECKPOINT as error:
         reason = str(error).splitlines()[0] if str(error) else ""
         raise ClipError(f"{name} is not an OpenAI CLIP checkpoint ({type(error).__name__}: {reason})") from error
     model.eval().requires_grad_(False)
