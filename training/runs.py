@@ -29,7 +29,7 @@ HEAD_FILE = "head.safetensors"
 ANSWERS_FILE = "answers.txt"
 METRICS_FILE = "metrics.json"
 CURVES_FILE = "loss_curves.png"
-_KEYS = ("files", "data", "recipe", "answer_types", "contract_version")
+_KEYS = ("files", "data", "recipe", "answer_types")
 
 
 class RunError(Exception):
