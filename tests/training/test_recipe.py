@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import FrozenInstanceError, asdict, fields, replace
+from pathlib import Path
 
 import pytest
 
@@ -98,3 +99,14 @@ def test_help_explains_every_recipe_and_setting() -> None:
     for knob in fields(Recipe):
         if knob.name != "name":
             assert f"{flag_of(knob.name)} " in shown
+
+
+def test_the_documents_table_is_the_recipes() -> None:
+    document = (Path(__file__).parents[2] / "docs" / "training.md").read_text(encoding="utf-8")
+    rows = [line for line in document.splitlines() if line.startswith("| `--")]
+    differing = [
+        f"| `{flag_of(knob.name)}` | {' | '.join(f'`{value}`' for value in values)} |"
+        for knob in fields(Recipe)
+        if knob.name != "name" and len(set(values := [getattr(recipe, knob.name) for recipe in RECIPES.values()])) > 1
+    ]
+    assert rows == differing
