@@ -31,7 +31,7 @@ def unpack(archive: Path, folder: Path, suffixes: tuple[str, ...]) -> int:
         with zipfile.ZipFile(archive) as opened, staged_folder(folder) as staging:
             members = _members(archive, opened, suffixes)
             check_space(folder.parent, sum(member.file_size for member in members.values()), f"unpacking {archive}")
-            for name, member in tqdm(members.items(), desc=f"unpack {archive.name}", unit=" files"):
+            for name, member in tqdm(members.items(), desc=f"unpack {archive.name}", unit=" files", disable=None):
                 with opened.open(member) as source, (staging / name).open("wb") as target:
                     shutil.copyfileobj(source, target, 1 << 20)
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:

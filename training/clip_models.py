@@ -118,6 +118,8 @@ def choose_device(asked: str) -> torch.device:
         device = torch.device(asked)
     except RuntimeError:
         raise ClipError(f"--device {asked}: no such device; give auto, cpu, cuda or cuda:N") from None
+    if device.type not in ("cpu", "cuda"):
+        raise ClipError(f"--device {asked}: only the CPU and CUDA are supported; give auto, cpu, cuda or cuda:N")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ClipError(f"--device {asked}: this PyTorch sees no CUDA device; use --device cpu")
     return device

@@ -213,7 +213,7 @@ def _joined(folder: Path, files: Sequence[Path], rows: npt.NDArray[np.intp], wid
 
 
 def _progress(label: str, total: int) -> Any:
-    return tqdm(total=total, desc=label, unit="", disable=ranks.rank() > 0)
+    return tqdm(total=total, desc=label, unit="", disable=True if ranks.rank() > 0 else None)
 
 
 def _refuse(label: str, problems: Sequence[str]) -> None:

@@ -27,13 +27,13 @@ from training.checkpoints import Checkpoints
 from training.clip_models import ClipError, FrozenClip, check_clip_source, choose_device, load_clip
 from training.data import DatasetError, Split, read_split
 from training.demo import DEMO_CLIP, ensure_demo_dataset
-from training.fitting import Examples, Row, describe
+from training.fitting import DivergedError, Examples, Row
 from training.folds import FittedPredictor, fit_predictor, join, score, summary
 from training.material import Material, choose_vocabulary, constant_answer, describe_material, make_examples
 from training.model_card import write_model_card
 from training.plots import plot_curves
 from training.predictor import ClipEnsemble
-from training.progress import EVENTS_FOLDER, PROGRESS_FILE, ProgressLog
+from training.progress import EVENTS_FOLDER, PROGRESS_FILE, ProgressLog, describe, describe_chance
 from training.recipe import Recipe, RecipeError, add_recipe_flags, recipe_from
 from training.runs import CURVES_FILE, METRICS_FILE, write_run
 from training.splits import fold_rows, holdout_rows, take
@@ -229,8 +229,11 @@ def run_command(arguments: argparse.Namespace) -> Path:
     )
     metrics = json.loads((folder / METRICS_FILE).read_text(encoding="utf-8"))
     best, constant = metrics["best"], metrics["constant"]
-    print(f"best: {describe(best)}")
-    print(f"always {constant['answer']!r}: VQA {constant['vqa_accuracy_leave_one_out']:.2f}")
+    print(f"kept: {describe(best)}")
+    print(
+        f"always {constant['answer']!r}: VQA {constant['vqa_accuracy_leave_one_out']:.2f}, "
+        f"min3 {constant['vqa_accuracy_min3']:.2f}  {describe_chance(best)}"
+    )
     print(f"run folder: {folder}\nloss curves: {folder / CURVES_FILE}\nnext: python -m export.to_onnx")
     return folder
 
@@ -239,7 +242,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command; errors that have a remedy are one line and exit code 2."""
     try:
         run_command(parse_arguments(argv))
-    except (DatasetError, ClipError, RecipeError, OSError) as error:
+    except (DatasetError, ClipError, RecipeError, DivergedError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

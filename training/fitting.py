@@ -10,11 +10,11 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from training.checkpoints import Checkpoints
-from training.head import GatedHead, HeadLogits
+from training.head import GatedHead
+from training.losses import Batch, MeanLoss, loss_of
 from training.metrics import answerability
 from training.recipe import BALANCED, BCE, BEST_EPOCH, COSINE, Recipe
 from training.targets import AnswerScores, Targets
@@ -25,12 +25,8 @@ _EVALUATION_BATCH = 1024  # records: a batch of logits over 5,860 answers is 24 
 Row = dict[str, Any]
 
 
-class Batch(NamedTuple):
-    """Features and targets of some records; N = records, D = features of an encoder."""
-
-    texts: Tensor  # fp32 [N, D]
-    images: Tensor  # fp32 [N, D]
-    targets: Targets
+class DivergedError(Exception):
+    """A fit whose loss is no longer a number."""
 
 
 @dataclass(frozen=True)
@@ -73,40 +69,6 @@ class Examples:
             self.scores.pick(rows),
             self.answerable[there],
         )
-
-
-def loss_of(logits: HeadLogits, batch: Batch, recipe: Recipe, positive_weight: Tensor | None = None) -> Tensor:
-    """Answer, type and answerability loss, equally weighted; a mean over records.
-
-    Args:
-        positive_weight: of answerable records against unanswerable ones, where they are weighed.
-    """
-    targets = batch.targets
-    answer, taught = answer_loss(logits.answer, targets, recipe)
-    answer_type = functional.cross_entropy(logits.answer_type, targets.answer_type)
-    answerable = functional.binary_cross_entropy_with_logits(
-        logits.answerable, targets.answerable, pos_weight=positive_weight
-    )
-    return answer / taught.clamp(min=1) + answer_type + answerable  # a mean over no record would be NaN
-
-
-def answer_loss(logits: Tensor, targets: Targets, recipe: Recipe) -> tuple[Tensor, Tensor]:
-    """The summed loss of answer ``logits`` [N, V], and the number of records it is a sum over.
-
-    ``ce``: cross-entropy with the targets' weights, over the records that have any. Where the weights are accuracies,
-    they are not made to sum to 1: the minimum is then in proportion to each answer's expected accuracy, and its best
-    answer is the one that scores best. ``bce``: binary cross-entropy of every answer, over all records.
-    """
-    if recipe.answer_loss == BCE:
-        raised = (targets.weights * logits.gather(1, targets.answers)).sum()
-        return functional.softplus(logits).sum() - raised, torch.tensor(len(logits))
-    known = targets.weights.sum(dim=1) > 0
-    log_probabilities = functional.log_softmax(logits, dim=1)
-    loss = -(targets.weights * log_probabilities.gather(1, targets.answers)).sum(dim=1)
-    if recipe.label_smoothing:
-        uniform = -log_probabilities.mean(dim=1) * targets.weights.sum(dim=1)
-        loss = (1 - recipe.label_smoothing) * loss + recipe.label_smoothing * uniform
-    return loss.sum(), known.sum()
 
 
 def learning_rate_at(recipe: Recipe, progress: float) -> float:
@@ -238,6 +200,9 @@ def fit_head(
         seed: instead of the recipe's: folds differ in it.
         checkpoints: where a state is left after every epoch, under ``name``, and gone on from.
         report: called with the scores of every epoch, those of an interrupted fit included.
+
+    Raises:
+        DivergedError: the loss is not finite.
     """
     fitting = Fitting(recipe, train, *sizes, recipe.seed if seed is None else seed)
     if checkpoints and (state := checkpoints.load(name)):
@@ -246,6 +211,11 @@ def fit_head(
         report(row)
     for epoch in range(len(fitting.history) + 1, recipe.epochs + 1):
         train_loss = fitting.run_epoch()
+        if not math.isfinite(train_loss):
+            raise DivergedError(
+                f"the training loss of epoch {epoch} is {train_loss}: try a --learning-rate below "
+                f"{recipe.learning_rate:g}; if that does not help, the CLIP's weights are not finite"
+            )
         row = {"epoch": epoch, "train_loss": train_loss, **evaluate(fitting.scored(), val, recipe)}
         fitting.record(row)
         if checkpoints:
@@ -260,34 +230,13 @@ def fit_head(
 def evaluate(head: GatedHead, examples: Examples, recipe: Recipe) -> dict[str, float]:
     """Loss and official metrics of ``head`` on labelled examples."""
     head.eval()
-    loss, best, answerable = _MeanLoss(recipe), [], []
+    loss, best, answerable = MeanLoss(recipe), [], []
     for batch in examples.batches():
         logits = head(batch.texts, batch.images)
         loss.add(logits, batch.targets)
         best.append(logits.answer.argmax(dim=1))
         answerable.append(torch.sigmoid(logits.answerable))
     return {"val_loss": loss.value(), **scores(torch.cat(best), torch.cat(answerable), examples)}
-
-
-class _MeanLoss:
-    """:func:`loss_of` of a whole split, from its batches."""
-
-    def __init__(self, recipe: Recipe) -> None:
-        self.recipe = recipe
-        self.answer, self.taught, self.rest, self.records = 0.0, 0, 0.0, 0
-
-    def add(self, logits: HeadLogits, targets: Targets) -> None:
-        answer, taught = answer_loss(logits.answer, targets, self.recipe)
-        self.answer += answer.item()
-        self.taught += int(taught)
-        self.rest += functional.cross_entropy(logits.answer_type, targets.answer_type, reduction="sum").item()
-        self.rest += functional.binary_cross_entropy_with_logits(
-            logits.answerable, targets.answerable, reduction="sum"
-        ).item()
-        self.records += len(logits.answer)
-
-    def value(self) -> float:
-        return self.answer / max(self.taught, 1) + self.rest / self.records
 
 
 def scores(best: Tensor, answerable: Tensor, examples: Examples) -> dict[str, float]:
@@ -298,16 +247,3 @@ def scores(best: Tensor, answerable: Tensor, examples: Examples) -> dict[str, fl
         "vqa_accuracy_min3": 100 * min3.mean().item(),
         **answerability(answerable.cpu().numpy(), examples.answerable.cpu().numpy()),
     }
-
-
-def describe(row: Row) -> str:
-    """One epoch in one line; a score that has no meaning, since val is all of one class, is nan."""
-    row = {key: math.nan if value is None else value for key, value in row.items()}
-    where = "".join(f"{key} {row[key]}  " for key in ("clip", "fold") if key in row)
-    return (
-        f"{where}epoch {row['epoch']:>2}  loss train {row['train_loss']:.3f} val {row['val_loss']:.3f}  "
-        f"VQA {row['vqa_accuracy_leave_one_out']:.2f} (min3 {row['vqa_accuracy_min3']:.2f})  "
-        f"AP unanswerable {row['unanswerable_ap']:.3f} (chance {row['unanswerable_ap_chance']:.3f}) "
-        f"answerable {row['answerable_ap']:.3f} (chance {row['answerable_ap_chance']:.3f})  "
-        f"F1 {row['answerable_f1']:.3f}  accuracy {row['answerable_accuracy']:.1f}"
-    )

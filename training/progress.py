@@ -98,3 +98,20 @@ def _drop_torn_line(path: Path) -> None:
         whole = path.read_bytes().rpartition(b"\n")
         if whole[2]:
             os.truncate(path, len(whole[0]) + len(whole[1]))
+
+
+def describe(row: dict[str, Any]) -> str:
+    """One epoch in one line; a score that has no meaning, since val is all of one class, is nan."""
+    row = {key: math.nan if value is None else value for key, value in row.items()}
+    where = "".join(f"{key} {row[key]}  " for key in ("clip", "fold") if key in row)
+    return (
+        f"{where}epoch {row['epoch']:>2}  loss {row['train_loss']:.3f}, val {row['val_loss']:.3f}  "
+        f"VQA {row['vqa_accuracy_leave_one_out']:.2f}, min3 {row['vqa_accuracy_min3']:.2f}  "
+        f"AP un/answerable {row['unanswerable_ap']:.3f}/{row['answerable_ap']:.3f}  "
+        f"F1 {row['answerable_f1']:.3f}  accuracy {row['answerable_accuracy']:.1f}"
+    )
+
+
+def describe_chance(row: dict[str, Any]) -> str:
+    """What the average precisions of :func:`describe` would be by chance."""
+    return f"AP by chance {row['unanswerable_ap_chance']:.3f}/{row['answerable_ap_chance']:.3f}"

@@ -7,6 +7,7 @@ refused with all of its problems.
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
@@ -22,6 +23,7 @@ CONSTANT, COSINE = "constant", "cosine"  # schedules
 BEST_EPOCH, LAST_EPOCH = "best", "last"
 TEMPERATURE, PLATT = "temperature", "platt"  # calibrations
 VIEWS = (1, 2, 3, 4)
+_MOST = 1 << 20  # beyond any use, and what memory would answer with an error that names no flag
 
 
 class RecipeError(Exception):
@@ -81,15 +83,15 @@ class Recipe:
     def _out_of_range(self) -> Iterator[str]:
         for name, expected, fine in (
             ("epochs", "at least 1", self.epochs >= 1),
-            ("learning_rate", "above 0", self.learning_rate > 0),
-            ("batch_size", "at least 1", self.batch_size >= 1),
+            ("learning_rate", "above 0 and at most 1", 0 < self.learning_rate <= 1),
+            ("batch_size", f"in 1 to {_MOST:,}", 1 <= self.batch_size <= _MOST),
             ("dropout", "in [0, 1)", 0 <= self.dropout < 1),
-            ("hidden", "at least 1", self.hidden >= 1),
-            ("seed", "at least 0", self.seed >= 0),
+            ("hidden", f"in 1 to {_MOST:,}", 1 <= self.hidden <= _MOST),
+            ("seed", "in 0 to 2**32 - 1", 0 <= self.seed < 2**32),
             ("vocabulary_size", "at least 0", self.vocabulary_size >= 0),
             ("folds", "at least 1", self.folds >= 1),
             ("label_smoothing", "in [0, 1)", 0 <= self.label_smoothing < 1),
-            ("weight_decay", "at least 0", self.weight_decay >= 0),
+            ("weight_decay", "at least 0 and finite", 0 <= self.weight_decay < math.inf),
             ("ema", "in [0, 1)", 0 <= self.ema < 1),
         ):
             if not fine:

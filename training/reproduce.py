@@ -20,6 +20,7 @@ from training.data import DatasetError, read_split
 from training.download import BASE_URL, download
 from training.evaluate import evaluate_run, read_part
 from training.fit import fit
+from training.fitting import DivergedError
 from training.model_card import write_model_card
 from training.recipe import Recipe, RecipeError, add_recipe_flags, recipe_from
 from training.report import clip_name
@@ -179,9 +180,15 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command; errors that have a remedy are one line and exit code 2."""
     try:
         run_command(parse_arguments(argv))
-    except (DatasetError, ClipError, RecipeError, RunError, DownloadError, ArchiveError, SubmissionError) as error:
+    except (
+        *(DatasetError, ClipError, RecipeError, DivergedError, RunError),
+        *(DownloadError, ArchiveError, SubmissionError, OSError),
+    ) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("stopped; what was downloaded and encoded is kept", file=sys.stderr)
+        return 130
     return 0
 
 

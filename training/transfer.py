@@ -168,7 +168,7 @@ def _receive(response: urllib3.BaseHTTPResponse, part: Path, start: int, size: i
     label = part.name.removesuffix(".part")
     with (
         part.open("ab" if start else "wb") as file,
-        tqdm(total=size, initial=start, desc=label, unit="B", unit_scale=True, unit_divisor=1000) as progress,
+        tqdm(total=size, initial=start, desc=label, unit="B", unit_scale=True, disable=None) as progress,
     ):
         while block := response.read1(_BLOCK):  # what has arrived: read() would lose it when the line goes dead
             file.write(block)

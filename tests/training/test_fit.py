@@ -240,6 +240,12 @@ def test_cuda_where_there_is_none() -> None:
         choose_device("cuda")
 
 
+@pytest.mark.parametrize("device", ["mps", "meta", "toaster"])
+def test_other_devices_are_refused(device: str) -> None:
+    with pytest.raises(ClipError, match=f"--device {device}: .*give auto, cpu, cuda or cuda:N"):
+        choose_device(device)
+
+
 def test_a_cut_checkpoint_is_refused(tiny_vit: FrozenClip, tmp_path: Path) -> None:
     cut = tmp_path / "cut.pt"
     cut.write_bytes(Path(tiny_vit.source).read_bytes()[:100_000])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import subprocess
@@ -18,9 +19,10 @@ from torch.nn import functional
 from tests.conftest import ROOT
 from tests.training.synthetic import make_examples, make_records
 from training.checkpoints import Checkpoints
-from training.fitting import Batch, Fitting, evaluate, fit_head, learning_rate_at, loss_of
+from training.fitting import DivergedError, Fitting, evaluate, fit_head, learning_rate_at
 from training.folds import fit_predictor
 from training.head import GatedHead, HeadLogits
+from training.losses import Batch, loss_of
 from training.recipe import Recipe
 from training.splits import fold_rows
 from training.targets import Targets
@@ -113,6 +115,13 @@ def test_accuracy_targets_learn_the_answer_that_scores_best() -> None:
         optimiser.step()
     shares = free.detach().softmax(1)[0]
     torch.testing.assert_close(shares[[0, 2]], torch.tensor([0.18, 0.40]) / 0.58, atol=0.02, rtol=0)
+
+
+def test_a_fit_that_diverges_says_so() -> None:
+    examples, answers = make_examples(make_records(20), TINY)
+    broken = replace(examples, texts=examples.texts * math.nan)
+    with pytest.raises(DivergedError, match=r"loss of epoch 1 is nan: try a --learning-rate below 0.001"):
+        fit_head(TINY, broken, examples, (answers, 4))
 
 
 def test_the_schedules() -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from dataclasses import FrozenInstanceError, asdict, fields, replace
 from pathlib import Path
 
@@ -65,6 +66,9 @@ def test_all_problems_are_told_together() -> None:
     with pytest.raises(RecipeError) as caught:
         Recipe(
             epochs=0,
+            learning_rate=math.nan,
+            hidden=10**9,
+            seed=2**64,
             dropout=1,
             targets="mode",
             views=5,
@@ -75,7 +79,10 @@ def test_all_problems_are_told_together() -> None:
         )
     assert str(caught.value).split("; ") == [
         "--epochs must be at least 1, got 0",
+        "--learning-rate must be above 0 and at most 1, got nan",
         "--dropout must be in [0, 1), got 1",
+        "--hidden must be in 1 to 1,048,576, got 1000000000",
+        "--seed must be in 0 to 2**32 - 1, got 18446744073709551616",
         "--views must be one of 1, 2, 3, 4, got 5",
         "--targets must be one of majority, annotators, accuracy, got mode",
         "--vocabulary top-k needs --vocabulary-size",

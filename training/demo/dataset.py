@@ -76,7 +76,7 @@ def ensure_demo_dataset(
         for split, count in counts.items():
             (staging / split).mkdir()
             records = pool.map(partial(_make_record, staging, split, seed), range(count), chunksize=25)
-            drawn = list(tqdm(records, desc=f"draw {split}", total=count, unit="photo"))
+            drawn = list(tqdm(records, desc=f"draw {split}", total=count, unit="photo", disable=None))
             write_json(staging / "Annotations" / f"{split}.json", drawn)
         write_json(staging / MANIFEST_FILE, manifest)
     return folder

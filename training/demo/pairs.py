@@ -65,7 +65,8 @@ def render(seed: int, count: int, folder: Path, workers: int) -> list[Path]:
     ]
     missing = [(path, indices) for path, indices in jobs if not path.exists()]
     pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"))
-    with pool, tqdm(total=sum(len(indices) for _, indices in missing), desc="draw", unit="picture") as progress:
+    total = sum(len(indices) for _, indices in missing)
+    with pool, tqdm(total=total, desc="draw", unit="picture", disable=None) as progress:
         for drawn in pool.map(partial(_render_shard, seed), missing):
             progress.update(drawn)
     return [path for path, _ in jobs]

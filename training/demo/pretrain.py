@@ -157,7 +157,8 @@ class Trainer:
         generator = torch.Generator().manual_seed(1000 * self.settings.seed + self.epoch)
         batches = torch.randperm(len(self.pixels), generator=generator).split(self.settings.batch_size)
         self.model.train()
-        with tqdm(batches, desc=f"epoch {self.epoch + 1}/{self.settings.epochs}", unit="batch") as progress:
+        label = f"epoch {self.epoch + 1}/{self.settings.epochs}"
+        with tqdm(batches, desc=label, unit="batch", disable=None) as progress:
             for step, rows in enumerate(progress):
                 self._set_rate((self.epoch + step / len(batches)) / self.settings.epochs)
                 loss = self._loss(rows, generator)
