@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from export.to_onnx import export_run
+from export.publication import export_run
 from serving.server import EmbeddedTriton
 from training.clip_models import FrozenClip, clip, load_clip
 from training.data import read_split

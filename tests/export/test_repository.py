@@ -6,7 +6,7 @@ import pytest
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
 
-from export import repository
+from export import repository, store
 from export.repository import Names, Sizes
 from training.storage import file_digest
 from vizwiz_client.contract import tensors
@@ -76,21 +76,9 @@ def test_a_configuration_survives_its_text(tmp_path: Path) -> None:
     assert text_format.Parse((tmp_path / "config.pbtxt").read_text(encoding="utf-8"), pb.ModelConfig()) == config
 
 
-def test_a_model_that_is_not_whole_is_not_published(tmp_path: Path, graph: Path) -> None:
-    folder = tmp_path / "repository" / "clip_image_a"
-    assert not repository.is_published(tmp_path / "repository", "clip_image_a")
-    (folder / "1").mkdir(parents=True)
-    (folder / "1" / "model.onnx").write_bytes(graph.read_bytes())
-    assert not repository.is_published(tmp_path / "repository", "clip_image_a")
-    repository.write_config(folder / "config.pbtxt", repository.image_config("clip_image_a", SIZES, graph))
-    assert repository.is_published(tmp_path / "repository", "clip_image_a")
-    (folder / "1" / "model.onnx").write_bytes(b"altered")
-    assert not repository.is_published(tmp_path / "repository", "clip_image_a")
-
-
 def test_committing_replaces_one_file(tmp_path: Path) -> None:
-    repository.commit(tmp_path, repository.ensemble_config(NAMES, SIZES))
-    repository.commit(tmp_path, repository.ensemble_config(Names("clip_image_a", "clip_text_b", "gated_head_d"), SIZES))
+    store.commit(tmp_path, repository.ensemble_config(NAMES, SIZES))
+    store.commit(tmp_path, repository.ensemble_config(Names("clip_image_a", "clip_text_b", "gated_head_d"), SIZES))
     ensemble = tmp_path / tensors.ENSEMBLE
     assert sorted(path.name for path in ensemble.iterdir()) == ["1", "config.pbtxt"]
     assert "gated_head_d" in (ensemble / "config.pbtxt").read_text(encoding="utf-8")
