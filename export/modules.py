@@ -35,7 +35,7 @@ class SelfAttention(nn.Module):
         self.out = source.out_proj
 
     def forward(self, asking: Tensor, x: Tensor, *, causal: bool = False, bias: Tensor | None = None) -> Tensor:
-        """Attend from ``asking`` [B, Q, W] to ``x`` [B, T, W], as :meth:`Operators.attention` does; returns [B, Q, W]."""
+        """Attend from ``asking`` [B, Q, W] to ``x`` [B, T, W] as :class:`Operators` does; returns [B, Q, W]."""
         query, key, value = self.query(asking), self.key(x), self.value(x)
         return self.out(self.operators.attention(query, key, value, self.heads, causal=causal, bias=bias))
 

@@ -82,12 +82,13 @@ class FusedOperators(Operators):
         return _one("MultiHeadAttention", inputs, attributes, query)
 
     def add_norm(self, x: Tensor, update: Tensor, norm: nn.LayerNorm) -> tuple[Tensor, Tensor]:
-        if not torch.compiler.is_exporting():
+        # ONNX Runtime's CUDA kernel adds up in the type of its input, unless the server chose its strict mode
+        if x.dtype != torch.float32 or not torch.compiler.is_exporting():
             return super().add_norm(x, update, norm)
         statistics = [*x.shape[:-1], 1]
         normed, _, _, total = onnx_ops.symbolic_multi_out(
             _MICROSOFT + "SkipLayerNormalization",
-            [x, update, norm.weight.to(x.dtype), norm.bias.to(x.dtype)],
+            [x, update, norm.weight, norm.bias],
             {"epsilon": norm.eps},
             dtypes=[x.dtype, torch.float32, torch.float32, x.dtype],
             shapes=[x.shape, statistics, statistics, x.shape],
