@@ -53,6 +53,12 @@ def write_checkpoint(path: Path, vision_layers: int | tuple[int, ...], seed: int
     model = clip.model.CLIP(64, 64, vision_layers, 128 if patch else 16, patch, 77, 49408, 64, 1, 2)
     model.initialize_parameters()
     torch.nn.init.normal_(model.token_embedding.weight, std=0.5)  # so that questions differ enough to tell apart
+    for norm in (module for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d)):
+        # CLIP's own initialisation makes every residual block of the ResNet add nothing
+        torch.nn.init.uniform_(norm.weight, 0.5, 1.5)
+        torch.nn.init.normal_(norm.bias, std=0.2)
+        torch.nn.init.normal_(norm.running_mean, std=0.2)
+        torch.nn.init.uniform_(norm.running_var, 0.5, 1.5)
     torch.save(model.state_dict(), path)
     return path
 
