@@ -85,12 +85,19 @@ def open_session(graph: Path, args: Mapping[str, str], config: Mapping[str, Any]
     if accelerator := cpu_accelerator(config):
         on_gpu = chosen[0] != "CPUExecutionProvider"
         if not on_gpu and importlib.util.find_spec(_OPENVINO) is not None:
-            return OpenVinoSession(graph, accelerator.get("parameters", {}).get(PRECISION_PARAMETER, "bf16"))
+            session = OpenVinoSession(graph, accelerator.get("parameters", {}).get(PRECISION_PARAMETER, "bf16"))
+            triton.Logger.log_info(f"{args['model_name']} runs on OpenVINO, in {session.precision}")
+            return session
         if not on_gpu:
             triton.Logger.log_warn(
                 f"{args['model_name']} runs without OpenVINO, which its config asks for, and is slower so: it is not "
                 "installed here (pip install openvino)"
             )
+    return open_onnx_runtime(graph, args, chosen)
+
+
+def open_onnx_runtime(graph: Path, args: Mapping[str, str], chosen: Sequence[Any]) -> ort.InferenceSession:
+    """Open ``graph`` with the execution providers ``chosen``."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads()
     # an idle session that spins takes the cores from the models that work
@@ -139,7 +146,8 @@ class OpenVinoSession:
 
         core = openvino.Core()
         able = precision.upper() in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-        options = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": precision if able else "f32"}
+        self.precision = precision if able else "f32"
+        options = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": self.precision}
         self._model = core.compile_model(graph, "CPU", {**options, "INFERENCE_NUM_THREADS": threads()})
         self._request = self._model.create_infer_request()
 
