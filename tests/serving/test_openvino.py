@@ -49,6 +49,17 @@ def test_the_ensemble_answers_as_numpy_does(precision: str, own_repository: Path
             np.testing.assert_array_equal(result.as_numpy("head_id"), np.full((batch, 1), 7))
 
 
+def test_openvinos_telemetry_is_off(own_repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Left on, it keeps a client id in the home folder and reports to its maker."""
+    home = tmp_path / "home"
+    home.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.delenv("CI", raising=False)
+    accelerate(own_repository / TEXT_MODEL)
+    with EmbeddedTriton(own_repository):
+        assert [path for path in home.rglob("*") if path.is_file()] == []
+
+
 def test_an_accelerator_that_is_not_known_is_refused(own_repository: Path) -> None:
     accelerate(own_repository / TEXT_MODEL, name="tensorflow")
     assert "asks for the CPU accelerator 'tensorflow', the only one is 'openvino'" in first_line(own_repository)

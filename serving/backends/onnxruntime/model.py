@@ -11,6 +11,7 @@ import hashlib
 import importlib.util
 import json
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +20,9 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 import triton_python_backend_utils as triton
+
+# OpenVINO, when imported, reports to its maker and keeps a client id in the home folder, unless this cannot be imported
+sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 
 LABELS_DIGEST_PARAMETER = "labels_sha256_"
 MODEL_DIGEST_PARAMETER = "model_sha256"  # as in the contract, which this process may not have (it ignores PYTHONPATH)
