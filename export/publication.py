@@ -5,7 +5,9 @@ What is published already is kept: after a new fit, only the head is written, an
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import astuple
+from functools import partial
 from pathlib import Path
 from shutil import copyfile
 from typing import Any
@@ -13,10 +15,10 @@ from typing import Any
 import torch
 
 from export import repository, store
+from export.encoders import write_image_encoder, write_text_encoder
 from export.golden import PHOTO_FILE, write_golden
 from export.graphs import write_graph
 from export.heads import ServedHead
-from export.modules import TextEncoder, image_encoder
 from export.parity import Comparison, check, compare_answers, report, table
 from export.parity_inputs import RUN_QUESTIONS, Inputs, draw_golden_photo, drawn_inputs, random_inputs, run_inputs
 from export.proof import PARITY_FILE, Proof, keep, kept, prove
@@ -35,7 +37,7 @@ from vizwiz_client.contract import tensors
 from vizwiz_client.contract.tensors import CONTRACT_VERSION, DIGEST_LENGTH
 
 # Raised when the same weights become another graph, or are proved on other inputs: their models get other names.
-EXPORT_FORMAT = "3"
+EXPORT_FORMAT = "4"
 DEFAULT_TARGET = Target("portable", "fp32")
 HEAD_TARGET = Target("portable", "fp32")  # of every head: it takes microseconds, so it may as well be exact
 _OVERHEAD = 1.2  # bytes of a graph's file over those of its weights, and room for the rest
@@ -74,7 +76,7 @@ def export_run(
         store.check_room(folder, _bytes_needed(new, names, model, predictor))
         with store.staging(folder) as staging:
             places = {name: (staging if name in new else folder) / name for name in astuple(names)}
-            _write_graphs({name: places[name] for name in new}, names, run, model, predictor)
+            _write_graphs({name: places[name] for name in new}, names, run, model, predictor, target)
             proof = _prove(places, names, run, model if to_prove else None, target)
             head = open_graph(_graph(places[names.head]), HEAD_TARGET)
             tolerance = TOLERANCES[target.precision]
@@ -137,7 +139,9 @@ def _bytes_needed(new: list[str], names: Names, model: FrozenClip | None, predic
     return int(sum(4 * weights.numel() for module in modules for weights in module.parameters()) * _OVERHEAD)
 
 
-def _write_graphs(new: dict[str, Path], names: Names, run: Run, model: FrozenClip | None, predictor: Predictor) -> None:
+def _write_graphs(
+    new: dict[str, Path], names: Names, run: Run, model: FrozenClip | None, predictor: Predictor, target: Target
+) -> None:
     """Write the graphs of the models that are ``new`` into their folders, and the photo of the golden request."""
     size = sizes(run)
     for name, folder in new.items():
@@ -152,13 +156,10 @@ def _write_graphs(new: dict[str, Path], names: Names, run: Run, model: FrozenCli
             continue
         assert model is not None
         if name == names.image:
-            pixels = torch.zeros(2, size.side, size.side, 3, dtype=torch.uint8)
-            write_graph(image_encoder(model.model), [pixels], [tensors.IMAGE], [tensors.IMAGE_FEATURES], path)
+            write_image_encoder(model, target, path)
             (folder / PHOTO_FILE).write_bytes(draw_golden_photo())
         else:
-            ids = torch.zeros(2, tensors.CONTEXT_LENGTH, dtype=torch.int32)
-            encoder = TextEncoder(model.model)
-            write_graph(encoder, [ids], [tensors.TOKENS], [tensors.TEXT_FEATURES], path, free_length=True)
+            write_text_encoder(model, target, path)
 
 
 def _prove(places: dict[str, Path], names: Names, run: Run, model: FrozenClip | None, target: Target) -> Proof:
@@ -198,9 +199,9 @@ def _finish(
         "target": target.name,
         "export_format": EXPORT_FORMAT,
     }
-    configs = {
-        names.image: repository.image_config,
-        names.text: repository.text_config,
+    configs: dict[str, Callable[[str, Sizes, Path], Any]] = {
+        names.image: partial(repository.image_config, target=target),
+        names.text: partial(repository.text_config, target=target),
         names.head: repository.head_config,
     }
     for name, folder in new.items():

@@ -14,6 +14,7 @@ from typing import Any
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
 
+from export.targets import Target
 from training.storage import file_digest, staged_file
 from vizwiz_client.contract import tensors
 from vizwiz_client.contract.tensors import TensorSpec
@@ -50,12 +51,14 @@ def model_config(
     outputs: Mapping[TensorSpec, Sequence[int]],
     labels: Mapping[TensorSpec, str],
     graph: Path,
+    target: Target | None = None,
 ) -> Any:
     """Configuration of an ONNX model; only fields that Triton 2.51 and the native backend both understand.
 
     Args:
         inputs, outputs: each tensor with its dimensions, batch left out.
         labels: the label file of an output, in the model's folder.
+        target: decides whether a CPU computes it with an accelerator.
     """
     config = pb.ModelConfig(name=name, backend="onnxruntime", max_batch_size=tensors.MAX_BATCH_SIZE)
     _add_tensors(config.input, inputs)
@@ -63,6 +66,10 @@ def model_config(
     for output in config.output:
         output.label_filename = {spec.name: file for spec, file in labels.items()}.get(output.name, "")
     config.instance_group.add(kind=pb.ModelInstanceGroup.KIND_AUTO, count=1)
+    if target is not None and target.accelerator is not None:
+        # the native backend reads the name alone: OpenVINO there chooses the precision itself
+        accelerator = config.optimization.execution_accelerators.cpu_execution_accelerator.add(name=target.accelerator)
+        accelerator.parameters[tensors.PRECISION_PARAMETER] = target.hint
     config.dynamic_batching.SetInParent()  # batches what waits already, and delays nothing
     config.parameters[tensors.MODEL_DIGEST_PARAMETER].string_value = file_digest(graph)
     for file in labels.values():
@@ -71,15 +78,15 @@ def model_config(
     return config
 
 
-def image_config(name: str, sizes: Sizes, graph: Path) -> Any:
+def image_config(name: str, sizes: Sizes, graph: Path, target: Target) -> Any:
     """Configuration of the image encoder."""
     image = {tensors.IMAGE: (sizes.side, sizes.side, 3)}
-    return model_config(name, image, {tensors.IMAGE_FEATURES: (sizes.features,)}, {}, graph)
+    return model_config(name, image, {tensors.IMAGE_FEATURES: (sizes.features,)}, {}, graph, target)
 
 
-def text_config(name: str, sizes: Sizes, graph: Path) -> Any:
+def text_config(name: str, sizes: Sizes, graph: Path, target: Target) -> Any:
     """Configuration of the text encoder: questions of any length up to the context's."""
-    return model_config(name, {tensors.TOKENS: (-1,)}, {tensors.TEXT_FEATURES: (sizes.features,)}, {}, graph)
+    return model_config(name, {tensors.TOKENS: (-1,)}, {tensors.TEXT_FEATURES: (sizes.features,)}, {}, graph, target)
 
 
 def head_config(name: str, sizes: Sizes, graph: Path) -> Any:

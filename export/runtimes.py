@@ -10,7 +10,7 @@ import numpy.typing as npt
 import onnxruntime
 import torch
 
-from export.targets import OPENVINO, Target
+from export.targets import OPENVINO, Target, TargetError
 
 Array = npt.NDArray[Any]
 Graph = Callable[[Mapping[str, Array]], list[Array]]  # inputs by name to outputs in order, batch first
@@ -29,8 +29,14 @@ def open_graph(path: Path, target: Target) -> Graph:
 
 
 def _open_openvino(path: Path, target: Target) -> Graph:
-    import openvino  # needed for its own targets alone
-
-    hint = {"INFERENCE_PRECISION_HINT": "bf16" if target.precision == "bf16" else "f32"}
-    model = openvino.Core().compile_model(path, "CPU", hint)
+    try:
+        import openvino  # needed for its own targets alone
+    except ImportError as error:
+        raise TargetError(
+            f"{target.precision} is computed by OpenVINO, which is not installed here ({error}): "
+            "`pip install openvino`, or choose another --precision"
+        ) from None
+    core = openvino.Core()
+    hint = target.hint if target.hint.upper() in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES") else "f32"
+    model = core.compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": hint})
     return lambda inputs: [output.copy() for output in model(dict(inputs)).values()]

@@ -21,6 +21,7 @@ from export.inventory import check_repository, describe, inventory, prune
 from export.parity import ParityError
 from export.publication import ExportError, export_run
 from export.store import RepositoryError
+from export.targets import PRECISIONS, TARGETS, VARIANTS, TargetError, choose_target, explain, this_machine
 from training.clip_models import ClipError, load_clip
 from training.data import DatasetError
 from training.runs import Run, RunError, newest_run, read_run
@@ -31,9 +32,10 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m export.to_onnx",
-        description="Export CLIP's image and text encoder and a fitted head to ONNX, check them against PyTorch, and "
+        description="Export CLIP's image and text encoder and a fitted head to ONNX, check them against PyTorch, and\n"
         "publish them into a Triton model repository. What is published already is not exported again.",
-        epilog="Next: python -m serving",
+        epilog=f"{explain(this_machine())}\n\nnext: python -m serving",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--run", type=Path, help="run folder (default: the newest in --runs)")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="where runs are (default: runs)")
@@ -41,6 +43,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--repository", type=Path, default=Path("triton_models"), help="model repository (default: triton_models)"
     )
+    parser.add_argument("--precision", choices=PRECISIONS, help="what the graphs compute with (default: see below)")
+    parser.add_argument("--variant", choices=VARIANTS, help="what they are written in (default: see below)")
     parser.add_argument(
         "--recheck",
         action="store_true",
@@ -80,7 +84,9 @@ def run_command(arguments: argparse.Namespace) -> int:
     run = read_run(arguments.run or newest_run(arguments.runs))
     print(f"run: {run.folder} ({len(run.answers)} answers, CLIP {run.clip_source})")
     clip = load_clip(arguments.clip) if arguments.clip else run.clip_source
-    names = export_run(run, clip, arguments.repository, recheck=arguments.recheck)
+    target = choose_target(arguments.variant, arguments.precision, this_machine())
+    print(f"target: {target.variant} {target.precision}: {TARGETS[target]} (--help lists the others)")
+    names = export_run(run, clip, arguments.repository, target, recheck=arguments.recheck)
     print(f"published in {arguments.repository}/: {tensors.ENSEMBLE} = {names.image} + {names.text} + {names.head}")
     print("next: python -m serving")
     return 0
@@ -115,6 +121,7 @@ def main(argv: list[str] | None = None) -> int:
         ParityError,
         GraphError,
         RepositoryError,
+        TargetError,
         DatasetError,
         OSError,
     ) as error:

@@ -54,7 +54,7 @@ def test_a_damaged_label_file_is_written_again(damage: str, published: Path, run
 def test_two_exports_at_once_leave_one_whole_repository(run: Run, tiny_clip: FrozenClip, tmp_path: Path) -> None:
     target = tmp_path / "triton_models"
     script = "import sys; from export import to_onnx; sys.exit(to_onnx.main(sys.argv[1:]))"
-    arguments = ["--run", str(run.folder), "--repository", str(target)]
+    arguments = ["--run", str(run.folder), "--repository", str(target), "--precision", "fp32", "--variant", "portable"]
     exports = [subprocess.Popen([sys.executable, "-c", script, *arguments], cwd=ROOT) for _ in range(2)]
     assert [export.wait() for export in exports] == [0, 0]
     names = publication.model_names(run)
