@@ -40,7 +40,7 @@ def state(folder: Path) -> dict[str, tuple[int, int, int]]:
 
 def test_a_new_fit_exports_the_head_alone(run: Run, other_run: Run, own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither CLIP nor its graphs are needed: the CLIP that is named does not exist."""
-    monkeypatch.setattr(publication, "image_encoder", pytest.fail)
+    monkeypatch.setattr(publication, "write_image_encoder", pytest.fail)
     old, new = model_names(run), model_names(other_run)
     before = [state(own / name) for name in (old.image, old.text, old.head)]
     assert export_run(other_run, "no/such/clip.pt", own) == new

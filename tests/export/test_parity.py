@@ -13,14 +13,15 @@ import pytest
 import torch
 
 from export import modules, publication
+from export.encoders import write_image_encoder, write_text_encoder
 from export.graphs import write_graph
 from export.heads import ServedHead
-from export.modules import TextEncoder, image_encoder
 from export.parity import Comparison, ParityError, check, compare, compare_answers, compare_features, table
 from export.parity_inputs import Inputs, draw_golden_photo, drawn_inputs, random_inputs, run_inputs
 from export.proof import prove
 from export.publication import DEFAULT_TARGET, HEAD_TARGET, export_run
 from export.runtimes import Graph, open_graph
+from export.targets import Target
 from export.tolerances import FP32, TOLERANCES
 from tests.export import damage
 from tests.export.conftest import snapshot
@@ -62,32 +63,20 @@ def bench(run: Run, tiny_clip: FrozenClip, real_photos: Path, tmp_path_factory: 
     own = run_inputs(side, read_split(real_photos, "val"))
     assert own is not None
     inputs = [random_inputs(side), drawn_inputs(side, draw_golden_photo()), own]
-    image = write_image(tiny_clip.model, side, place / "image.onnx")
-    text = write_text(tiny_clip.model, place / "text.onnx")
+    write_image_encoder(tiny_clip, DEFAULT_TARGET, image := place / "image.onnx")
+    write_text_encoder(tiny_clip, DEFAULT_TARGET, text := place / "text.onnx")
     return Bench(tiny_clip, predictor, open_graph(path, HEAD_TARGET), image, text, inputs)
-
-
-def write_image(model: Any, side: int, path: Path) -> Path:
-    pixels = torch.zeros(2, side, side, 3, dtype=torch.uint8)
-    write_graph(image_encoder(model), [pixels], [tensors.IMAGE], [tensors.IMAGE_FEATURES], path)
-    return path
-
-
-def write_text(model: Any, path: Path) -> Path:
-    ids = torch.zeros(2, tensors.CONTEXT_LENGTH, dtype=torch.int32)
-    write_graph(TextEncoder(model), [ids], [tensors.TOKENS], [tensors.TEXT_FEATURES], path, free_length=True)
-    return path
 
 
 def compared(bench: Bench, place: Path, fault: Callable[[Any], None] | None = None) -> list[Comparison]:
     """Compare the encoders, one of which is exported with ``fault``, with the reference; ties as int8 allows them."""
     image, text = bench.image, bench.text
     if fault:
-        model = damage.damaged(bench.model.model, fault)
+        model = replace(bench.model, model=damage.damaged(bench.model.model, fault))
         if "text" in fault.__name__:
-            text = write_text(model, place / "text.onnx")
+            write_text_encoder(model, DEFAULT_TARGET, text := place / "text.onnx")
         else:
-            image = write_image(model, bench.model.side, place / "image.onnx")
+            write_image_encoder(model, DEFAULT_TARGET, image := place / "image.onnx")
     proof = prove(image, text, DEFAULT_TARGET, bench.model, bench.inputs)
     tolerance = TOLERANCES["int8"]
     return [
@@ -138,10 +127,12 @@ def test_one_matrix_times_1_01_is_refused_in_fp32(fault: Callable[[Any], None], 
 def test_a_refused_export_publishes_nothing(
     run: Run, tiny_clip: FrozenClip, published: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = publication.image_encoder
-    monkeypatch.setattr(
-        publication, "image_encoder", lambda model: original(damage.damaged(model, damage.scaled_image_matrix))
-    )
+    original = publication.write_image_encoder
+
+    def write(model: FrozenClip, target: Target, path: Path) -> None:
+        original(replace(model, model=damage.damaged(model.model, damage.scaled_image_matrix)), target, path)
+
+    monkeypatch.setattr(publication, "write_image_encoder", write)
     monkeypatch.setattr(publication, "EXPORT_FORMAT", "damaged")  # other names: nothing is taken as published
     before = snapshot(published)
     with pytest.raises(ParityError) as error:
