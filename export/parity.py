@@ -149,7 +149,6 @@ def compare(
     a, b = got.astype(np.float64), reference.astype(np.float64)
     scale = np.abs(b).max()
     difference = float(np.abs(a - b).max())
-    cosine = (a * b).sum(axis=1) / (np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1))
     top1_differ = top1_agree = top5_agree = None
     if ranks:
         best_a, best_b = (np.argsort(-x, axis=1, kind="stable")[:, :_TOP] for x in (a, b))
@@ -164,7 +163,7 @@ def compare(
         tensor,
         rows=len(a),
         relative_error=float(difference / scale),
-        cosine_error=float(np.maximum(0, 1 - cosine).max()) if a.shape[1] > 1 else None,
+        cosine_error=_cosine_error(a, b) if a.shape[1] > 1 else None,
         spread_error=float(difference / np.abs(b - b.mean(axis=0)).max()) if spread else None,
         largest_change=difference,
         top1_differ=top1_differ,
@@ -239,6 +238,12 @@ def reference_answers(predictor: Predictor, image_features: Array, text_features
         torch.stack([functional.softmax(each.answer_type, dim=1) for each in logits]).mean(dim=0).numpy(),
         (1 - 1 / (1 + odds)).unsqueeze(1).numpy(),  # this way round, certainty (infinite odds) is 1
     )
+
+
+def _cosine_error(a: Array, b: Array) -> float:
+    """1 - cosine of the worst row of two [B, N]."""
+    cosine = (a * b).sum(axis=1) / (np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1))
+    return float(np.maximum(0, 1 - cosine).max())
 
 
 def _describe(row: Comparison, tolerance: Tolerance) -> str:

@@ -215,3 +215,9 @@ def test_a_nan_is_never_equal() -> None:
     reference = np.ones((2, 3))
     got = np.array([[1, 1, 1], [1, np.nan, 1]])
     assert not compare("val", "answer", got, reference, TOLERANCES["int8"]).passes(TOLERANCES["int8"])
+
+
+def test_a_probability_may_be_nought() -> None:
+    row = compare("val", "answerable", np.array([[0.0], [0.5]]), np.array([[1e-9], [0.5]]), FP32)
+    assert row.cosine_error is None
+    assert row.passes(FP32)
