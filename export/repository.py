@@ -1,16 +1,12 @@
-"""The Triton model repository: its configurations, and publication that is whole or did not happen.
+"""The configurations of a Triton model repository; :mod:`export.store` puts them in their place.
 
 Every model but the ensemble is immutable and named by a digest of what it was made from. The ensemble's configuration
-names the three that answer together; replacing that one file is the commit point of a publication, so a crash at any
-moment leaves either the previous answer chain or the new one.
+names the three that answer together.
 """
 
 from __future__ import annotations
 
-import fcntl
-import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +14,7 @@ from typing import Any
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
 
+from export.targets import Target
 from training.storage import file_digest, staged_file
 from vizwiz_client.contract import tensors
 from vizwiz_client.contract.tensors import TensorSpec
@@ -54,12 +51,14 @@ def model_config(
     outputs: Mapping[TensorSpec, Sequence[int]],
     labels: Mapping[TensorSpec, str],
     graph: Path,
+    target: Target | None = None,
 ) -> Any:
     """Configuration of an ONNX model; only fields that Triton 2.51 and the native backend both understand.
 
     Args:
         inputs, outputs: each tensor with its dimensions, batch left out.
         labels: the label file of an output, in the model's folder.
+        target: decides whether a CPU computes it with an accelerator.
     """
     config = pb.ModelConfig(name=name, backend="onnxruntime", max_batch_size=tensors.MAX_BATCH_SIZE)
     _add_tensors(config.input, inputs)
@@ -67,6 +66,10 @@ def model_config(
     for output in config.output:
         output.label_filename = {spec.name: file for spec, file in labels.items()}.get(output.name, "")
     config.instance_group.add(kind=pb.ModelInstanceGroup.KIND_AUTO, count=1)
+    if target is not None and target.accelerator is not None:
+        # the native backend reads the name alone: OpenVINO there chooses the precision itself
+        accelerator = config.optimization.execution_accelerators.cpu_execution_accelerator.add(name=target.accelerator)
+        accelerator.parameters[tensors.PRECISION_PARAMETER] = target.hint
     config.dynamic_batching.SetInParent()  # batches what waits already, and delays nothing
     config.parameters[tensors.MODEL_DIGEST_PARAMETER].string_value = file_digest(graph)
     for file in labels.values():
@@ -75,15 +78,15 @@ def model_config(
     return config
 
 
-def image_config(name: str, sizes: Sizes, graph: Path) -> Any:
+def image_config(name: str, sizes: Sizes, graph: Path, target: Target) -> Any:
     """Configuration of the image encoder."""
     image = {tensors.IMAGE: (sizes.side, sizes.side, 3)}
-    return model_config(name, image, {tensors.IMAGE_FEATURES: (sizes.features,)}, {}, graph)
+    return model_config(name, image, {tensors.IMAGE_FEATURES: (sizes.features,)}, {}, graph, target)
 
 
-def text_config(name: str, sizes: Sizes, graph: Path) -> Any:
+def text_config(name: str, sizes: Sizes, graph: Path, target: Target) -> Any:
     """Configuration of the text encoder: questions of any length up to the context's."""
-    return model_config(name, {tensors.TOKENS: (-1,)}, {tensors.TEXT_FEATURES: (sizes.features,)}, {}, graph)
+    return model_config(name, {tensors.TOKENS: (-1,)}, {tensors.TEXT_FEATURES: (sizes.features,)}, {}, graph, target)
 
 
 def head_config(name: str, sizes: Sizes, graph: Path) -> Any:
@@ -128,42 +131,6 @@ def write_config(path: Path, config: Any) -> None:
 def write_labels(path: Path, labels: Sequence[str]) -> None:
     """Write a label file: one label a line, whose number is the index."""
     path.write_text("".join(f"{label}\n" for label in labels), encoding="utf-8")
-
-
-def is_published(repository: Path, name: str) -> bool:
-    """Whether ``repository`` holds this model whole and unaltered."""
-    folder = repository / name
-    try:
-        config = text_format.Parse((folder / CONFIG_FILE).read_text(encoding="utf-8"), pb.ModelConfig())
-        expected = {tensors.MODEL_DIGEST_PARAMETER: folder / VERSION / GRAPH_FILE}
-        for output in config.output:
-            if output.label_filename:
-                expected[tensors.LABELS_DIGEST_PARAMETER + output.label_filename] = folder / output.label_filename
-        return all(config.parameters[key].string_value == file_digest(path) for key, path in expected.items())
-    except (OSError, UnicodeDecodeError, text_format.ParseError):
-        return False
-
-
-@contextmanager
-def locked(repository: Path) -> Iterator[None]:
-    """Let one process at a time publish into ``repository``, which is made when it is not there."""
-    repository.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(repository, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def commit(repository: Path, config: Any) -> None:
-    """Make the models that ``config`` names the ones that answer."""
-    folder = repository / tensors.ENSEMBLE
-    version = folder / VERSION  # Triton wants one, though an ensemble has no files
-    version.mkdir(parents=True, exist_ok=True)
-    if not (version / ".keep").exists():
-        (version / ".keep").touch()  # git, archives and object stores drop empty folders
-    write_config(folder / CONFIG_FILE, config)
 
 
 def _add_tensors(field: Any, specs: Mapping[TensorSpec, Sequence[int]]) -> None:

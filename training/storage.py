@@ -11,14 +11,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-_STAGING_SUFFIX = ".partial"
+STAGING_SUFFIX = ".partial"  # of what is half-written: .NAME.PROCESS.partial
 
 
 @contextmanager
 def staged_file(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; on success it is flushed to disk and renamed to ``path``."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    staging = path.with_name(f".{path.name}.{os.getpid()}{_STAGING_SUFFIX}")
+    staging = path.with_name(f".{path.name}.{os.getpid()}{STAGING_SUFFIX}")
     try:
         yield staging
         _flush(staging)
@@ -41,7 +41,8 @@ def workspace(beside: Path) -> Iterator[Path]:
     """Yield an empty folder beside ``beside``, on the same file system; it is gone afterwards."""
     beside.parent.mkdir(parents=True, exist_ok=True)
     _remove_abandoned(beside.parent)
-    folder = beside.with_name(f".{beside.name}.{os.getpid()}{_STAGING_SUFFIX}")
+    folder = beside.with_name(f".{beside.name}.{os.getpid()}{STAGING_SUFFIX}")
+    shutil.rmtree(folder, ignore_errors=True)  # in a container, a killed process had the number that this one has
     folder.mkdir()
     try:
         yield folder
@@ -67,8 +68,8 @@ def publish_folder(staging: Path, path: Path) -> None:
 
 def _remove_abandoned(folder: Path) -> None:
     """Delete what killed processes left half-written in ``folder``; what a living process writes is left alone."""
-    for leftover in folder.glob(f".*{_STAGING_SUFFIX}"):
-        owner = leftover.name.removesuffix(_STAGING_SUFFIX).rpartition(".")[2]
+    for leftover in folder.glob(f".*{STAGING_SUFFIX}"):
+        owner = leftover.name.removesuffix(STAGING_SUFFIX).rpartition(".")[2]
         if owner.isdigit() and not Path(f"/proc/{owner}").exists():
             shutil.rmtree(leftover, ignore_errors=True) if leftover.is_dir() else leftover.unlink(missing_ok=True)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from export import to_onnx
+from export.publication import export_run
 from training.clip_models import clip, load_clip
 from training.data import read_split
 from training.fit import fit
@@ -42,5 +42,5 @@ def test_a_full_size_clip_is_fitted_on_and_exported(name: str, real_photos: Path
     assert (frozen.side, frozen.width) == (side, embed)
     train, val = (read_split(real_photos, split, limit=4) for split in ("train", "val"))
     run = read_run(fit(train, val, frozen, Recipe(epochs=5), tmp_path / "runs", tmp_path / "cache"))
-    names = to_onnx.export_run(run, frozen, tmp_path / "triton_models")  # parity is checked before it publishes
+    names = export_run(run, frozen, tmp_path / "triton_models")  # parity is checked before it publishes
     assert {path.name for path in (tmp_path / "triton_models").iterdir()} == {"vizwiz_vqa", *vars(names).values()}

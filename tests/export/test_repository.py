@@ -6,11 +6,13 @@ import pytest
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
 
-from export import repository
+from export import repository, store
 from export.repository import Names, Sizes
+from export.targets import Target
 from training.storage import file_digest
 from vizwiz_client.contract import tensors
 
+TARGET = Target("portable", "fp32")
 SIZES = Sizes(side=64, features=32, answers=7, types=4)
 NAMES = Names("clip_image_a", "clip_text_b", "gated_head_c")
 
@@ -30,8 +32,8 @@ def dims(tensors_: object) -> dict[str, tuple[int, list[int]]]:
 
 
 def test_encoders_and_head_state_their_tensors(graph: Path) -> None:
-    image = repository.image_config("clip_image_a", SIZES, graph)
-    text = repository.text_config("clip_text_b", SIZES, graph)
+    image = repository.image_config("clip_image_a", SIZES, graph, TARGET)
+    text = repository.text_config("clip_text_b", SIZES, graph, TARGET)
     head = repository.head_config("gated_head_c", SIZES, graph)
     assert dims(image.input) == {"image": (pb.TYPE_UINT8, [64, 64, 3])}
     assert dims(image.output) == {"image_features": (pb.TYPE_FP32, [32])}
@@ -49,13 +51,24 @@ def test_encoders_and_head_state_their_tensors(graph: Path) -> None:
 
 def test_models_are_served_by_the_native_backend_as_well(graph: Path) -> None:
     """No ``runtime``, no ``KIND_GPU``, one instance: the same tree serves on a GPU and on a CPU."""
-    for make in (repository.image_config, repository.text_config, repository.head_config):
-        config = make("name", SIZES, graph)
+    for config in (
+        repository.image_config("name", SIZES, graph, TARGET),
+        repository.text_config("name", SIZES, graph, TARGET),
+        repository.head_config("name", SIZES, graph),
+    ):
         assert (config.backend, config.runtime) == ("onnxruntime", "")
         assert [(group.kind, group.count) for group in config.instance_group] == [(pb.ModelInstanceGroup.KIND_AUTO, 1)]
         assert config.max_batch_size == tensors.MAX_BATCH_SIZE
         assert config.HasField("dynamic_batching")
         assert config.parameters["model_sha256"].string_value == file_digest(graph)
+
+
+@pytest.mark.parametrize(("precision", "accelerated"), [("fp32", []), ("bf16", ["openvino"]), ("int8", ["openvino"])])
+def test_a_cpu_target_asks_for_its_accelerator(precision: str, accelerated: list[str], graph: Path) -> None:
+    config = repository.text_config("name", SIZES, graph, Target("portable", precision))
+    accelerators = config.optimization.execution_accelerators.cpu_execution_accelerator
+    assert [accelerator.name for accelerator in accelerators] == accelerated
+    assert all(accelerator.parameters["inference_precision"] == "bf16" for accelerator in accelerators)
 
 
 def test_the_ensemble_ties_the_three_together() -> None:
@@ -76,21 +89,9 @@ def test_a_configuration_survives_its_text(tmp_path: Path) -> None:
     assert text_format.Parse((tmp_path / "config.pbtxt").read_text(encoding="utf-8"), pb.ModelConfig()) == config
 
 
-def test_a_model_that_is_not_whole_is_not_published(tmp_path: Path, graph: Path) -> None:
-    folder = tmp_path / "repository" / "clip_image_a"
-    assert not repository.is_published(tmp_path / "repository", "clip_image_a")
-    (folder / "1").mkdir(parents=True)
-    (folder / "1" / "model.onnx").write_bytes(graph.read_bytes())
-    assert not repository.is_published(tmp_path / "repository", "clip_image_a")
-    repository.write_config(folder / "config.pbtxt", repository.image_config("clip_image_a", SIZES, graph))
-    assert repository.is_published(tmp_path / "repository", "clip_image_a")
-    (folder / "1" / "model.onnx").write_bytes(b"altered")
-    assert not repository.is_published(tmp_path / "repository", "clip_image_a")
-
-
 def test_committing_replaces_one_file(tmp_path: Path) -> None:
-    repository.commit(tmp_path, repository.ensemble_config(NAMES, SIZES))
-    repository.commit(tmp_path, repository.ensemble_config(Names("clip_image_a", "clip_text_b", "gated_head_d"), SIZES))
+    store.commit(tmp_path, repository.ensemble_config(NAMES, SIZES))
+    store.commit(tmp_path, repository.ensemble_config(Names("clip_image_a", "clip_text_b", "gated_head_d"), SIZES))
     ensemble = tmp_path / tensors.ENSEMBLE
     assert sorted(path.name for path in ensemble.iterdir()) == ["1", "config.pbtxt"]
     assert "gated_head_d" in (ensemble / "config.pbtxt").read_text(encoding="utf-8")

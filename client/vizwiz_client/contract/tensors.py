@@ -15,6 +15,8 @@ CONTRACT_VERSION = 1  # raised when a client of the old contract would misread a
 CONTRACT_VERSION_PARAMETER = "contract_version"  # where the ensemble's config states it
 MODEL_DIGEST_PARAMETER = "model_sha256"  # in a model's config: SHA-256 of its graph file, verified when it loads
 LABELS_DIGEST_PARAMETER = "labels_sha256_"  # + a label file's name: the same for the file that names the outputs
+FILE_DIGEST_PARAMETER = "file_sha256_"  # + the name of any other file beside the config: verified by export alone
+PRECISION_PARAMETER = "inference_precision"  # of a CPU accelerator, in a model's config: the least it may compute in
 
 ENSEMBLE = "vizwiz_vqa"
 IMAGE_ENCODER_PREFIX = "clip_image_"  # + digest, as every immutable model is named

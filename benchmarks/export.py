@@ -1,0 +1,308 @@
+"""Latency and memory of CLIP's encoders: PyTorch, a naive export, and this project's graphs, side by side.
+
+    python -m benchmarks.export                              # everything: about an hour on two cores; `make bench-export`
+    python -m benchmarks.export --only ViT-L/14@336px --batch 1
+
+Random weights. Every measurement is a process of its own, so that its peak memory is its own; the graphs are written
+before, by another. What was measured is kept in --results and not measured again: delete that file to start afresh.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.architectures import ARCHITECTURES, write_full_size
+from export.encoders import write_image_encoder, write_text_encoder
+from export.graphs import OPSET
+from export.runtimes import open_graph
+from export.targets import TARGETS, Target
+from training.clip_models import load_clip, normalise_pixels
+from vizwiz_client.contract import tensors, tokens
+
+CLIPS = ("ViT-B/32", "ViT-L/14@336px", "RN50x64")
+BATCHES = (1, 8)
+LARGE = "ViT-L/14@336px"  # where torch.compile and transformers are compared too
+MATRIX = 4096  # rows and columns of the product that stands for what this machine can do
+SECONDS, LEAST, MOST = 10.0, 5, 50  # a measurement's length, and its fewest and most runs
+
+BY_NAME = {target.name: target for target in TARGETS}
+EAGER = ("eager fp32", "eager bf16", "eager fp16")
+
+
+@dataclass(frozen=True)
+class Case:
+    """One measurement. ``length`` is that of the questions, 0 for images."""
+
+    clip: str
+    side: str
+    batch: int
+    length: int
+
+    @property
+    def key(self) -> str:
+        """Its key among the results."""
+        return f"{self.clip} {self.side} {self.batch} {self.length}"
+
+
+def cases(clips: list[str], batches: list[int], cuda: bool) -> list[Case]:
+    """Everything to measure, eager fp32 first among what is compared with it."""
+    gpu = [name for name, target in BY_NAME.items() if target.accelerator is None]
+    cpu = [name for name, target in BY_NAME.items() if target.precision != "fp16"]
+    sides = ["eager fp32", "eager fp16" if cuda else "eager bf16", "naive", *(gpu if cuda else cpu)]
+    found = []
+    for clip in clips:
+        more = ["torch.compile", "transformers"] if clip == LARGE else []
+        for batch in batches:
+            found += [Case(clip, side, batch, 0) for side in sides + more]
+            found += [Case(clip, side, batch, n) for n in tensors.TOKEN_LENGTHS for side in sides if side != "naive"]
+    return found
+
+
+def example(case: Case) -> Any:
+    """Input of a case: uint8 [B, S, S, 3] or int32 [B, T]."""
+    generator = np.random.default_rng(0)
+    if not case.length:
+        side = ARCHITECTURES[case.clip][1]
+        return generator.integers(0, 256, (case.batch, side, side, 3), dtype=np.uint8)
+    ids = generator.integers(0, tokens.START_OF_TEXT, (case.batch, case.length), dtype=np.int32)
+    ids[:, 0], ids[:, -1] = tokens.START_OF_TEXT, tokens.END_OF_TEXT
+    return ids
+
+
+def runner(case: Case, cache: Path, device: torch.device) -> Callable[[], object]:
+    """What is timed."""
+    inputs = example(case)
+    if case.side in BY_NAME:
+        graph = open_graph(graph_path(case, cache), BY_NAME[case.side])
+        feed = {(tensors.TOKENS if case.length else tensors.IMAGE).name: inputs}
+        return lambda: graph(feed)
+    if case.side == "naive":
+        naive, pixels = open_graph(graph_path(case, cache), Target("portable", "fp32")), normalised(inputs).numpy()
+        return lambda: naive({"image": pixels})
+    model = transformers_model(case.clip) if case.side == "transformers" else clip_model(case, cache, device)
+    if case.length:  # the package's own text encoder takes 77 positions, whatever the question's length
+        inputs = np.pad(inputs, ((0, 0), (0, tensors.CONTEXT_LENGTH - case.length)))
+    given = (torch.from_numpy(inputs) if case.length else normalised(inputs)).to(device)
+    encode = model.encode_text if case.length else model.encode_image
+    if case.side == "torch.compile":
+        encode = torch.compile(encode)
+    if case.side == "transformers":
+        encode = model.get_image_features
+    reduced = {"eager bf16": torch.bfloat16, "eager fp16": torch.float16}.get(case.side)
+
+    @torch.inference_mode()
+    def run() -> object:
+        with torch.autocast(device.type, reduced, enabled=reduced is not None):
+            features = encode(given)
+        return features.cpu() if isinstance(features, torch.Tensor) else features
+
+    return run
+
+
+def normalised(pixels: Any) -> torch.Tensor:
+    """What CLIP's own image encoder takes, fp32 [B, 3, S, S]."""
+    return normalise_pixels(torch.from_numpy(pixels)).contiguous()
+
+
+def clip_model(case: Case, cache: Path, device: torch.device) -> Any:
+    """The package's own model, fp32."""
+    return load_clip(checkpoint(case.clip, cache)).model.to(device)
+
+
+def transformers_model(name: str) -> Any:
+    """Hugging Face's model of the same size, with its random weights."""
+    from transformers import CLIPConfig, CLIPModel  # optional
+
+    embed, side, layers, width, patch, text_width, heads, text_layers = ARCHITECTURES[name]
+    vision = {"hidden_size": width, "intermediate_size": 4 * width, "num_hidden_layers": layers}
+    vision |= {"num_attention_heads": width // 64, "image_size": side, "patch_size": patch}
+    text = {"hidden_size": text_width, "intermediate_size": 4 * text_width, "num_hidden_layers": text_layers}
+    text |= {"num_attention_heads": heads}
+    return CLIPModel(CLIPConfig(vision_config=vision, text_config=text, projection_dim=embed)).eval()
+
+
+def checkpoint(name: str, cache: Path) -> Path:
+    """The checkpoint of a CLIP, written when it is not there."""
+    path = cache / name.replace("/", "-") / "clip.pt"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path if path.exists() else write_full_size(name, path)
+
+
+def graph_path(case: Case, cache: Path) -> Path:
+    """Where the graph of a case lies."""
+    return cache / case.clip.replace("/", "-") / f"{case.side}-{'text' if case.length else 'image'}.onnx"
+
+
+def write(case: Case, cache: Path) -> dict[str, float]:
+    """Write the graph of a case; returns what that took."""
+    model, path = load_clip(checkpoint(case.clip, cache)), graph_path(case, cache)
+    started = time.perf_counter()
+    if case.side == "naive":
+        pixels, batch = torch.zeros(2, 3, model.side, model.side), torch.export.Dim("batch")
+        torch.onnx.export(
+            model.model.visual,
+            (pixels,),
+            path,
+            input_names=["image"],
+            dynamic_shapes=({0: batch},),
+            opset_version=OPSET,
+            dynamo=True,
+            external_data=False,
+            verbose=False,
+        )
+    else:
+        (write_text_encoder if case.length else write_image_encoder)(model, BY_NAME[case.side], path)
+    return {"export_s": time.perf_counter() - started, "export_peak_gb": peak_gb()}
+
+
+def measure(case: Case, cache: Path, device: torch.device) -> dict[str, float]:
+    """Time a case in this process."""
+    run = runner(case, cache, device)
+    run(), run()  # allocations, and whatever compiles late
+    times: list[float] = []
+    while len(times) < LEAST or (sum(times) < SECONDS and len(times) < MOST):
+        started = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - started)
+    return {"median_ms": 1e3 * statistics.median(times), "least_ms": 1e3 * min(times), "peak_gb": peak_gb()}
+
+
+def count(case: Case, cache: Path) -> dict[str, float]:
+    """Floating-point operations of one run of the package's own model, at the case's own length."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    model, inputs = load_clip(checkpoint(case.clip, cache)).model, example(case)
+    with FlopCounterMode(display=False) as counter, torch.inference_mode():
+        model.encode_text(torch.from_numpy(np.pad(inputs, ((0, 0), (0, 77 - case.length))))) if case.length else (
+            model.encode_image(normalised(inputs))
+        )
+    return {"gflop": counter.get_total_flops() / 1e9 * (case.length / 77 if case.length else 1)}
+
+
+def rates(device: torch.device) -> dict[str, float]:
+    """The best rate of a square matrix product that PyTorch or NumPy reaches here, GFLOP/s by precision."""
+
+    def rate(multiply: Callable[[], object]) -> float:
+        best = float("inf")
+        for _ in range(5):
+            started = time.perf_counter()
+            multiply()
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            best = min(best, time.perf_counter() - started)
+        return 2e-9 * MATRIX**3 / best
+
+    found = {}
+    for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16), ("fp16", torch.float16)):
+        if name != "fp16" or device.type == "cuda":
+            matrix = torch.randn(MATRIX, MATRIX, device=device).to(dtype)
+            found[name] = rate(lambda matrix=matrix: matrix @ matrix)  # type: ignore[misc]
+    if device.type == "cpu":
+        array = np.random.default_rng(0).standard_normal((MATRIX, MATRIX), dtype=np.float32)
+        found["fp32"] = max(found["fp32"], rate(lambda: array @ array))
+    return found
+
+
+def peak_gb() -> float:
+    """Peak memory of this process."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+
+
+def child(task: str, case: Case | None, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Do ``task`` in a process of its own; what went wrong there is a result too."""
+    command = [sys.executable, "-m", "benchmarks.export", "--cache", str(arguments.cache), "--task", task]
+    command += ["--device", arguments.device, "--case", json.dumps(case and asdict(case))]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        return {"error": (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]}
+    return dict(json.loads(done.stdout.splitlines()[-1]))
+
+
+def row(case: Case, results: dict[str, Any]) -> str:
+    """One line of the table."""
+    name = f"{case.clip:<15}{f'text {case.length}' if case.length else 'image':<9}{case.batch:>3}  {case.side:<15}"
+    found = results[case.key]
+    if "error" in found:
+        return f"{name} not measured: {found['error'][:90]}"
+    base = results.get(Case(case.clip, "eager fp32", case.batch, case.length).key, {}).get("median_ms")
+    speed = f"{base / found['median_ms']:6.2f} x" if base else ""
+    target = BY_NAME.get(case.side)
+    kind = target.precision if target else case.side.split()[-1]
+    kind = {"int8": "bf16"}.get(kind, kind if kind in results["rates"] else "fp32")
+    gflop = results[Case(case.clip, "flop", case.batch, case.length).key].get("gflop", float("nan"))
+    share = gflop / found["median_ms"] * 1e3 / results["rates"][kind]
+    return (
+        f"{name}{found['median_ms']:>9.1f} {found['least_ms']:>9.1f} {speed:>9}{found['peak_gb']:>8.2f}"
+        f"{share:>7.0%} of {kind}"
+    )
+
+
+def run_all(arguments: argparse.Namespace) -> None:
+    """Measure what is not measured yet, and print every line as it comes."""
+    arguments.cache.mkdir(parents=True, exist_ok=True)
+    results = json.loads(arguments.results.read_text()) if arguments.results.exists() else {}
+
+    def fill(key: str, task: str, case: Case | None = None) -> None:
+        if key not in results:
+            results[key] = child(task, case, arguments)
+            arguments.results.write_text(json.dumps(results, indent=1))
+
+    fill("rates", "rates")
+    print("matrix products, GFLOP/s:", ", ".join(f"{name} {rate:.0f}" for name, rate in results["rates"].items()))
+    print(f"{'':<44}{'median ms':>9} {'least ms':>9} {'speed-up':>9}{'GB':>8}  share of the matrix rate")
+    for case in cases(arguments.only, arguments.batch, arguments.device == "cuda"):
+        if arguments.images and case.length:
+            continue
+        flop = Case(case.clip, "flop", case.batch, case.length)
+        fill(flop.key, "flop", flop)
+        graph = graph_path(case, arguments.cache)
+        if (case.side in BY_NAME or case.side == "naive") and case.key not in results and not graph.exists():
+            fill(f"export {graph.relative_to(arguments.cache)}", "write", case)
+        fill(case.key, "measure", case)
+        print(row(case, results), flush=True)
+    if arguments.json:
+        print(json.dumps(results))
+
+
+def main() -> None:
+    """Measure everything, or do one task as a child."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", choices=ARCHITECTURES, default=list(CLIPS), help="which CLIPs")
+    parser.add_argument("--batch", nargs="+", type=int, default=list(BATCHES), help="batch sizes (default: 1 8)")
+    parser.add_argument("--images", action="store_true", help="leave the text encoders out")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--cache", type=Path, default=Path(".cache/bench-export"), help="where the graphs are kept")
+    parser.add_argument("--results", type=Path, help="what was measured (default: results-DEVICE.json in --cache)")
+    parser.add_argument("--json", action="store_true", help="print the results as JSON too")
+    parser.add_argument("--task", help=argparse.SUPPRESS)
+    parser.add_argument("--case", type=json.loads, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    arguments.results = arguments.results or arguments.cache / f"results-{arguments.device}.json"
+    if not arguments.task:
+        run_all(arguments)
+        return
+    device = torch.device(arguments.device)
+    case = Case(**arguments.case) if arguments.case else None
+    tasks: dict[str, Callable[[], dict[str, float]]] = {"rates": lambda: rates(device)}
+    if case is not None:
+        tasks["flop"] = lambda: count(case, arguments.cache)
+        tasks["write"] = lambda: write(case, arguments.cache)
+        tasks["measure"] = lambda: measure(case, arguments.cache, device)
+    print(json.dumps(tasks[arguments.task]()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,51 @@
+"""The golden request: a photo, a question and the answer that a server of this head must give.
+
+It travels in the head's folder, as immutable as the head. After a load, whoever loaded it asks the question about
+``golden.jpg``; ``golden.json`` says what has to come back:
+
+==============  ==========================================================================================
+``question``    as text
+``expected``    what PyTorch answers, as the client's ``Answer`` names it: ``candidates`` (the five most probable
+                answers with their ``confidence``), ``answer_type``, ``answerable``, ``head``
+``tolerance``   how far each probability may be from it; so compare the confidence of each candidate, not their
+                order: two that are closer than this may come in either
+==============  ==========================================================================================
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from export.parity import reference_answers
+from export.parity_inputs import GOLDEN_QUESTION
+from export.proof import Proof
+from export.tolerances import Tolerance
+from training.runs import Run
+from training.storage import write_json
+
+PHOTO_FILE = "golden.jpg"
+REQUEST_FILE = "golden.json"
+_CANDIDATES = 5
+
+
+def write_golden(folder: Path, run: Run, proof: Proof, digest: str, tolerance: Tolerance) -> None:
+    """Write the question, and the answer of ``run``'s head, published under ``digest``, beside the golden photo."""
+    first = [features["drawn"].reference[:1] for features in (proof.images, proof.texts)]
+    answer, answer_type, answerable = reference_answers(run.load_predictor(), *first)
+    request: dict[str, Any] = {
+        "question": GOLDEN_QUESTION,
+        "expected": {
+            "candidates": [
+                {"answer": run.answers[index], "confidence": float(answer[0, index])}
+                for index in np.argsort(-answer[0], kind="stable")[:_CANDIDATES]
+            ],
+            "answer_type": run.answer_types[int(answer_type[0].argmax())],
+            "answerable": float(answerable[0, 0]),
+            "head": digest,
+        },
+        "tolerance": tolerance.relative_error,
+    }
+    write_json(folder / REQUEST_FILE, request)

@@ -1,0 +1,114 @@
+"""What the graphs are asked when they are compared with PyTorch: noise, drawn photos, and photos of the run's own data.
+
+Each input comes twice, as the contract's code makes it and as the ``clip`` package's own does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from random import Random
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+
+from training.clip_models import PIXEL_MEAN, PIXEL_STD, clip_preprocess, clip_tokenize
+from training.data import Split
+from training.demo.photo import take_photo
+from training.demo.questions import draw_question_kind, phrase
+from training.demo.scene import Scene, draw_scene
+from vizwiz_client.contract import geometry, tensors, tokens
+from vizwiz_client.contract.errors import ImageError, QuestionError
+
+RANDOM_PHOTOS = 4
+DRAWN_PHOTOS = 12
+DRAWN_QUESTIONS = 24
+RUN_PHOTOS = 50  # at most: a photo costs ViT-L/14@336px 3 s on two cores
+RUN_QUESTIONS = 500
+
+GOLDEN_SCENE = Scene("object", "mug", "red")
+GOLDEN_QUESTION = "What is this?"
+_PHOTO_SIZE = (480, 640)
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Photos and questions, P and Q of them; the question of row i is asked about photo i modulo P."""
+
+    name: str  # "random", "drawn" or "val"
+    pixels: Array  # uint8 [P, S, S, 3]
+    questions: list[Array]  # Q of int32 [T], each at its own length
+    reference_pixels: torch.Tensor  # fp32 [P, 3, S, S], by clip's own preprocessing or its definition
+    reference_questions: torch.Tensor  # int [Q, 77]
+
+
+def random_inputs(side: int) -> Inputs:
+    """Noise, and random words that fill each length to the last position or leave it nearly empty."""
+    random = np.random.default_rng(0)
+    pixels = random.integers(0, 256, (RANDOM_PHOTOS, side, side, 3), dtype=np.uint8)
+    questions = []
+    for length in tensors.TOKEN_LENGTHS:
+        for used in (3, length - 1, length):
+            ids = random.integers(0, tokens.START_OF_TEXT, used, dtype=np.int32)
+            ids[0], ids[-1] = tokens.START_OF_TEXT, tokens.END_OF_TEXT
+            questions.append(tokens.pad(ids, length))
+    mean, std = torch.tensor(PIXEL_MEAN), torch.tensor(PIXEL_STD)
+    reference = ((torch.from_numpy(pixels) / 255 - mean) / std).permute(0, 3, 1, 2)
+    padded = np.stack([tokens.pad(ids, tensors.CONTEXT_LENGTH) for ids in questions])
+    return Inputs("random", pixels, questions, reference, torch.from_numpy(padded))
+
+
+def drawn_inputs(side: int, golden_photo: bytes) -> Inputs:
+    """The golden request, and photos and questions drawn at random by the demo's renderer."""
+    photos, questions = [golden_photo], [GOLDEN_QUESTION]
+    for number in range(1, DRAWN_QUESTIONS):
+        rng = Random(f"parity/{number}")
+        scene = draw_scene(rng, spoiled_share=0)
+        questions.append(phrase(draw_question_kind(scene, rng, 0), scene, rng))
+        if number < DRAWN_PHOTOS:
+            photos.append(_photograph(scene, rng))
+    return _asked("drawn", side, [geometry.load_photo(photo) for photo in photos], questions)
+
+
+def run_inputs(side: int, split: Split) -> Inputs | None:
+    """Photos and questions of ``split`` that a client could ask; None where it has none, for a data set may not."""
+    photos: list[Image.Image] = []
+    questions: list[str] = []
+    for path, record in zip(split.photo_paths(), split.records, strict=True):
+        if len(photos) < RUN_PHOTOS:
+            with contextlib.suppress(ImageError):
+                photos.append(geometry.load_photo(path))
+        if len(questions) < RUN_QUESTIONS:
+            with contextlib.suppress(QuestionError):
+                tokens.tokenize(record.question)
+                questions.append(record.question)
+    return _asked(split.name, side, photos, questions) if photos and questions else None
+
+
+def draw_golden_photo() -> bytes:
+    """The photo of the golden request, a JPEG: drawn, because a photo of the run's data may be somebody's own."""
+    return _photograph(GOLDEN_SCENE, Random("golden"))
+
+
+def _photograph(scene: Scene, rng: Random) -> bytes:
+    file = io.BytesIO()
+    take_photo(scene, _PHOTO_SIZE, rng).save(file, "JPEG", quality=90)
+    return file.getvalue()
+
+
+def _asked(name: str, side: int, photos: Sequence[Image.Image], questions: Sequence[str]) -> Inputs:
+    preprocess = clip_preprocess(side)
+    return Inputs(
+        name,
+        np.stack([geometry.to_pixels(photo, side) for photo in photos]),
+        [tokens.tokenize(question).ids for question in questions],
+        torch.stack([preprocess(photo) for photo in photos]),
+        clip_tokenize(list(questions)),
+    )

@@ -1,0 +1,68 @@
+"""What comparing a pair of encoders with PyTorch showed, kept beside their graphs.
+
+A head that is fitted later is then proved along the whole chain without running the encoders, in PyTorch or otherwise:
+the graphs are the same files, by digest, and their features on the same inputs are known.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from export.parity import Comparison, Features, compare_features, measure_image, measure_text, progress
+from export.parity_inputs import Inputs
+from export.runtimes import open_graph
+from export.targets import Target
+from export.tolerances import TOLERANCES
+from training.clip_models import FrozenClip
+from training.storage import write_json
+
+FEATURES_FILE = "parity.npz"
+PARITY_FILE = "parity.json"
+# Of the run's own photos and questions nothing is kept but how large the errors were: features tell what they show.
+_KEPT = ("random", "drawn")
+
+
+@dataclass(frozen=True)
+class Proof:
+    """Both encoders on each set of inputs, and how far they were from PyTorch."""
+
+    images: dict[str, Features]
+    texts: dict[str, Features]
+    comparisons: list[Comparison]  # may be of more inputs than there are features
+
+
+def prove(image: Path, text: Path, target: Target, model: FrozenClip, inputs: Sequence[Inputs]) -> Proof:
+    """Run the graphs ``image`` and ``text`` and their references on ``inputs``."""
+    run_image, run_text = open_graph(image, target), open_graph(text, target)
+    images, texts = {}, {}
+    for each in progress(inputs):
+        images[each.name] = measure_image(run_image, model, each)
+        texts[each.name] = measure_text(run_text, model, each)
+    return Proof(images, texts, compare_features(images, texts, TOLERANCES[target.precision]))
+
+
+def keep(folder: Path, features: Mapping[str, Features], comparisons: Sequence[Comparison]) -> None:
+    """Write an encoder's ``features``, and the ``comparisons`` of its pair, into its ``folder``."""
+    arrays = {
+        f"{name}_{kind}": array for name in _KEPT for kind, array in zip(Features._fields, features[name], strict=True)
+    }
+    with (folder / FEATURES_FILE).open("wb") as file:
+        np.savez(file, **arrays)
+    write_json(folder / PARITY_FILE, [asdict(comparison) for comparison in comparisons])
+
+
+def kept(image: Path, text: Path) -> Proof:
+    """Read what :func:`keep` wrote for two encoders whose digests were checked."""
+    images, texts = _read(image), _read(text)
+    rows = json.loads((image / PARITY_FILE).read_text(encoding="utf-8"))
+    return Proof(images, texts, [Comparison(**row) for row in rows])
+
+
+def _read(folder: Path) -> dict[str, Features]:
+    with np.load(folder / FEATURES_FILE) as arrays:
+        return {name: Features(*(arrays[f"{name}_{kind}"] for kind in Features._fields)) for name in _KEPT}

@@ -1,0 +1,238 @@
+"""From a fitted run to a repository that serves it: write the graphs, prove them, publish them.
+
+What is published already is kept: after a new fit, only the head is written, and CLIP is not even loaded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import astuple
+from functools import partial
+from pathlib import Path
+from shutil import copyfile
+from typing import Any
+
+import torch
+
+from export import repository, store
+from export.encoders import write_image_encoder, write_text_encoder
+from export.golden import PHOTO_FILE, write_golden
+from export.graphs import write_graph
+from export.heads import ServedHead
+from export.parity import Comparison, check, compare_answers, report, table
+from export.parity_inputs import RUN_QUESTIONS, Inputs, draw_golden_photo, drawn_inputs, random_inputs, run_inputs
+from export.proof import PARITY_FILE, Proof, keep, kept, prove
+from export.repository import Names, Sizes
+from export.runtimes import open_graph
+from export.targets import Target
+from export.tolerances import TOLERANCES
+from training.clip_models import FrozenClip, load_clip
+from training.data import DatasetError, read_split
+from training.model_card import CARD_FILE
+from training.predictor import Predictor
+from training.report import clip_name
+from training.runs import Run
+from training.storage import digest_of, write_json
+from vizwiz_client.contract import tensors
+from vizwiz_client.contract.tensors import CONTRACT_VERSION, DIGEST_LENGTH
+
+# Raised when the same weights become another graph, or are proved on other inputs: their models get other names.
+EXPORT_FORMAT = "4"
+DEFAULT_TARGET = Target("portable", "fp32")
+HEAD_TARGET = Target("portable", "fp32")  # of every head: it takes microseconds, so it may as well be exact
+_OVERHEAD = 1.2  # bytes of a graph's file over those of its weights, and room for the rest
+
+
+class ExportError(Exception):
+    """A run that cannot be exported as asked."""
+
+
+def export_run(
+    run: Run, clip: FrozenClip | str, folder: Path, target: Target = DEFAULT_TARGET, *, recheck: bool = False
+) -> Names:
+    """Export ``run`` and publish it into the repository ``folder``; models that are there already are kept.
+
+    Args:
+        clip: the CLIP of the fit, or where to load it from; then it is only loaded when an encoder is to be written.
+        target: what the graphs are written for.
+        recheck: compare encoders that are published already with PyTorch once more, on this machine.
+
+    Returns:
+        The names of the published models.
+
+    Raises:
+        ExportError: the run was fitted on another CLIP, or under another contract.
+        ParityError: a graph does not give what PyTorch gives. Nothing was published.
+        RepositoryError: ``folder`` cannot be written, or there is no room.
+    """
+    check_contract(run)
+    predictor = run.load_predictor()
+    folder = folder.resolve()  # staging lies beside it, on its file system
+    names = model_names(run, target)
+    with store.locked(folder):
+        new = [name for name in astuple(names) if not store.is_published(folder, name)]
+        to_prove = recheck or bool({names.image, names.text} & {*new})
+        model = _clip(run, clip) if to_prove or isinstance(clip, FrozenClip) else None
+        store.check_room(folder, _bytes_needed(new, names, model, predictor))
+        with store.staging(folder) as staging:
+            places = {name: (staging if name in new else folder) / name for name in astuple(names)}
+            _write_graphs({name: places[name] for name in new}, names, run, model, predictor, target)
+            proof = _prove(places, names, run, model if to_prove else None, target)
+            head = open_graph(_graph(places[names.head]), HEAD_TARGET)
+            tolerance = TOLERANCES[target.precision]
+            answers = compare_answers(head, predictor, proof.images, proof.texts, tolerance)
+            comparisons = [*proof.comparisons, *answers]
+            print(table(comparisons, tolerance, target.name))
+            check(comparisons, tolerance, target.name)
+            _finish({name: places[name] for name in new}, places, names, run, proof, comparisons, target)
+            store.publish(folder, {name: places[name] for name in new}, staging)
+            store.commit(folder, repository.ensemble_config(names, sizes(run)))
+    return names
+
+
+def check_contract(run: Run) -> None:
+    """Check that ``run`` was fitted on what clients of today send.
+
+    Raises:
+        ExportError: it was fitted under another version of the contract.
+    """
+    found = run.config.get("contract_version")
+    if found != CONTRACT_VERSION:
+        raise ExportError(
+            f"{run.folder} was fitted under contract version {found}, this version exports {CONTRACT_VERSION}: clients "
+            "would send the head other pixels or tokens than it was fitted on; fit again with `python -m training.fit`"
+        )
+
+
+def model_names(run: Run, target: Target = DEFAULT_TARGET) -> Names:
+    """The names under which the models of a run are published: each says what it was made from.
+
+    A head's name says what its encoders compute with too: its golden request and its parity report depend on it.
+    """
+    encoders = digest_of(run.clip_digest, EXPORT_FORMAT, target.name)[:DIGEST_LENGTH]
+    head = digest_of(run.digest, EXPORT_FORMAT, target.name)[:DIGEST_LENGTH]
+    return Names(
+        tensors.IMAGE_ENCODER_PREFIX + encoders, tensors.TEXT_ENCODER_PREFIX + encoders, tensors.HEAD_PREFIX + head
+    )
+
+
+def sizes(run: Run) -> Sizes:
+    """The sizes of the tensors that a run's models exchange."""
+    clip = run.clips[0]
+    return Sizes(clip["side"], clip["width"], len(run.answers), len(run.answer_types))
+
+
+def _clip(run: Run, clip: FrozenClip | str) -> FrozenClip:
+    model = load_clip(clip) if isinstance(clip, str) else clip
+    if model.digest != run.clip_digest:
+        raise ExportError(
+            f"{run.folder} was fitted on the CLIP {run.clip_digest[:12]} ({run.clip_source}), but {model.source} is "
+            f"{model.digest[:12]}: give the CLIP of the fit with --clip, or fit again"
+        )
+    return model
+
+
+def _bytes_needed(new: list[str], names: Names, model: FrozenClip | None, predictor: Predictor) -> int:
+    modules = [predictor] if names.head in new else []
+    if model is not None and {names.image, names.text} & {*new}:
+        modules.append(model.model)
+    return int(sum(4 * weights.numel() for module in modules for weights in module.parameters()) * _OVERHEAD)
+
+
+def _write_graphs(
+    new: dict[str, Path], names: Names, run: Run, model: FrozenClip | None, predictor: Predictor, target: Target
+) -> None:
+    """Write the graphs of the models that are ``new`` into their folders, and the photo of the golden request."""
+    size = sizes(run)
+    for name, folder in new.items():
+        path = _graph(folder)
+        path.parent.mkdir(parents=True)
+        print(f"writing {name}")
+        if name == names.head:
+            features = [torch.zeros(2, size.features) for _ in range(2)]  # one object given twice would be one input
+            served = ServedHead(predictor, name.removeprefix(tensors.HEAD_PREFIX))
+            inputs = [tensors.IMAGE_FEATURES, tensors.TEXT_FEATURES]
+            write_graph(served, features, inputs, tensors.HEAD_OUTPUTS, path)
+            continue
+        assert model is not None
+        if name == names.image:
+            write_image_encoder(model, target, path)
+            (folder / PHOTO_FILE).write_bytes(draw_golden_photo())
+        else:
+            write_text_encoder(model, target, path)
+
+
+def _prove(places: dict[str, Path], names: Names, run: Run, model: FrozenClip | None, target: Target) -> Proof:
+    """Compare the encoders with PyTorch, or read what came of it when they were published."""
+    image, text = places[names.image], places[names.text]
+    if model is None:
+        return kept(image, text)
+    inputs = [random_inputs(model.side), drawn_inputs(model.side, (image / PHOTO_FILE).read_bytes())]
+    if own := _own_inputs(run, model.side):
+        inputs.append(own)
+    return prove(_graph(image), _graph(text), target, model, inputs)
+
+
+def _own_inputs(run: Run, side: int) -> Inputs | None:
+    """Photos and questions of the run's validation split, where it is still there."""
+    folder = Path(run.config["data"]["folder"])
+    try:
+        return run_inputs(side, read_split(folder, "val", limit=RUN_QUESTIONS))
+    except DatasetError:
+        print(f"the data of the fit, {folder}, cannot be read: comparing on noise and drawn photos alone")
+        return None
+
+
+def _finish(
+    new: dict[str, Path],
+    places: dict[str, Path],
+    names: Names,
+    run: Run,
+    proof: Proof,
+    comparisons: list[Comparison],
+    target: Target,
+) -> None:
+    """Write what travels with each ``new`` model, and its configuration last."""
+    encoder = {
+        "clip": clip_name(run.clip_source),
+        "clip_sha256": run.clip_digest,
+        "target": target.name,
+        "export_format": EXPORT_FORMAT,
+    }
+    configs: dict[str, Callable[[str, Sizes, Path], Any]] = {
+        names.image: partial(repository.image_config, target=target),
+        names.text: partial(repository.text_config, target=target),
+        names.head: repository.head_config,
+    }
+    for name, folder in new.items():
+        made_from: dict[str, Any] = encoder
+        if name == names.head:
+            made_from = {"run": run.folder.name, "run_sha256": run.digest, "answers": len(run.answers), **encoder}
+            _finish_head(folder, places[names.image], name, run, proof, comparisons, target)
+        else:
+            keep(folder, proof.images if name == names.image else proof.texts, proof.comparisons)
+        write_json(folder / store.MADE_FROM_FILE, made_from)
+        store.seal(folder, configs[name](name, sizes(run), _graph(folder)))
+
+
+def _finish_head(
+    folder: Path,
+    image: Path,
+    name: str,
+    run: Run,
+    proof: Proof,
+    comparisons: list[Comparison],
+    target: Target,
+) -> None:
+    tolerance = TOLERANCES[target.precision]
+    for spec, labels in ((tensors.ANSWER, run.answers), (tensors.ANSWER_TYPE, run.answer_types)):
+        repository.write_labels(folder / f"{spec.name}.txt", labels)
+    if (run.folder / CARD_FILE).is_file():
+        copyfile(run.folder / CARD_FILE, folder / CARD_FILE)
+    copyfile(image / PHOTO_FILE, folder / PHOTO_FILE)
+    write_golden(folder, run, proof, name.removeprefix(tensors.HEAD_PREFIX), tolerance)
+    write_json(folder / PARITY_FILE, report(comparisons, tolerance, target.name))
+
+
+def _graph(folder: Path) -> Path:
+    return folder / repository.VERSION / repository.GRAPH_FILE

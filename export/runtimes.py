@@ -1,0 +1,42 @@
+"""Opens a graph with the runtime that will serve it: parity that another one proves is worth nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy.typing as npt
+import onnxruntime
+import torch
+
+from export.targets import OPENVINO, Target, TargetError
+
+Array = npt.NDArray[Any]
+Graph = Callable[[Mapping[str, Array]], list[Array]]  # inputs by name to outputs in order, batch first
+
+
+def open_graph(path: Path, target: Target) -> Graph:
+    """Open the graph of ``target`` at ``path``, on a GPU where there is one and the target is not for CPUs."""
+    if target.accelerator == OPENVINO:
+        return _open_openvino(path, target)
+    providers = ["CPUExecutionProvider"]
+    if torch.cuda.is_available():
+        onnxruntime.preload_dlls()
+        providers.insert(0, "CUDAExecutionProvider")
+    session = onnxruntime.InferenceSession(path, providers=providers)
+    return lambda inputs: session.run(None, dict(inputs))
+
+
+def _open_openvino(path: Path, target: Target) -> Graph:
+    try:
+        import openvino  # needed for its own targets alone
+    except ImportError as error:
+        raise TargetError(
+            f"{target.precision} is computed by OpenVINO, which is not installed here ({error}): "
+            "`pip install openvino`, or choose another --precision"
+        ) from None
+    core = openvino.Core()
+    hint = target.hint if target.hint.upper() in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES") else "f32"
+    model = core.compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": hint})
+    return lambda inputs: [output.copy() for output in model(dict(inputs)).values()]

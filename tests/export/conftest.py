@@ -1,0 +1,60 @@
+"""A run of either CLIP family, and a repository that it was exported into."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from export import store
+from export.publication import export_run
+from training.clip_models import FrozenClip
+from training.data import read_split
+from training.fit import fit
+from training.recipe import Recipe
+from training.runs import Run, read_run
+from vizwiz_client import VizwizClient
+
+
+@pytest.fixture(scope="session")
+def run(tiny_clip: FrozenClip, real_photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run of either CLIP family, fitted on the real photos."""
+    place = tmp_path_factory.mktemp("run")
+    train, val = read_split(real_photos, "train"), read_split(real_photos, "val")
+    return read_run(fit(train, val, tiny_clip, Recipe(epochs=5), place / "runs", place / "cache"))
+
+
+@pytest.fixture(scope="session")
+def published(run: Run, tiny_clip: FrozenClip, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A repository that the run was exported into; a test that spoils it restores it."""
+    repository = tmp_path_factory.mktemp("export") / "triton_models"
+    export_run(run, tiny_clip, repository)
+    return repository
+
+
+def snapshot(repository: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(repository)): path.read_bytes() for path in repository.rglob("*") if path.is_file()}
+
+
+@pytest.fixture(scope="session")
+def other_run(tiny_clip: FrozenClip, real_photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run on the same CLIP with another vocabulary."""
+    place = tmp_path_factory.mktemp("other")
+    train, val = read_split(real_photos, "train", limit=20), read_split(real_photos, "val")
+    return read_run(fit(train, val, tiny_clip, Recipe(epochs=5), place / "runs", place / "cache"))
+
+
+def ask_golden(grpc_url: str, repository: Path) -> None:
+    """Ask a live server the golden request of the head that ``repository`` names, and compare."""
+    config = store.read_config(repository / "vizwiz_vqa")
+    head = repository / config.ensemble_scheduling.step[2].model_name
+    golden = json.loads((head / "golden.json").read_text(encoding="utf-8"))
+    expected = golden["expected"]
+    with VizwizClient(grpc_url) as client:
+        answer = client.ask(head / "golden.jpg", golden["question"], top=2 * len(expected["candidates"]))
+    got = {candidate.answer: candidate.confidence for candidate in answer.candidates}
+    for candidate in expected["candidates"]:
+        assert got[candidate["answer"]] == pytest.approx(candidate["confidence"], abs=golden["tolerance"])
+    assert answer.answerable == pytest.approx(expected["answerable"], abs=golden["tolerance"])
+    assert (answer.answer_type, answer.head) == (expected["answer_type"], expected["head"])

@@ -1,0 +1,134 @@
+"""The encoders' graphs, of both families, in every variant and precision that is offered."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import pytest
+import torch
+
+from export.encoders import check_operators, write_image_encoder, write_text_encoder
+from export.graphs import GraphError
+from export.modules import TextEncoder, image_encoder
+from export.operators import Operators
+from export.runtimes import Graph, open_graph
+from export.targets import TARGETS, Target
+from export.tolerances import TOLERANCES
+from training.clip_models import FrozenClip, clip_tokenize, normalise_pixels
+
+QUESTIONS = ["what is this?", "is it on?", "what color is the mug"]
+targets = pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.name)
+Array = npt.NDArray[np.float32]
+
+
+def assert_within(got: Array, reference: torch.Tensor, target: Target) -> None:
+    expected, tolerance = reference.numpy(), TOLERANCES[target.precision]
+    assert got.dtype == np.float32
+    assert np.abs(got - expected).max() <= tolerance.relative_error * np.abs(expected).max()
+    cosine = (got * expected).sum(1) / np.linalg.norm(got, axis=1) / np.linalg.norm(expected, axis=1)
+    assert (1 - cosine).max() <= tolerance.cosine_error + 1e-7  # rounding of this line
+
+
+@pytest.fixture(scope="module")
+def text_graphs(tiny_clip: FrozenClip, tmp_path_factory: pytest.TempPathFactory) -> dict[Target, Path]:
+    folder = tmp_path_factory.mktemp("text")
+    paths = {target: folder / f"{target.name}.onnx" for target in TARGETS}
+    for target, path in paths.items():
+        write_text_encoder(tiny_clip, target, path)
+    return paths
+
+
+@targets
+def test_the_image_encoder_gives_what_clip_gives(target: Target, tiny_clip: FrozenClip, tmp_path: Path) -> None:
+    write_image_encoder(tiny_clip, target, tmp_path / "model.onnx")
+    pixels = np.random.default_rng(0).integers(0, 256, (3, tiny_clip.side, tiny_clip.side, 3), dtype=np.uint8)
+    graph = open_graph(tmp_path / "model.onnx", target)
+    with torch.inference_mode():
+        reference = tiny_clip.model.encode_image(normalise_pixels(torch.from_numpy(pixels)))
+    assert_within(graph({"image": pixels})[0], reference, target)
+    assert_within(graph({"image": pixels[:1]})[0], reference[:1], target)
+
+
+@targets
+def test_the_text_encoder_gives_what_clip_gives(
+    target: Target, tiny_clip: FrozenClip, text_graphs: dict[Target, Path]
+) -> None:
+    tokens = clip_tokenize(QUESTIONS)
+    graph = open_graph(text_graphs[target], target)
+    with torch.inference_mode():
+        reference = tiny_clip.model.encode_text(tokens)
+    assert_within(graph({"tokens": tokens.int().numpy()})[0], reference, target)
+
+
+@targets
+def test_a_question_has_one_feature_at_8_16_and_77_positions(target: Target, text_graphs: dict[Target, Path]) -> None:
+    graph = open_graph(text_graphs[target], target)
+    short, medium, whole = (encode(graph, length) for length in (8, 16, 77))
+    tolerance = {"fp32": 1e-5, "fp16": 2e-3}.get(target.precision, 1e-2) * np.abs(whole).max()
+    np.testing.assert_allclose(short, whole, rtol=0, atol=tolerance)
+    np.testing.assert_allclose(medium, whole, rtol=0, atol=tolerance)
+    for first, second in ((0, 1), (1, 2), (0, 2)):
+        assert np.abs(whole[first] - whole[second]).max() > 5 * tolerance  # other questions, other features
+
+
+def encode(graph: Graph, length: int) -> Array:
+    return graph({"tokens": clip_tokenize(QUESTIONS).int().numpy()[:, :length]})[0]
+
+
+@targets
+def test_the_graph_is_written_in_the_operators_of_its_variant(target: Target, text_graphs: dict[Target, Path]) -> None:
+    graph = onnx.load(text_graphs[target]).graph
+    operators = Counter((node.domain, node.op_type) for node in graph.node)
+    fused = operators["com.microsoft", "MultiHeadAttention"], operators["com.microsoft", "QuickGelu"]
+    assert fused == ((2, 2) if target.variant == "fused" else (0, 0))
+    if target.variant == "portable":
+        assert {domain for domain, _ in operators} == {""}
+    skips = operators["com.microsoft", "SkipLayerNormalization"]
+    assert skips == (4 if target == Target("fused", "fp32") else 0)
+
+
+@pytest.mark.parametrize("variant", ["portable", "fused"])
+def test_half_precision_is_half_the_size_and_its_norms_are_not(variant: str, text_graphs: dict[Target, Path]) -> None:
+    full, half = (text_graphs[Target(variant, precision)] for precision in ("fp32", "fp16"))
+    assert half.stat().st_size < 0.6 * full.stat().st_size
+    model = onnx.shape_inference.infer_shapes(onnx.load(half))
+    types = {value.name: value.type.tensor_type.elem_type for value in model.graph.value_info}
+    sensitive = [node for node in model.graph.node if node.op_type in ("LayerNormalization", "Softmax", "ArgMax")]
+    assert sensitive
+    for node in sensitive:
+        assert types[node.input[0]] == onnx.TensorProto.FLOAT
+
+
+def test_eight_bits_are_a_quarter_of_the_weights(text_graphs: dict[Target, Path]) -> None:
+    graph = onnx.load(text_graphs[Target("portable", "int8")]).graph
+    widened = {node.output[0] for node in graph.node if node.op_type == "DequantizeLinear"}
+    products = [node for node in graph.node if node.op_type == "MatMul"]
+    assert len(widened) == 13  # six in each of two blocks, and the projection
+    assert sum(node.input[1] in widened for node in products) == 13
+    names = {constant.name for constant in graph.initializer}
+    assert not any(node.input[1] in names for node in products)
+
+
+def test_an_attention_that_is_not_fused_is_refused(text_graphs: dict[Target, Path]) -> None:
+    portable = onnx.load(text_graphs[Target("portable", "fp32")]).graph
+    with pytest.raises(GraphError, match=r"^0 of 2 attentions are fused.*`--variant portable` does not need it$"):
+        check_operators(portable, Target("fused", "fp32"), 2)
+
+
+def test_a_portable_graph_of_other_operators_is_refused(text_graphs: dict[Target, Path]) -> None:
+    fused = onnx.load(text_graphs[Target("fused", "fp32")]).graph
+    with pytest.raises(GraphError, match=r"com\.microsoft::MultiHeadAttention, com\.microsoft::QuickGelu"):
+        check_operators(fused, Target("portable", "fp32"), 2)
+
+
+def test_exporting_leaves_the_reference_as_it_was(tiny_clip: FrozenClip, tmp_path: Path) -> None:
+    before = {name: weights.clone() for name, weights in tiny_clip.model.state_dict().items()}
+    write_image_encoder(tiny_clip, Target("fused", "fp16"), tmp_path / "image.onnx")
+    write_text_encoder(tiny_clip, Target("fused", "fp16"), tmp_path / "text.onnx")
+    image_encoder(tiny_clip.model, Operators()), TextEncoder(tiny_clip.model, Operators())
+    after = tiny_clip.model.state_dict()
+    assert all(torch.equal(weights, after[name]) for name, weights in before.items())

@@ -1,0 +1,100 @@
+"""``kill -9`` at any moment of an export: what was published before stays whole, and the next export succeeds."""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from export import store
+from export.inventory import check_repository, inventory
+from export.publication import export_run
+from serving.server import EmbeddedTriton
+from tests.conftest import ROOT
+from tests.export.conftest import ask_golden, snapshot
+from training.clip_models import FrozenClip
+from training.runs import Run
+
+SCRIPT = Path(__file__).with_name("killed_export.py")
+NEVER = "0"
+
+pytestmark = pytest.mark.parametrize("tiny_clip", [3], ids=["vit"], indirect=True)
+
+
+def start(run: Run, repository: Path, kill_at: str = NEVER, **environment: str) -> subprocess.Popen[str]:
+    command = [sys.executable, str(SCRIPT), kill_at, str(run.folder), str(repository)]
+    return subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env=os.environ | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+
+
+def copy(repository: Path, place: Path) -> Path:
+    place.mkdir()
+    return Path(shutil.copytree(repository, place / "triton_models"))
+
+
+def assert_whole(repository: Path, *runs: Run) -> None:
+    """The repository serves one of ``runs``, and every model that it names is as it was published."""
+    assert any(check_repository(repository, run) == [] for run in runs)
+
+
+@pytest.mark.parametrize(
+    "kill_at", ["/1/model.onnx", "triton_models/gated_head_", "triton_models/vizwiz_vqa/config.pbtxt"]
+)
+def test_a_killed_export_changes_nothing(
+    kill_at: str, run: Run, other_run: Run, tiny_clip: FrozenClip, published: Path, tmp_path: Path
+) -> None:
+    repository = copy(published, tmp_path / "place")
+    before = snapshot(repository)
+    export = start(other_run, repository, kill_at)
+    export.communicate()
+    assert export.returncode == -signal.SIGKILL
+    assert before.items() <= snapshot(repository).items()
+    assert_whole(repository, run)
+    export_run(other_run, tiny_clip, repository)
+    assert_whole(repository, other_run)
+    assert [path.name for path in repository.parent.iterdir()] == ["triton_models"]
+    assert not list(repository.rglob("*.partial"))
+
+
+@pytest.mark.slow
+def test_twenty_random_kills(run: Run, other_run: Run, tiny_clip: FrozenClip, published: Path, tmp_path: Path) -> None:
+    """Of an export that writes three new models: ten kills at random times, ten before random changes of files."""
+    rng = random.Random(0)
+    begin = time.monotonic()
+    whole = start(other_run, copy(published, tmp_path / "whole"), EXPORT_FORMAT="killed")
+    changes = int(re.search(r"changes: (\d+)", whole.communicate()[0])[1])  # type: ignore[index]
+    duration = time.monotonic() - begin
+    assert changes > 30
+    times: list[float | None] = [rng.uniform(0, duration) for _ in range(10)]
+    numbers = [str(number) for number in rng.sample(range(1, changes + 1), 10)]
+    for number, (delay, kill_at) in enumerate([(t, NEVER) for t in times] + [(None, n) for n in numbers]):
+        repository = copy(published, tmp_path / str(number))
+        export = start(other_run, repository, kill_at, EXPORT_FORMAT="killed")
+        if delay is not None:
+            time.sleep(delay)
+            export.kill()
+        export.communicate()
+        assert_whole(repository, run, other_run)
+        if number % 5 == 4:
+            with EmbeddedTriton(repository) as server:
+                ask_golden(server.grpc_url, repository)
+        export_run(other_run, tiny_clip, repository)
+        assert_whole(repository, other_run)
+        assert [path.name for path in repository.parent.iterdir()] == ["triton_models"]
+        assert all(store.is_published(repository, entry.name) for entry in inventory(repository) if entry.named_by)
+    with EmbeddedTriton(repository) as server:
+        ask_golden(server.grpc_url, repository)

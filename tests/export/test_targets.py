@@ -1,0 +1,64 @@
+"""Targets: what goes together, what a machine is recommended, what ``--help`` says."""
+
+from __future__ import annotations
+
+import pytest
+
+from export import to_onnx
+from export.targets import TARGETS, Machine, Target, TargetError, choose_target, explain, recommend, this_machine
+from export.tolerances import TOLERANCES
+
+GPU = Machine(cuda=True, cpu_flags=frozenset({"avx512_bf16"}), openvino=True)
+NEW_CPU = Machine(cuda=False, cpu_flags=frozenset({"avx2", "avx512_bf16"}), openvino=True)
+BARE_CPU = Machine(cuda=False, cpu_flags=frozenset({"avx2", "amx_bf16"}), openvino=False)
+OLD_CPU = Machine(cuda=False, cpu_flags=frozenset({"avx2"}), openvino=True)
+
+
+@pytest.mark.parametrize(
+    ("machine", "expected"),
+    [(GPU, "fused-fp16"), (NEW_CPU, "portable-bf16"), (BARE_CPU, "portable-fp32"), (OLD_CPU, "portable-fp32")],
+)
+def test_a_machine_is_recommended_what_it_is_fast_with(machine: Machine, expected: str) -> None:
+    assert recommend(machine)[0].name == expected
+    assert choose_target(None, None, machine).name == expected
+
+
+@pytest.mark.parametrize(
+    ("variant", "precision", "machine", "expected"),
+    [
+        (None, "fp32", NEW_CPU, "portable-fp32"),
+        (None, "fp32", GPU, "fused-fp32"),
+        (None, "int8", GPU, "portable-int8"),
+        ("portable", None, GPU, "portable-fp32"),
+        ("fused", None, OLD_CPU, "fused-fp32"),
+        ("fused", "fp16", OLD_CPU, "fused-fp16"),
+    ],
+)
+def test_what_is_left_open_is_filled_in(
+    variant: str | None, precision: str | None, machine: Machine, expected: str
+) -> None:
+    assert choose_target(variant, precision, machine).name == expected
+
+
+def test_what_does_not_go_together_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(TargetError, match=r"there is no fused-int8 graph; choose one of: portable-fp32, .*fused-fp16$"):
+        choose_target("fused", "int8", NEW_CPU)
+
+
+def test_every_target_has_a_tolerance_and_words() -> None:
+    assert {target.precision for target in TARGETS} == TOLERANCES.keys()
+    for target in TARGETS:
+        assert f"  {target.variant:<9}{target.precision}" in explain(OLD_CPU)
+
+
+def test_help_recommends_for_this_machine(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        to_onnx.main(["--help"])
+    target, reason = recommend(this_machine())
+    words = " ".join(capsys.readouterr().out.split())
+    assert f"On this machine: {target.variant} {target.precision}, because {reason}." in words
+
+
+def test_only_cpu_targets_ask_for_an_accelerator() -> None:
+    accelerated = {target for target in TARGETS if target.accelerator}
+    assert accelerated == {Target("portable", "bf16"), Target("portable", "int8")}

@@ -1,0 +1,105 @@
+"""OpenVINO in the embedded server, where a model's config asks for it as it would of the native backend."""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openvino
+import pytest
+from tritonclient.grpc import InferenceServerClient
+
+from serving.server import EmbeddedTriton
+from tests.conftest import ROOT
+from tests.serving.test_refusals import first_line
+from tests.serving.tiny_repository import HEAD, IMAGE_MODEL, SIDE, TEXT_MODEL, ask, change_config, expected_answer
+
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("openvino") is None, reason="OpenVINO is not installed (pip install openvino)"
+)
+
+
+def accelerate(model: Path, name: str = "openvino", **parameters: str) -> None:
+    def edit(config: Any) -> None:
+        accelerator = config.optimization.execution_accelerators.cpu_execution_accelerator.add(name=name)
+        accelerator.parameters.update(parameters)
+
+    change_config(model, edit)
+
+
+@pytest.mark.parametrize("precision", ["f32", "bf16"])
+def test_the_ensemble_answers_as_numpy_does(precision: str, own_repository: Path) -> None:
+    able = precision.upper() in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    for name in (IMAGE_MODEL, TEXT_MODEL, HEAD):
+        accelerate(own_repository / name, inference_precision=precision)
+    generator = np.random.default_rng(0)
+    with EmbeddedTriton(own_repository) as server, InferenceServerClient(server.grpc_url) as client:
+        log = server.log.read_text(errors="replace")
+        for name in (IMAGE_MODEL, TEXT_MODEL, HEAD):
+            assert f"{name} runs on OpenVINO, in {precision if able or precision == 'f32' else 'f32'}" in log
+        for batch, length in ((1, 8), (3, 16), (3, 8)):  # shapes come and go
+            image = generator.integers(0, 256, (batch, SIDE, SIDE, 3), dtype=np.uint8)
+            tokens = generator.integers(0, 100, (batch, length), dtype=np.int32)
+            result, expected = ask(client, image, tokens), expected_answer(image, tokens)
+            np.testing.assert_allclose(result.as_numpy("answer"), expected, rtol=1e-6 if precision == "f32" else 2e-2)
+            np.testing.assert_array_equal(result.as_numpy("head_id"), np.full((batch, 1), 7))
+
+
+def test_openvinos_telemetry_is_off(own_repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Left on, it keeps a client id in the home folder and reports to its maker."""
+    home = tmp_path / "home"
+    home.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.delenv("CI", raising=False)
+    accelerate(own_repository / TEXT_MODEL)
+    with EmbeddedTriton(own_repository):
+        assert [path for path in home.rglob("*") if path.is_file()] == []
+
+
+def test_an_accelerator_that_is_not_known_is_refused(own_repository: Path) -> None:
+    accelerate(own_repository / TEXT_MODEL, name="tensorflow")
+    assert "asks for the CPU accelerator 'tensorflow', the only one is 'openvino'" in first_line(own_repository)
+
+
+def test_a_graph_that_is_not_the_configs_is_refused_by_openvino_as_well(own_repository: Path) -> None:
+    def edit(config: Any) -> None:
+        config.input[0].name = "ids"
+
+    accelerate(own_repository / TEXT_MODEL)
+    change_config(own_repository / TEXT_MODEL, edit)
+    change_config(own_repository / "vizwiz_vqa", lambda config: config.ensemble_scheduling.step[1].input_map.clear())
+    change_config(
+        own_repository / "vizwiz_vqa",
+        lambda config: config.ensemble_scheduling.step[1].input_map.update({"ids": "tokens"}),
+    )
+    assert "input 'tokens' is absent in the config and tensor(int32) [-1, -1] in the graph" in first_line(
+        own_repository
+    )
+
+
+WITHOUT_OPENVINO = """
+import sys, types
+from pathlib import Path
+sys.modules["openvino"] = None  # as if it were not installed
+warned = []
+sys.modules["triton_python_backend_utils"] = types.SimpleNamespace(Logger=types.SimpleNamespace(log_warn=warned.append))
+sys.path.insert(0, sys.argv[1])
+import model
+config = {"optimization": {"execution_accelerators": {"cpu_execution_accelerator": [{"name": "openvino"}]}}}
+session = model.open_session(Path(sys.argv[2]), {"model_instance_kind": "CPU", "model_name": "clip_text_1"}, config)
+print(type(session).__name__, warned)
+"""
+
+
+def test_without_openvino_it_says_so_and_goes_on(own_repository: Path) -> None:
+    """In a process of its own: only there can the package be missing, and Triton, which logs, be absent."""
+    backend, graph = ROOT / "serving" / "backends" / "onnxruntime", own_repository / TEXT_MODEL / "1" / "model.onnx"
+    output = subprocess.run(
+        [sys.executable, "-c", WITHOUT_OPENVINO, backend, graph], check=True, capture_output=True, text=True
+    ).stdout
+    assert output.startswith("InferenceSession ['clip_text_1 runs without OpenVINO, which its config asks for, ")
+    assert "(pip install openvino)" in output
