@@ -53,12 +53,14 @@ def write_checkpoint(path: Path, vision_layers: int | tuple[int, ...], seed: int
     model = clip.model.CLIP(64, 64, vision_layers, 128 if patch else 16, patch, 77, 49408, 64, 1, 2)
     model.initialize_parameters()
     torch.nn.init.normal_(model.token_embedding.weight, std=0.5)  # so that questions differ enough to tell apart
-    for norm in (module for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d)):
-        # CLIP's own initialisation makes every residual block of the ResNet add nothing
+    norms = [module for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    for norm in norms:  # as CLIP initialises them, every residual block of the ResNet adds nothing
         torch.nn.init.uniform_(norm.weight, 0.5, 1.5)
         torch.nn.init.normal_(norm.bias, std=0.2)
-        torch.nn.init.normal_(norm.running_mean, std=0.2)
-        torch.nn.init.uniform_(norm.running_var, 0.5, 1.5)
+        norm.momentum = None  # keep the mean statistics
+    if norms:
+        coarse = torch.randn(16, 3, 8, 8)  # as smooth as photos
+        model.visual(torch.nn.functional.interpolate(coarse, 64, mode="bilinear"))  # leaves its statistics
     torch.save(model.state_dict(), path)
     return path
 

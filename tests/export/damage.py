@@ -34,7 +34,7 @@ def scaled_text_matrix(model: Any) -> None:
     model.transformer.resblocks[0].mlp.c_fc.weight *= SCALE
 
 
-def scaled_projection(model: Any) -> None:
+def scaled_text_projection(model: Any) -> None:
     """All features are 1% too large, which cosine cannot see."""
     model.text_projection *= SCALE
 

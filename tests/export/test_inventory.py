@@ -1,0 +1,241 @@
+"""What is in a repository, whether it is what a run would publish, and what may go."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from export import publication, store, to_onnx
+from export.inventory import check_repository, inventory, prune
+from export.publication import ExportError, export_run, model_names
+from export.repository import Names, ensemble_config
+from export.store import RepositoryError
+from tests.conftest import ROOT
+from tests.export.conftest import snapshot
+from training.clip_models import FrozenClip
+from training.runs import Run
+
+pytestmark = pytest.mark.parametrize("tiny_clip", [3], ids=["vit"], indirect=True)
+
+
+@pytest.fixture
+def own(published: Path, tmp_path: Path) -> Path:
+    """A copy of the repository for a test that changes it."""
+    return Path(shutil.copytree(published, tmp_path / "triton_models"))
+
+
+def state(folder: Path) -> dict[str, tuple[int, int, int]]:
+    """Inode, time of change and size of every file below ``folder``."""
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {str(path): (path.stat().st_ino, path.stat().st_mtime_ns, path.stat().st_size) for path in files}
+
+
+def test_a_new_fit_exports_the_head_alone(run: Run, other_run: Run, own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither CLIP nor its graphs are needed: the CLIP that is named does not exist."""
+    monkeypatch.setattr(publication, "write_image_encoder", pytest.fail)
+    old, new = model_names(run), model_names(other_run)
+    before = [state(own / name) for name in (old.image, old.text, old.head)]
+    assert export_run(other_run, "no/such/clip.pt", own) == new
+    assert [state(own / name) for name in (old.image, old.text, old.head)] == before
+    assert (new.image, new.text) == (old.image, old.text)
+    assert new.head != old.head
+    labels = (own / new.head / "answer.txt").read_text(encoding="utf-8").splitlines()
+    assert labels == other_run.answers != run.answers
+    assert check_repository(own, other_run) == []
+
+
+def test_encoders_are_compared_again_when_asked(run: Run, own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    original = publication.prove
+    monkeypatch.setattr(publication, "prove", lambda *values: asked.append(values) or original(*values))
+    export_run(run, run.clip_source, own)
+    assert not asked
+    export_run(run, run.clip_source, own, recheck=True)
+    assert len(asked) == 1
+    assert check_repository(own, run) == []
+
+
+def test_the_list_says_what_there_is_and_what_for(run: Run, other_run: Run, own: Path) -> None:
+    old, new = model_names(run), export_run(other_run, other_run.clip_source, own)
+    (own / "mine").mkdir()
+    entries = {entry.name: entry for entry in inventory(own)}
+    assert next(iter(entries)) == "vizwiz_vqa"
+    assert entries["vizwiz_vqa"].steps == [new.image, new.text, new.head]
+    assert [entries[name].kind for name in (new.image, new.text, new.head, "mine")] == [
+        "image encoder",
+        "text encoder",
+        "head",
+        "other",
+    ]
+    assert entries[new.head].named_by == entries[new.image].named_by == ["vizwiz_vqa"]
+    assert entries[old.head].named_by == []
+    assert entries[old.head].made_from["run"] == run.folder.name
+    assert entries[new.image].made_from["clip_sha256"] == run.clip_digest
+    assert entries[new.image].bytes == sum(size for *_, size in state(own / new.image).values())
+
+
+def damaged_graph(own: Path, names: Names) -> str:
+    (own / names.text / "1" / "model.onnx").write_bytes(b"x")
+    return f"{own / names.text / '1' / 'model.onnx'} was altered: its digest is not the one in config.pbtxt"
+
+
+def missing_labels(own: Path, names: Names) -> str:
+    (own / names.head / "answer.txt").unlink()
+    return f"{own / names.head / 'answer.txt'} is missing"
+
+
+def missing_encoder(own: Path, names: Names) -> str:
+    shutil.rmtree(own / names.image)
+    return f"{own / names.image / 'config.pbtxt'} is missing"
+
+
+def altered_photo(own: Path, names: Names) -> str:
+    (own / names.head / "golden.jpg").write_bytes(b"x")
+    return f"{own / names.head / 'golden.jpg'} was altered"
+
+
+def other_contract(own: Path, names: Names) -> str:
+    config = own / "vizwiz_vqa" / "config.pbtxt"
+    text = config.read_text(encoding="utf-8")
+    config.write_text(text.replace('string_value: "1"', 'string_value: "0"'), encoding="utf-8")
+    return "vizwiz_vqa is of contract version 0, this version's clients speak 1"
+
+
+def edited_ensemble(own: Path, names: Names) -> str:
+    config = own / "vizwiz_vqa" / "config.pbtxt"
+    text = config.read_text(encoding="utf-8")
+    config.write_text(text.replace("max_batch_size: 64", "max_batch_size: 8"), encoding="utf-8")
+    return f"{config} is not what export writes for"
+
+
+def no_ensemble(own: Path, names: Names) -> str:
+    shutil.rmtree(own / "vizwiz_vqa")
+    return f"{own / 'vizwiz_vqa' / 'config.pbtxt'} is missing: nothing can be served"
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [damaged_graph, missing_labels, missing_encoder, altered_photo, other_contract, edited_ensemble, no_ensemble],
+)
+def test_each_problem_is_told_with_its_remedy(
+    spoil: Callable[[Path, Names], str],
+    run: Run,
+    tiny_clip: FrozenClip,
+    own: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    command = ["--check", "--repository", str(own), "--run", str(run.folder), "--json"]
+    assert to_onnx.main(command) == 0
+    assert json.loads(capsys.readouterr().out) == {"run": str(run.folder), "ok": True, "problems": []}
+    expected = spoil(own, model_names(run))
+    assert to_onnx.main(command) == 1
+    problems = json.loads(capsys.readouterr().out)["problems"]
+    assert problems[0].startswith(expected)
+    assert all("`python -m export.to_onnx`" in problem or f"--run {run.folder}" in problem for problem in problems)
+    export_run(run, tiny_clip, own)  # the remedy
+    assert check_repository(own, run) == []
+
+
+def test_another_run_is_told(run: Run, other_run: Run, own: Path) -> None:
+    (problem,) = check_repository(own, other_run)
+    assert problem.startswith(f"vizwiz_vqa serves the run {run.folder.name}, not {other_run.folder.name}: publish that")
+
+
+def test_a_repository_is_checked_where_there_is_no_run(
+    run: Run, own: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["--check", "--repository", str(own), "--runs", str(tmp_path / "none")]
+    assert to_onnx.main(command) == 0
+    assert capsys.readouterr().out == f"{own}: by itself, there is no run\n  all is well\n"
+
+
+def test_prune_removes_what_no_ensemble_names_and_nothing_else(run: Run, other_run: Run, own: Path) -> None:
+    old, new = model_names(run), export_run(other_run, other_run.clip_source, own)
+    for name in ("mine", "gated_head_mine", "clip_image_0123456789abc"):
+        (own / name / "1").mkdir(parents=True)
+    (own / "clip_text_00000000000a").mkdir()
+    outside = own.parent / "outside"
+    outside.mkdir()
+    (own / "gated_head_00000000000b").symlink_to(outside)
+    (own / "README.md").write_text("kept")
+    assert sorted(entry.name for entry in prune(own)) == sorted([old.head, "clip_text_00000000000a"])
+    not_ours = ["README.md", "clip_image_0123456789abc", "gated_head_00000000000b", "gated_head_mine", "mine"]
+    expected = sorted([*not_ours, "vizwiz_vqa", new.image, new.text, new.head])
+    assert sorted(path.name for path in own.iterdir()) == expected
+    assert check_repository(own, other_run) == []
+    assert sorted(path.name for path in own.parent.iterdir()) == ["outside", "triton_models"]
+    assert prune(own) == []
+
+
+def test_what_a_second_ensemble_names_stays(run: Run, other_run: Run, own: Path) -> None:
+    old = model_names(run)
+    config = ensemble_config(old, publication.sizes(run))
+    config.name = "previous"
+    store.write_config(own / "previous" / "config.pbtxt", config)
+    export_run(other_run, other_run.clip_source, own)
+    assert prune(own) == []
+
+
+def test_prune_without_an_ensemble_removes_nothing(run: Run, own: Path) -> None:
+    shutil.rmtree(own / "vizwiz_vqa")
+    before = snapshot(own)
+    with pytest.raises(RepositoryError, match="has no ensemble, so nothing says which models are needed"):
+        prune(own)
+    assert snapshot(own) == before
+
+
+def test_prune_waits_for_an_export_to_end(run: Run, own: Path) -> None:
+    script = "import sys; from export import to_onnx; sys.exit(to_onnx.main(sys.argv[1:]))"
+    with store.locked(own):
+        (own / "gated_head_00000000000c").mkdir()  # published, and not committed yet
+        waiting = subprocess.Popen(
+            [sys.executable, "-c", script, "--prune", "--repository", str(own)], cwd=ROOT, stderr=subprocess.PIPE
+        )
+        assert waiting.stderr is not None
+        assert b"waiting for another export" in waiting.stderr.readline()
+        time.sleep(0.1)
+        assert (own / "gated_head_00000000000c").is_dir()
+    with waiting.stderr:
+        assert waiting.wait() == 0
+    assert not (own / "gated_head_00000000000c").exists()
+
+
+@pytest.mark.parametrize("version", [0, None])
+def test_a_run_of_another_contract_is_refused(version: int | None, run: Run, tmp_path: Path) -> None:
+    old = replace(run, config=run.config | {"contract_version": version})
+    expected = f"was fitted under contract version {version}, this version exports 1: clients would send"
+    with pytest.raises(ExportError, match=expected):
+        export_run(old, run.clip_source, tmp_path / "triton_models")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_target_that_cannot_be_written_is_found_before_any_work(
+    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(publication, "load_clip", pytest.fail)
+    (tmp_path / "file").write_text("")
+    for target in (tmp_path / "file", tmp_path / "file" / "below", Path("/proc/triton_models")):
+        assert to_onnx.main(["--run", str(run.folder), "--repository", str(target)]) == 2
+        error = capsys.readouterr().err
+        assert error.startswith(f"error: {target} cannot be written (")
+        assert error.endswith("name a folder that can be, with --repository, or change its rights\n")
+        assert error.count("\n") == 1
+
+
+def test_a_full_disk_is_found_before_any_work(
+    run: Run, tiny_clip: FrozenClip, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(publication, "write_graph", pytest.fail)
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
+    with pytest.raises(RepositoryError, match=r"has room for 0\.00 GiB, the export needs about 0\.0\d: make room"):
+        export_run(run, tiny_clip, tmp_path / "triton_models")
+    assert list((tmp_path / "triton_models").iterdir()) == []

@@ -1,0 +1,223 @@
+"""The parity gate: what it measures, and which faults of real graphs it refuses at which precision."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import torch
+
+from export import modules, publication
+from export.encoders import write_image_encoder, write_text_encoder
+from export.graphs import write_graph
+from export.heads import ServedHead
+from export.parity import Comparison, ParityError, check, compare, compare_answers, compare_features, table
+from export.parity_inputs import Inputs, draw_golden_photo, drawn_inputs, random_inputs, run_inputs
+from export.proof import prove
+from export.publication import DEFAULT_TARGET, HEAD_TARGET, export_run
+from export.runtimes import Graph, open_graph
+from export.targets import Target
+from export.tolerances import FP32, TOLERANCES
+from tests.export import damage
+from tests.export.conftest import snapshot
+from training.clip_models import PIXEL_STD, FrozenClip
+from training.data import read_split
+from training.predictor import Predictor
+from training.runs import Run
+from vizwiz_client.contract import tensors
+
+REFUSED_EVERYWHERE = [
+    damage.missing_image_block,
+    damage.missing_text_block,
+    damage.swapped_heads,
+    damage.swapped_channels,
+]
+REFUSED_IN_FP32 = [damage.scaled_image_matrix, damage.scaled_text_matrix, damage.scaled_text_projection]
+
+
+class Bench(NamedTuple):
+    """What graphs are compared with."""
+
+    model: FrozenClip
+    predictor: Predictor
+    head: Graph
+    image: Path  # the graphs as they should be
+    text: Path
+    inputs: list[Inputs]
+
+
+@pytest.fixture(scope="module")
+def bench(run: Run, tiny_clip: FrozenClip, real_photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Bench:
+    """The reference, the graph of its fitted head, and the three sets of inputs."""
+    place = tmp_path_factory.mktemp("bench")
+    predictor, path = run.load_predictor(), place / "head.onnx"
+    features = [torch.zeros(2, tiny_clip.width) for _ in range(2)]
+    given = [tensors.IMAGE_FEATURES, tensors.TEXT_FEATURES]
+    write_graph(ServedHead(predictor, "0" * 12), features, given, tensors.HEAD_OUTPUTS, path)
+    side = tiny_clip.side
+    own = run_inputs(side, read_split(real_photos, "val"))
+    assert own is not None
+    inputs = [random_inputs(side), drawn_inputs(side, draw_golden_photo()), own]
+    write_image_encoder(tiny_clip, DEFAULT_TARGET, image := place / "image.onnx")
+    write_text_encoder(tiny_clip, DEFAULT_TARGET, text := place / "text.onnx")
+    return Bench(tiny_clip, predictor, open_graph(path, HEAD_TARGET), image, text, inputs)
+
+
+def compared(bench: Bench, place: Path, fault: Callable[[Any], None] | None = None) -> list[Comparison]:
+    """Compare the encoders, one of which is exported with ``fault``, with the reference; ties as int8 allows them."""
+    image, text = bench.image, bench.text
+    if fault:
+        model = replace(bench.model, model=damage.damaged(bench.model.model, fault))
+        if "text" in fault.__name__:
+            write_text_encoder(model, DEFAULT_TARGET, text := place / "text.onnx")
+        else:
+            write_image_encoder(model, DEFAULT_TARGET, image := place / "image.onnx")
+    proof = prove(image, text, DEFAULT_TARGET, bench.model, bench.inputs)
+    tolerance = TOLERANCES["int8"]
+    return [
+        *compare_features(proof.images, proof.texts, tolerance),
+        *compare_answers(bench.head, bench.predictor, proof.images, proof.texts, tolerance),
+    ]
+
+
+def refused_at(comparisons: list[Comparison]) -> list[str]:
+    return [name for name, tolerance in TOLERANCES.items() if not all(row.passes(tolerance) for row in comparisons)]
+
+
+def test_the_graphs_as_they_are_pass(bench: Bench, tmp_path: Path) -> None:
+    comparisons = compared(bench, tmp_path)
+    assert refused_at(comparisons) == []
+    assert {row.inputs for row in comparisons} == {"random", "drawn", "val"}
+    assert [row.rows for row in comparisons if row.inputs == "val"] == [50] * 5
+    worst = max(row.relative_error for row in comparisons)
+    assert 0 < worst < FP32.relative_error / 10
+
+
+@pytest.mark.parametrize("fault", REFUSED_EVERYWHERE)
+def test_gross_faults_are_refused_at_every_precision(
+    fault: Callable[[Any], None], bench: Bench, tmp_path: Path
+) -> None:
+    comparisons = compared(bench, tmp_path, fault)
+    assert refused_at(comparisons) == ["fp32", "fp16", "bf16", "int8"]
+
+
+@pytest.mark.parametrize("mean", [(0.0, 0.0, 0.0), (0.5, 0.5, 0.5)], ids=["none", "another model's"])
+def test_a_wrong_mean_is_refused_at_every_precision(
+    mean: tuple[float, ...], bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    std = torch.tensor(PIXEL_STD) * 255
+
+    def normalise(pixels: torch.Tensor) -> torch.Tensor:
+        return ((pixels.to(torch.float32) - torch.tensor(mean) * 255) / std).permute(0, 3, 1, 2)
+
+    monkeypatch.setattr(modules, "normalise_pixels", normalise)
+    assert refused_at(compared(bench, tmp_path, lambda model: None)) == ["fp32", "fp16", "bf16", "int8"]
+
+
+@pytest.mark.parametrize("fault", REFUSED_IN_FP32)
+def test_one_matrix_times_1_01_is_refused_in_fp32(fault: Callable[[Any], None], bench: Bench, tmp_path: Path) -> None:
+    assert "fp32" in refused_at(compared(bench, tmp_path, fault))
+
+
+def test_a_refused_export_publishes_nothing(
+    run: Run, tiny_clip: FrozenClip, published: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = publication.write_image_encoder
+
+    def write(model: FrozenClip, target: Target, path: Path) -> None:
+        original(replace(model, model=damage.damaged(model.model, damage.scaled_image_matrix)), target, path)
+
+    monkeypatch.setattr(publication, "write_image_encoder", write)
+    monkeypatch.setattr(publication, "EXPORT_FORMAT", "damaged")  # other names: nothing is taken as published
+    before = snapshot(published)
+    with pytest.raises(ParityError) as error:
+        export_run(run, tiny_clip, published)
+    message = str(error.value)
+    assert (
+        "the portable-fp32 graphs do not give what PyTorch gives, so nothing was published: image_features" in message
+    )
+    assert "(allowed 0.0001)" in message
+    assert snapshot(published) == before
+    assert [path.name for path in published.parent.iterdir()] == ["triton_models"]
+
+
+def test_the_report_holds_every_comparison_and_what_is_allowed(published: Path) -> None:
+    report = json.loads((next(published.glob("gated_head_*")) / "parity.json").read_text(encoding="utf-8"))
+    assert report["target"] == "portable-fp32"
+    assert report["passed"] is True
+    assert report["allowed"] == vars(FP32)
+    outputs = ["answer", "answer_type", "answerable"]
+    sets = ["random", "drawn", "val"]
+    features = [(inputs, tensor) for inputs in sets for tensor in ("image_features", "text_features")]
+    answers = [(inputs, tensor) for inputs in sets for tensor in outputs]
+    assert [(row["inputs"], row["tensor"]) for row in report["comparisons"]] == features + answers
+    assert all(0 < row["relative_error"] < 1e-5 for row in report["comparisons"])
+
+
+GOOD = Comparison("val", "answer", 10, 1e-5, 1e-8, 1e-4, 1e-5, 0, 1.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"relative_error": 2e-4},
+        {"relative_error": float("nan")},
+        {"cosine_error": 2e-6},
+        {"cosine_error": float("nan")},
+        {"spread_error": 2e-2},
+        {"top1_differ": 1},
+    ],
+)
+def test_each_measure_can_fail_alone(change: dict[str, Any]) -> None:
+    check([GOOD], FP32, "x")
+    assert "REFUSED" not in table([GOOD], FP32, "x")
+    bad = replace(GOOD, **change)
+    with pytest.raises(ParityError, match="answer on val inputs"):
+        check([GOOD, bad], FP32, "x")
+    assert table([GOOD, bad], FP32, "x").count("REFUSED") == 1
+
+
+def test_scale_is_seen_where_cosine_is_blind() -> None:
+    reference = np.random.default_rng(0).normal(size=(4, 8))
+    row = compare("random", "image_features", reference * 1.01, reference, FP32)
+    assert row.cosine_error is not None
+    assert row.cosine_error < 1e-6
+    assert row.relative_error == pytest.approx(0.01, rel=1e-3)
+
+
+def test_inputs_that_come_out_alike_are_seen_below_what_they_share() -> None:
+    """One feature is large for every input, as in real CLIPs; the others tell them apart, and are gone."""
+    reference = np.random.default_rng(0).normal(size=(16, 8))
+    reference[:, 0] = 1000
+    got = reference.copy()
+    got[:, 1:] = 0
+    row = compare("drawn", "image_features", got, reference, FP32, spread=True)
+    assert row.relative_error < 5e-3
+    assert row.spread_error is not None
+    assert row.spread_error > 0.9
+
+
+@pytest.mark.parametrize(("gap", "differ"), [(0.5e-4, 0), (2e-4, 1)])
+def test_the_best_answer_may_differ_only_where_two_were_tied(gap: float, differ: int) -> None:
+    reference = np.array([[0.5, 0.5 - gap * 0.5, 0.1], [0.1, 0.5, 0.2]])
+    got = reference[:, [1, 0, 2]].copy()
+    got[1] = reference[1]
+    row = compare("val", "answer", got, reference, FP32, ranks=True)
+    assert (row.top1_differ, row.top1_agree, row.top5_agree) == (differ, 0.5, 1.0)
+
+
+def test_a_nan_is_never_equal() -> None:
+    reference = np.ones((2, 3))
+    got = np.array([[1, 1, 1], [1, np.nan, 1]])
+    assert not compare("val", "answer", got, reference, TOLERANCES["int8"]).passes(TOLERANCES["int8"])
+
+
+def test_a_probability_may_be_nought() -> None:
+    row = compare("val", "answerable", np.array([[0.0], [0.5]]), np.array([[1e-9], [0.5]]), FP32)
+    assert row.cosine_error is None
+    assert row.passes(FP32)
