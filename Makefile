@@ -6,7 +6,7 @@ READY := $(VENV)/.installed
 # of VizWiz, for bench-training
 ANNOTATIONS ?= ../shared/data/vizwiz/Annotations
 
-.PHONY: help install demo lint test test-all bench-training clean
+.PHONY: help install demo lint test test-all bench-training bench-export clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 18
@@ -39,6 +39,10 @@ bench-training: $(READY)  ## tables: encoding, fitting at full size, real questi
 	$(BIN)/python benchmarks/fit_speed.py
 	@if [ -d "$(ANNOTATIONS)" ]; then $(BIN)/python benchmarks/question_only.py --annotations "$(ANNOTATIONS)"; \
 	else echo "question_only.py needs real annotations, not in $(ANNOTATIONS): make bench-training ANNOTATIONS=..."; fi
+
+bench-export: $(READY)  ## table: CLIP's encoders in PyTorch and as graphs, and folds (docs/export.md)
+	$(BIN)/python -m benchmarks.export
+	$(BIN)/python -m benchmarks.folds
 
 clean:  ## remove what the commands made on demo and real data, but not .venv
 	rm -rf .cache data/demo runs img.jpg

@@ -1,6 +1,6 @@
 """Latency and memory of CLIP's encoders: PyTorch, a naive export, and this project's graphs, side by side.
 
-    python -m benchmarks.export                              # everything: about an hour on two cores; `make bench-export`
+    python -m benchmarks.export                              # everything: an hour on two cores; `make bench-export`
     python -m benchmarks.export --only ViT-L/14@336px --batch 1
 
 Random weights. Every measurement is a process of its own, so that its peak memory is its own; the graphs are written
@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -25,6 +24,7 @@ import numpy as np
 import torch
 
 from benchmarks.architectures import ARCHITECTURES, write_full_size
+from benchmarks.machine import peak_gb, rates
 from export.encoders import write_image_encoder, write_text_encoder
 from export.graphs import OPSET
 from export.runtimes import open_graph
@@ -35,7 +35,6 @@ from vizwiz_client.contract import tensors, tokens
 CLIPS = ("ViT-B/32", "ViT-L/14@336px", "RN50x64")
 BATCHES = (1, 8)
 LARGE = "ViT-L/14@336px"  # where torch.compile and transformers are compared too
-MATRIX = 4096  # rows and columns of the product that stands for what this machine can do
 SECONDS, LEAST, MOST = 10.0, 5, 50  # a measurement's length, and its fewest and most runs
 
 BY_NAME = {target.name: target for target in TARGETS}
@@ -190,35 +189,6 @@ def count(case: Case, cache: Path) -> dict[str, float]:
             model.encode_image(normalised(inputs))
         )
     return {"gflop": counter.get_total_flops() / 1e9 * (case.length / 77 if case.length else 1)}
-
-
-def rates(device: torch.device) -> dict[str, float]:
-    """The best rate of a square matrix product that PyTorch or NumPy reaches here, GFLOP/s by precision."""
-
-    def rate(multiply: Callable[[], object]) -> float:
-        best = float("inf")
-        for _ in range(5):
-            started = time.perf_counter()
-            multiply()
-            if device.type == "cuda":
-                torch.cuda.synchronize()
-            best = min(best, time.perf_counter() - started)
-        return 2e-9 * MATRIX**3 / best
-
-    found = {}
-    for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16), ("fp16", torch.float16)):
-        if name != "fp16" or device.type == "cuda":
-            matrix = torch.randn(MATRIX, MATRIX, device=device).to(dtype)
-            found[name] = rate(lambda matrix=matrix: matrix @ matrix)  # type: ignore[misc]
-    if device.type == "cpu":
-        array = np.random.default_rng(0).standard_normal((MATRIX, MATRIX), dtype=np.float32)
-        found["fp32"] = max(found["fp32"], rate(lambda: array @ array))
-    return found
-
-
-def peak_gb() -> float:
-    """Peak memory of this process."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
 
 
 def child(task: str, case: Case | None, arguments: argparse.Namespace) -> dict[str, Any]:

@@ -22,5 +22,12 @@ step machine nvidia-smi
 step versions "$python" -c 'import torch; print(torch.__version__, torch.version.cuda, torch.cuda.get_device_name())'
 step tests "$python" -m pytest -q tests/training/test_cuda.py
 step fit "$python" -m training.fit --device cuda --runs "$out/runs"
-step export "$python" -m export.to_onnx --runs "$out/runs" --repository "$out/triton_models"
+step export "$python" -m export.to_onnx --runs "$out/runs" --repository "$out/triton_models"  # what is recommended here
+for target in 'portable fp32' 'portable fp16' 'fused fp32' 'fused fp16'; do
+  read -r variant precision <<<"$target"
+  step "export-$variant-$precision" "$python" -m export.to_onnx --runs "$out/runs" \
+    --variant "$variant" --precision "$precision" --repository "$out/triton_models-$variant-$precision"
+done
+step export-tests "$python" -m pytest -q tests/export/test_encoders.py  # on CUDA where ONNX Runtime can use it
+step bench-export "$python" -m benchmarks.export --device cuda --batch 1 8 32 --cache "$out/bench-export"
 exit "$failed"

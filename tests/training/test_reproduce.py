@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.export.test_full_size import write_full_size
+from benchmarks.architectures import write_full_size
 from training import reproduce
 from training.clip_models import FrozenClip
 from training.reproduce import comparison
