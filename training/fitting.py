@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -71,6 +72,22 @@ class Examples:
         )
 
 
+@contextmanager
+def quick_products() -> Iterator[None]:
+    """Let oneDNN multiply fp32 matrices, rounding factors to bf16 where the CPU multiplies those; sums stay fp32.
+
+    On a CPU without it the products are fp32 as before, by a library that is twice as fast as MKL on AMD. For the steps
+    of a fit alone: what is scored, kept and compared is computed in full.
+    """
+    matmul = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
+    before = matmul.fp32_precision
+    matmul.fp32_precision = "bf16"
+    try:
+        yield
+    finally:
+        matmul.fp32_precision = before
+
+
 def learning_rate_at(recipe: Recipe, progress: float) -> float:
     """The step size after ``progress`` in [0, 1] of all steps."""
     if recipe.schedule == COSINE:
@@ -102,6 +119,7 @@ class Fitting:
             positive = train.targets.answerable.sum()
             self.positive_weight = (len(train) - positive) / positive.clamp(min=1)
 
+    @quick_products()
     def run_epoch(self) -> float:
         """One pass over the training records in random order; returns the mean loss per record, dropout included."""
         self.head.train()
