@@ -14,8 +14,9 @@ help:  ## list the targets
 install: $(READY)  ## create .venv and install everything into it
 
 $(READY): pyproject.toml constraints.txt
-	$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 10) <= v <= (3, 12) else f"Python 3.10 to 3.12 is needed, this is {v[0]}.{v[1]}: make PYTHON=python3.11 ...")'
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 10) <= v <= (3, 12) else f"Python 3.10 to 3.12 is needed, this is {v[0]}.{v[1]}: make PYTHON=python3.11 ...")'
 	$(PYTHON) -m venv $(VENV)
+	@echo "installing the packages into $(VENV): a few minutes, 7 GB of disk"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch $@
 
@@ -44,6 +45,6 @@ bench-export: $(READY)  ## table: CLIP's encoders in PyTorch and as graphs, and 
 	$(BIN)/python -m benchmarks.export
 	$(BIN)/python -m benchmarks.folds
 
-clean:  ## remove what the commands made on demo and real data, but not .venv
+clean:  ## DELETE your runs/, triton_models/ and encoded features; keeps .venv
 	rm -rf .cache data/demo runs img.jpg
 	find triton_models -mindepth 1 -maxdepth 1 -not -name README.md -exec rm -rf {} +

@@ -8,6 +8,7 @@ Runs the project's own commands, one after the other, and asks a Triton server o
 
 from __future__ import annotations
 
+import argparse
 import json
 import shutil
 import signal
@@ -29,6 +30,7 @@ FREE_PORTS = ["--http-port", "0", "--grpc-port", "0", "--metrics-port", "0"]
 
 def main() -> int:
     """Run the job and print what came of it."""
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     run("-m", "training.fit")
     run("-m", "export.to_onnx")
     data = ensure_demo_dataset()

@@ -220,7 +220,7 @@ def table(comparisons: Sequence[Comparison], tolerance: Tolerance, target: str) 
 
 def progress(steps: Sequence[Inputs]) -> Any:
     """``steps`` with a progress bar: PyTorch takes seconds a photo for the large CLIPs."""
-    return tqdm(steps, desc="compare with PyTorch", unit="set")
+    return tqdm(steps, desc="compare with PyTorch", unit="set", disable=None)
 
 
 @torch.inference_mode()
