@@ -10,6 +10,7 @@ before, by another. What was measured is kept in --results and not measured agai
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import statistics
 import subprocess
@@ -123,14 +124,15 @@ def clip_model(case: Case, cache: Path, device: torch.device) -> Any:
 
 def transformers_model(name: str) -> Any:
     """Hugging Face's model of the same size, with its random weights."""
-    from transformers import CLIPConfig, CLIPModel  # optional
+    transformers: Any = importlib.import_module("transformers")  # optional, and typed in some versions only
 
     embed, side, layers, width, patch, text_width, heads, text_layers = ARCHITECTURES[name]
     vision = {"hidden_size": width, "intermediate_size": 4 * width, "num_hidden_layers": layers}
     vision |= {"num_attention_heads": width // 64, "image_size": side, "patch_size": patch}
     text = {"hidden_size": text_width, "intermediate_size": 4 * text_width, "num_hidden_layers": text_layers}
     text |= {"num_attention_heads": heads}
-    return CLIPModel(CLIPConfig(vision_config=vision, text_config=text, projection_dim=embed)).eval()
+    config = transformers.CLIPConfig(vision_config=vision, text_config=text, projection_dim=embed)
+    return transformers.CLIPModel(config).eval()
 
 
 def checkpoint(name: str, cache: Path) -> Path:

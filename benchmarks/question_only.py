@@ -187,7 +187,7 @@ def main() -> int:
     parser.add_argument("--annotations", type=Path, default=default, help="folder of the annotation files")
     parser.add_argument("--choose", action="store_true", help="fit on 85%% of train, score on the rest of it")
     parser.add_argument("--only", nargs="+", help="rows to fit: names of recipes, or parts of an ablation's name")
-    parser.add_argument("--penalty", type=float, default=1.0, help="of the ridge on val, found with --choose")
+    parser.add_argument("--penalty", type=float, default=3.0, help="of the ridge on val, found with --choose")
     parser.add_argument("--seeds", type=int, default=1, help="fits of `best` to compare with the ridge")
     arguments = parser.parse_args()
     train = read_annotations(arguments.annotations / "train_reconstructed.json")
