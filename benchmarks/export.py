@@ -92,15 +92,16 @@ def runner(case: Case, cache: Path, device: torch.device) -> Callable[[], object
     if case.side == "naive":
         naive, pixels = open_graph(graph_path(case, cache), Target("portable", "fp32")), normalised(inputs).numpy()
         return lambda: naive({"image": pixels})
-    model = transformers_model(case.clip) if case.side == "transformers" else clip_model(case, cache, device)
+    if case.side == "transformers":
+        theirs, given = transformers_model(case.clip).to(device), normalised(inputs).to(device)
+        return torch.inference_mode()(lambda: theirs.get_image_features(given))
+    model = clip_model(case, cache, device)
     if case.length:  # the package's own text encoder takes 77 positions, whatever the question's length
         inputs = np.pad(inputs, ((0, 0), (0, tensors.CONTEXT_LENGTH - case.length)))
     given = (torch.from_numpy(inputs) if case.length else normalised(inputs)).to(device)
     encode = model.encode_text if case.length else model.encode_image
     if case.side == "torch.compile":
         encode = torch.compile(encode)
-    if case.side == "transformers":
-        encode = model.get_image_features
     reduced = {"eager bf16": torch.bfloat16, "eager fp16": torch.float16}.get(case.side)
 
     @torch.inference_mode()
