@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch.nn import functional
-from tqdm import tqdm
 
 from export.parity_inputs import Inputs
 from export.runtimes import Array, Graph
@@ -216,11 +215,6 @@ def table(comparisons: Sequence[Comparison], tolerance: Tolerance, target: str) 
             f"{agreement[0]:>11}{agreement[1]:>13}{verdict}"
         )
     return "\n".join(lines)
-
-
-def progress(steps: Sequence[Inputs]) -> Any:
-    """``steps`` with a progress bar: PyTorch takes seconds a photo for the large CLIPs."""
-    return tqdm(steps, desc="compare with PyTorch", unit="set", disable=None)
 
 
 @torch.inference_mode()

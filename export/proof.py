@@ -12,8 +12,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
+from tqdm import tqdm
 
-from export.parity import Comparison, Features, compare_features, measure_image, measure_text, progress
+from export.parity import Comparison, Features, compare_features, measure_image, measure_text
 from export.parity_inputs import Inputs
 from export.runtimes import open_graph
 from export.targets import Target
@@ -40,7 +41,7 @@ def prove(image: Path, text: Path, target: Target, model: FrozenClip, inputs: Se
     """Run the graphs ``image`` and ``text`` and their references on ``inputs``."""
     run_image, run_text = open_graph(image, target), open_graph(text, target)
     images, texts = {}, {}
-    for each in progress(inputs):
+    for each in tqdm(inputs, desc="compare with PyTorch", unit="set", disable=None):
         images[each.name] = measure_image(run_image, model, each)
         texts[each.name] = measure_text(run_text, model, each)
     return Proof(images, texts, compare_features(images, texts, TOLERANCES[target.precision]))
