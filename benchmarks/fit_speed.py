@@ -2,6 +2,7 @@
 
     python benchmarks/fit_speed.py                     # the report's recipe: 10 epochs, half a minute on two cores
     python benchmarks/fit_speed.py --recipe best --device cuda
+    python benchmarks/fit_speed.py --bits --kill       # and again, killed three times: the weights must be the same
 
 20,523 training and 4,319 validation records, 768 features of each encoder (ViT-L/14@336px), 5,860 answers. Every epoch
 is scored and checkpointed, as `python -m training.fit` does it; encoding is not part of it.
@@ -13,6 +14,7 @@ import argparse
 import os
 import platform
 import resource
+import subprocess
 import sys
 import tempfile
 import time
@@ -36,6 +38,7 @@ from training.targets import AnswerScores, make_targets
 from training.vocabulary import Vocabulary, build_vocabulary
 
 TRAIN, VAL, FEATURES, ANSWERS = 20_523, 4_319, 768, 5_860
+EPOCH = "epoch"  # what a line about an epoch says before its number
 
 
 def make_records(count: int, first: int, rng: np.random.Generator) -> list[Record]:
@@ -63,15 +66,19 @@ def make_examples(records: list[Record], recipe: Recipe, vocabulary: Vocabulary,
     )
 
 
-def main() -> int:
+def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recipe", choices=RECIPES, default="report")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument(
-        "--bits", action="store_true", help="print a digest of the weights: the same each time on a CPU"
-    )
-    arguments = parser.parse_args()
+    parser.add_argument("--bits", action="store_true", help="print a digest of the weights: the same each time on CPU")
+    parser.add_argument("--state", type=Path, help="folder of the states after each epoch: go on from those in it")
+    parser.add_argument("--kill", action="store_true", help="kill -9 such a fit three times, compare digests")
+    return parser.parse_args()
+
+
+def run(arguments: argparse.Namespace) -> str:
+    """Fit, print what it took, and return the digest of the weights."""
     torch.set_num_threads(arguments.threads)
     recipe = RECIPES[arguments.recipe]
     busy = os.getloadavg()[0]
@@ -89,9 +96,9 @@ def main() -> int:
             val,
             (len(vocabulary.answers), len(TYPE_SETS[recipe.types])),
             folds,
-            checkpoints=Checkpoints(Path(place), {}, resume=False),
+            checkpoints=Checkpoints(arguments.state or Path(place), {}, resume=bool(arguments.state)),
             report=lambda row: print(
-                f"  {time.perf_counter() - started:6.1f} s  epoch {row['epoch']}", file=sys.stderr
+                f"  {time.perf_counter() - started:6.1f} s  {EPOCH} {row['epoch']}", file=sys.stderr, flush=True
             ),
         )
         scores = score(ClipEnsemble([fitted.predictor]), [val])
@@ -105,11 +112,39 @@ def main() -> int:
     print(f"{'time':>10}{'peak memory':>14}\n{seconds:>8.1f} s{peak:>11.2f} GB")
     if arguments.device != "cpu":
         print(f"peak memory of the GPU: {torch.cuda.max_memory_allocated() / 1024**3:.2f} GB")
+    digest = digest_of(*(tensor.cpu().numpy().tobytes() for tensor in fitted.predictor.state_dict().values()))[:16]
     if arguments.bits:
-        weights = fitted.predictor.state_dict().values()
-        digest = digest_of(*(tensor.cpu().numpy().tobytes() for tensor in weights))
-        print(f"weights: {digest[:16]}, VQA {scores['vqa_accuracy_leave_one_out']:.4f}")
-    return 0
+        print(f"weights: {digest}, VQA {scores['vqa_accuracy_leave_one_out']:.4f}")
+    return digest
+
+
+def kill_and_resume(arguments: argparse.Namespace, whole: str) -> bool:
+    """Kill a fit soon after every third epoch, and say whether the one that ends comes to the weights ``whole``."""
+    with tempfile.TemporaryDirectory() as place:
+        command = [sys.executable, __file__, "--bits", "--state", place, "--threads", str(arguments.threads)]
+        command += ["--recipe", arguments.recipe, "--device", arguments.device]
+        for kill_after in (2, 5, 8):
+            _kill_after_epoch(kill_after, command)
+            print(f"killed after epoch {kill_after}")
+        last = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    resumed = last.rpartition("weights: ")[2].partition(",")[0]
+    print(f"resumed: weights {resumed}, {'the same' if resumed == whole else f'OTHERS than {whole}'}")
+    return resumed == whole
+
+
+def _kill_after_epoch(number: int, command: list[str]) -> None:
+    with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if line.rstrip().endswith(f"{EPOCH} {number}"):
+                time.sleep(1)  # into the next epoch
+                process.kill()
+
+
+def main() -> int:
+    arguments = parse_arguments()
+    whole = run(arguments)
+    return 0 if not arguments.kill or kill_and_resume(arguments, whole) else 1
 
 
 if __name__ == "__main__":
