@@ -4,7 +4,7 @@
     python -m benchmarks.export_cost --only RN50x64 --precision bf16
 
 Random weights; the head is fitted on a few demo photos. Everything runs as its user runs it, in processes of its own:
-parity gate included, publication included. Afterwards another head is fitted, which is all that the second export writes.
+parity gate included, publication included. Then another head is fitted, which is all that the second export writes.
 """
 
 from __future__ import annotations
