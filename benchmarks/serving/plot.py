@@ -51,9 +51,12 @@ def _draw(axes: Any, results: Mapping[str, Any], model: str, name: str, label: s
             axes.plot(*zip(*found, strict=True), color=color, marker=mark, label=system)
     axes.set_xscale("log", base=2)
     axes.set_xticks(CONCURRENCIES, map(str, CONCURRENCIES))
+    axes.set_xlim(CONCURRENCIES[0] * 0.8, CONCURRENCIES[-1] * 1.25)
     axes.set(xlabel="requests under way", ylabel=label)
     if logarithmic:
         axes.set_yscale("log")
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter("{x:g}")
     else:
         axes.set_ylim(bottom=0)
     axes.grid(alpha=0.3)

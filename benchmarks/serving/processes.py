@@ -17,6 +17,7 @@ from typing import IO
 
 from benchmarks.serving.job import Job, Record
 from benchmarks.serving.models import Served
+from serving import launch
 from serving.ports import claim_ports
 
 READY_WITHIN_S = 300
@@ -107,9 +108,13 @@ def counters(server: Server) -> dict[str, float]:
 def _start(
     arguments: list[str], stdin: int | IO[bytes] = subprocess.DEVNULL, text: bool = False
 ) -> subprocess.Popen[str]:
-    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
     return subprocess.Popen(
-        [sys.executable, *arguments], stdin=stdin, stdout=subprocess.PIPE if text else None, text=True, env=environment
+        [sys.executable, launch.__file__, str(os.getpid()), sys.executable, *arguments],  # it ends when we do
+        stdin=stdin,
+        stdout=subprocess.PIPE if text else None,
+        text=True,
+        # Linux shares cores between sessions first (sched_autogroup), and Triton has one of its own: so has everybody
+        start_new_session=True,
     )
 
 

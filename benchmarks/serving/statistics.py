@@ -48,6 +48,7 @@ def summarise(job: Job, records: Sequence[Record], samples: Sequence[Sample] = (
         "requests_per_s": requests / seconds,
         "questions_per_s": requests * job.batch / seconds,
         "server_cores": cpu_s / seconds if samples else None,
+        "server_cpu_ms": 1e3 * cpu_s / (requests * job.batch) if samples else None,  # a question's
         "generator_cores": None
         if job.system == BARE
         else sum(record.cpu_s for record in records) / sum(map(_length, records)),

@@ -13,6 +13,7 @@ _COLUMNS = {
     "requests/s": "requests_per_s",
     "questions/s": "questions_per_s",
     "server cores": "server_cores",
+    "CPU ms/question": "server_cpu_ms",
     "generator cores": "generator_cores",
     "memory MB": "memory_mb",
     "images at once": "clip_image_batch",
