@@ -55,9 +55,9 @@ def _draw(rng: Random, length: int) -> str:
 
 
 def stacked_tokens(questions: list[str]) -> npt.NDArray[np.int32]:
-    """The tokens of a batch, int32 [B, T]: T is that of the longest, as the client sends them."""
+    """The tokens of a batch, int32 [B, T]: T is the contract's, and where that is open the longest's."""
     ids = [tokenize(question).ids for question in questions]
-    length = max(map(len, ids))
+    length = max(*map(len, ids), *tensors.TOKENS.shape)
     return np.stack([pad(each, length) for each in ids])
 
 

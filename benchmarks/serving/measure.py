@@ -84,7 +84,7 @@ class Bench:
         """Measure ``cells`` in turn, unless all of them are measured."""
         if all(cell.key in self.results for cell in cells):
             return
-        rounds = plan.ROUNDS if len(cells) > 1 else 1
+        rounds = plan.ROUNDS if any(cell.system == BARE for cell in cells) else 1
         jobs = {cell: self._job(cell, server, rounds) for cell in cells}
         records: dict[Cell, list[Record]] = {cell: [] for cell in cells}
         samples: dict[Cell, list[Any]] = {cell: [] for cell in cells}
@@ -106,9 +106,7 @@ class Bench:
     def _job(self, cell: Cell, server: LazyServer, rounds: int) -> Job:
         pace, bare = PACES[cell.model], cell.system == BARE
         seconds = (self.options.seconds or pace.seconds) / rounds
-        least = pace.least if self.options.seconds is None else 1
-        if cell.concurrency == 1:
-            least = -(-least // rounds)
+        least = 1 if self.options.seconds else -(-pace.least // (rounds * cell.batch))
         return self._new_job(
             cell.system,
             url="" if bare else server().url,

@@ -23,7 +23,7 @@ class Pace:
     """How long a model's measurements take, and which of them it can afford."""
 
     seconds: float  # a measurement's, unless `least` takes longer
-    least: int  # requests
+    least: int  # questions
     fastest: float  # requests a second that no system here reaches: so many different ones are prepared
     batches: Sequence[int]
     repeated: bool  # whether repeated questions are worth measuring: whether the text encoder is part of the cost
