@@ -5,6 +5,8 @@ The two have random weights: neither speed nor memory depends on them.
 
 from __future__ import annotations
 
+import sys
+from contextlib import redirect_stdout
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -49,11 +51,12 @@ def prepare(name: str, cache: Path) -> Served:
     folder.mkdir(parents=True, exist_ok=True)
     if not checkpoint.exists():
         write_full_size(name, checkpoint)
-    if not any((folder / "wide").glob("[!.]*/run.json")):
-        _fit_wide(load_clip(checkpoint), folder, demo_photos(cache))
-    run = read_run(newest_run(folder / "wide"))
     repository = folder / f"models-{target.name}"
-    export_run(run, str(checkpoint), repository, target)  # keeps what is published already
+    with redirect_stdout(sys.stderr):  # what a fit and an export tell is none of the results
+        if not any((folder / "wide").glob("[!.]*/run.json")):
+            _fit_wide(load_clip(checkpoint), folder, demo_photos(cache))
+        run = read_run(newest_run(folder / "wide"))
+        export_run(run, str(checkpoint), repository, target)  # keeps what is published already
     return Served(name, checkpoint, run.folder, repository, target, int(run.clips[0]["side"]))
 
 
