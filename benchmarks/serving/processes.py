@@ -78,6 +78,7 @@ def triton(repository: Path, threads: int | None = None) -> Iterator[Server]:
         if not line:
             raise SystemExit(f"`python -m serving` ended with exit status {process.wait()}; it says why above")
         addresses = json.loads(line)
+        _wait_for(addresses["metrics"], process)  # Triton listens there last
         yield Server(addresses["grpc"], process.pid, addresses["metrics"])
 
 
@@ -88,11 +89,8 @@ def plain(served: Served, *, bf16: bool) -> Iterator[Server]:
     options = [f"--checkpoint={served.checkpoint}", f"--run={served.run}", f"--port={port}", *["--bf16"] * bf16]
     process = _start(["-m", "benchmarks.serving.plain", *options])
     with _stopping(process):
-        url, deadline = f"http://127.0.0.1:{port}", time.monotonic() + READY_WITHIN_S
-        while not _answers(f"{url}/health"):
-            if process.poll() is not None or time.monotonic() > deadline:
-                raise SystemExit("the FastAPI server does not start; it says why above")
-            time.sleep(0.2)
+        url = f"http://127.0.0.1:{port}"
+        _wait_for(f"{url}/health", process)
         yield Server(url, process.pid)
 
 
@@ -128,6 +126,14 @@ def _stopping(process: subprocess.Popen[str]) -> Iterator[None]:
             with suppress(subprocess.TimeoutExpired):
                 process.wait(STOP_WITHIN_S)
             process.kill()
+
+
+def _wait_for(url: str, process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + READY_WITHIN_S
+    while not _answers(url):
+        if process.poll() is not None or time.monotonic() > deadline:
+            raise SystemExit(f"{url} does not answer; its server says why above")
+        time.sleep(0.1)
 
 
 def _answers(url: str) -> bool:
