@@ -5,8 +5,10 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.installed
 # of VizWiz, for bench-training
 ANNOTATIONS ?= ../shared/data/vizwiz/Annotations
+# JPEG files for bench-serving; drawn ones are sent where there are none
+PHOTOS ?= ../shared/data/vizwiz/val
 
-.PHONY: help install demo lint test test-all bench-training bench-export clean
+.PHONY: help install demo lint test test-all bench-training bench-export bench-serving clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 18
@@ -44,6 +46,9 @@ bench-training: $(READY)  ## tables: encoding, fitting at full size, real questi
 bench-export: $(READY)  ## table: CLIP's encoders in PyTorch and as graphs, and folds (docs/export.md)
 	$(BIN)/python -m benchmarks.export
 	$(BIN)/python -m benchmarks.folds
+
+bench-serving: $(READY)  ## tables, plot: load on the server, beside the bare encoders and FastAPI (docs/results.md)
+	$(BIN)/python -m benchmarks.serving $(if $(wildcard $(PHOTOS)),--photos "$(PHOTOS)")
 
 clean:  ## DELETE your runs/, triton_models/ and encoded features; keeps .venv
 	rm -rf .cache data/demo runs img.jpg

@@ -1,0 +1,67 @@
+"""What one would write without this project: FastAPI and PyTorch, a photo and a question up, JSON down.
+
+    python -m benchmarks.serving.plain --checkpoint clip.pt --run runs/... --port 8080 [--bf16]
+
+One process. The endpoint is an ordinary function, so FastAPI runs requests in its threads, and PyTorch each of them on
+all cores. CLIP's own preprocess knows no EXIF: a photo that is stored sideways is answered sideways.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import uvicorn
+from fastapi import FastAPI, Form, UploadFile
+from PIL import Image
+
+from training.clip_models import clip
+from training.runs import read_run
+
+
+def create_app(checkpoint: Path, run_folder: Path, bf16: bool) -> FastAPI:
+    """The application: CLIP's own model and preprocess, and the head of a run."""
+    model, preprocess = clip.load(str(checkpoint), device="cpu")
+    run = read_run(run_folder)
+    head = run.load_predictor()
+    app = FastAPI()
+
+    @app.get("/health")
+    def health() -> dict[str, str]:
+        return {"status": "ok"}
+
+    @app.post("/ask")
+    def ask(photo: UploadFile, question: Annotated[str, Form()]) -> dict[str, str | float]:
+        image = preprocess(Image.open(photo.file)).unsqueeze(0)
+        tokens = clip.tokenize([question], truncate=True)
+        with torch.inference_mode():
+            with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+                image_features, text_features = model.encode_image(image), model.encode_text(tokens)
+            found = head(text_features.float(), image_features.float())
+        best = int(found.answer[0].argmax())
+        return {
+            "answer": run.answers[best],
+            "probability": float(found.answer[0, best]),
+            "answer_type": run.answer_types[int(found.answer_type[0].argmax())],
+            "answerable": float(found.answerable[0]),
+        }
+
+    return app
+
+
+def main() -> None:
+    """Serve on loopback until terminated."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--checkpoint", type=Path, required=True)
+    parser.add_argument("--run", type=Path, required=True)
+    parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--bf16", action="store_true", help="compute the encoders under bf16 autocast")
+    arguments = parser.parse_args()
+    app = create_app(arguments.checkpoint, arguments.run, arguments.bf16)
+    uvicorn.run(app, host="127.0.0.1", port=arguments.port, log_level="warning")
+
+
+if __name__ == "__main__":
+    main()

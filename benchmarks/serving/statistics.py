@@ -1,0 +1,88 @@
+"""From the times of requests and the samples of a server to the figures of a table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from benchmarks.serving.job import BARE, Job, Record
+from benchmarks.serving.watch import Sample
+
+SETTLED = 0.1  # share of the requests, the first, that the slope of the memory leaves out: caches and pools fill
+
+
+def summarise(job: Job, records: Sequence[Record], samples: Sequence[Sample] = ()) -> dict[str, Any]:
+    """The figures of a measurement that was made in one or several rounds.
+
+    A round is measured from the end of the last request of its ramp to the last end before the sending stopped: between
+    two ends, a closed loop is neither filling nor draining. ``samples`` are the server's.
+    """
+    latencies, requests, seconds, cpu_s = [], 0, 0.0, 0.0
+    for record in records:
+        start = (
+            record.ends[job.ramp - 1] if job.ramp and len(record.ends) >= job.ramp else min(record.starts, default=0)
+        )
+        measured = [
+            (begun, end)
+            for begun, end in zip(record.starts[job.ramp :], record.ends[job.ramp :], strict=True)
+            if end <= record.stopped
+        ]
+        if not measured:
+            continue
+        stop = measured[-1][1]
+        latencies += [1e3 * (end - begun) for begun, end in measured]
+        requests, seconds = requests + len(measured), seconds + stop - start
+        cpu_s += cpu_between(samples, start, stop)
+    errors = [error for record in records for error in record.errors]
+    if not requests or seconds <= 0:
+        return {"errors": len(errors), "error": errors[0] if errors else "no request ended while it was measured"}
+    p50, p95, p99 = np.percentile(latencies, (50, 95, 99))
+    return {
+        "p50_ms": p50,
+        "p95_ms": p95,
+        "p99_ms": p99,
+        "requests": requests,
+        "seconds": seconds,
+        "requests_per_s": requests / seconds,
+        "questions_per_s": requests * job.batch / seconds,
+        "server_cores": cpu_s / seconds if samples else None,
+        "server_cpu_ms": 1e3 * cpu_s / (requests * job.batch) if samples else None,  # a question's
+        "generator_cores": None
+        if job.system == BARE
+        else sum(record.cpu_s for record in records) / sum(map(_length, records)),
+        "memory_mb": max(sample.memory for sample in samples) / 1e6 if samples else None,
+        "errors": len(errors),
+        **({"error": errors[0]} if errors else {}),
+    }
+
+
+def cpu_between(samples: Sequence[Sample], start: float, stop: float) -> float:
+    """Seconds computed between two times, by linear interpolation between the samples."""
+    if not samples:
+        return 0.0
+    first, last = np.interp([start, stop], [s.at for s in samples], [s.cpu_s for s in samples])
+    return float(last - first)
+
+
+def memory_slope(record: Record, samples: Sequence[Sample]) -> dict[str, Any]:
+    """Growth of the server's memory in bytes a request, by least squares, over all but the first requests."""
+    done = np.searchsorted(record.ends, [sample.at for sample in samples], side="right")
+    memory = np.array([sample.memory for sample in samples], float)
+    settled = done >= SETTLED * len(record.ends)
+    slope = float(np.polyfit(done[settled], memory[settled], 1)[0]) if np.ptp(done[settled]) else float("nan")
+    return {
+        "requests": len(record.ends),
+        "errors": len(record.errors),
+        **({"error": record.errors[0]} if record.errors else {}),
+        "bytes_per_request": slope,
+        "memory_mb_first": memory[0] / 1e6,
+        "memory_mb_settled": memory[settled][0] / 1e6,
+        "memory_mb_last": memory[-1] / 1e6,
+        "curve": [[int(count), int(size)] for count, size in zip(done, memory, strict=True)],
+    }
+
+
+def _length(record: Record) -> float:
+    return max(record.ends, default=record.stopped) - min(record.starts, default=record.stopped) or float("inf")
