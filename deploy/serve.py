@@ -32,7 +32,7 @@ POLL_S = 0.1
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Serve until SIGTERM or SIGINT, then drain; return tritonserver's exit status."""
+    """Serve until SIGTERM or SIGINT, then drain; return tritonserver's exit status, as a shell tells it."""
     arguments, others = _parser().parse_known_args(argv)
     key = read_key(arguments.admin_key_file)
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -40,14 +40,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     # a session of its own: Ctrl-C reaches this process alone, and the server is stopped in order
     server = subprocess.Popen([*command(arguments, key), *others], start_new_session=True)
     try:
-        return server.wait()
+        server.wait()
     except KeyboardInterrupt:
         time.sleep(arguments.stop_delay_s)
         drain(arguments.http_port, key)
     finally:
         server.terminate()
         server.wait()
-    return server.returncode
+    return server.returncode if server.returncode >= 0 else 128 - server.returncode
 
 
 def read_key(path: Path) -> str:

@@ -105,8 +105,9 @@ class TestCompose:
         )
 
     def test_the_repository_is_read_only(self) -> None:
-        (volume,) = compose("compose.yaml")["services"]["triton"]["volumes"]
-        assert volume["read_only"] is True
+        repository, engines = compose("compose.yaml")["services"]["triton"]["volumes"]
+        assert (repository["target"], repository["read_only"]) == ("/models", True)
+        assert engines.split(":")[1] in DOCKERFILE
 
     def test_ports_are_on_loopback_unless_told_otherwise(self) -> None:
         services = compose("compose.yaml")["services"].values()

@@ -74,7 +74,7 @@ def test_it_answers(deployed: Deployed, photo: Path) -> None:
 
 
 class TestKey:
-    @pytest.mark.parametrize("text", ["", "short", "a" * 31, "a" * 40 + ":b=c"])
+    @pytest.mark.parametrize("text", ["", "guess", "a" * 31, "a" * 40 + ":b=c"], ids=["none", "5", "31", "44"])
     def test_unfit(self, tmp_path: Path, text: str) -> None:
         path = tmp_path / "key"
         path.write_text(text, encoding="utf-8")
