@@ -6,6 +6,7 @@ import http.client
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -17,7 +18,6 @@ from typing import Any
 
 import pytest
 
-from serving.ports import HOST, claim_ports
 from serving.runtime import find_runtime
 from tests.conftest import ROOT, LiveServer
 from vizwiz_client.contract.tensors import ENSEMBLE, TEXT_ENCODER_PREFIX
@@ -26,6 +26,7 @@ RAW_ENSEMBLE = f"{ENSEMBLE}_raw"
 DEPLOY = ROOT / "deploy"
 SERVE = DEPLOY / "serve.py"
 KEY = "0123456789abcdef0123456789abcdef"
+HOST = "127.0.0.1"
 START_S = STOP_S = 120  # far more than it takes: the machine may be busy
 
 
@@ -48,7 +49,7 @@ class Deployed:
     def start(self) -> None:
         runtime = find_runtime()
         runtime.compose_backends(self.folder / "backends")
-        self.ports = claim_ports(dict.fromkeys(("--http-port", "--grpc-port", "--metrics-port"), 0))
+        self.ports = free_ports("--http-port", "--grpc-port", "--metrics-port")
         (self.folder / "key").write_text(f"{KEY}\n", encoding="utf-8")
         environment = runtime.environment()
         environment["PATH"] = f"{runtime.server.parent}{os.pathsep}{environment['PATH']}"
@@ -124,3 +125,10 @@ def both_ensembles(repository: Path, factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def photo(live_server: LiveServer) -> Path:
     return sorted((live_server.data / "val").glob("*.jpg"))[0]
+
+
+def free_ports(*flags: str) -> dict[str, int]:
+    """A free port for each flag."""
+    with ExitStack() as stack:  # all are held until all are found, so that they differ
+        listeners = [stack.enter_context(socket.create_server((HOST, 0))) for _ in flags]
+        return {flag: listener.getsockname()[1] for flag, listener in zip(flags, listeners, strict=True)}

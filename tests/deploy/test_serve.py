@@ -16,7 +16,8 @@ from deploy import serve
 from tests.conftest import LiveServer
 from tests.deploy.conftest import KEY, Deployed
 from vizwiz_client import VizwizClient
-from vizwiz_client.contract.tensors import ENSEMBLE, IMAGE, TOKENS
+from vizwiz_client.contract.tensors import CONTEXT_LENGTH, ENSEMBLE, IMAGE, TOKENS
+from vizwiz_client.contract.tokens import END_OF_TEXT, START_OF_TEXT
 
 HEADERS = {serve.ADMIN_HEADER: KEY}
 
@@ -127,7 +128,9 @@ def test_a_stop_drains(another: Deployed, live_server: LiveServer) -> None:
 
 def _request(side: int) -> tuple[InferInput, InferInput]:
     image = InferInput(IMAGE.name, [1, side, side, 3], IMAGE.datatype)
-    tokens = InferInput(TOKENS.name, [1, 8], TOKENS.datatype)
+    tokens = InferInput(TOKENS.name, [1, CONTEXT_LENGTH], TOKENS.datatype)
     image.set_data_from_numpy(np.zeros([1, side, side, 3], IMAGE.dtype))
-    tokens.set_data_from_numpy(np.array([[49406, 320, 49407, 0, 0, 0, 0, 0]], TOKENS.dtype))
+    ids = np.zeros([1, CONTEXT_LENGTH], TOKENS.dtype)
+    ids[0, :3] = START_OF_TEXT, 320, END_OF_TEXT
+    tokens.set_data_from_numpy(ids)
     return image, tokens
