@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def read_key(path: Path) -> str:
     """Return the key of the admin APIs, which the file ``path`` holds; exit if it holds none that is hard to guess."""
     try:
-        key = path.read_text(encoding="utf-8").strip()
+        key = path.read_text(encoding="utf-8", errors="replace").strip()
     except OSError as error:
         key, got = "", str(error)
     else:

@@ -60,7 +60,9 @@ class TestDockerfile:
             copy(ROOT / source, tmp_path / source)
         venv.create(tmp_path / "venv", with_pip=True)
         python = tmp_path / "venv" / "bin" / "python"
-        for step in re.findall(r"python3 (-m pip [^&]+?|-c [^&]+?)\s*(?:&&|\n)", JOINED):
+        steps = re.findall(r"python3 (-m pip [^&]+?|-c [^&]+?)\s*(?:&&|\n)", JOINED)
+        assert len(steps) == 4
+        for step in steps:
             arguments = [glob for part in shlex.split(step) for glob in unfold(part, tmp_path)]
             arguments = [one for one in arguments if one != "--break-system-packages"]
             subprocess.run([python, *arguments], cwd=tmp_path, check=True)
