@@ -111,13 +111,13 @@ def both_ensembles(repository: Path, factory: pytest.TempPathFactory) -> Path:
     """A copy of ``repository`` that has both ensembles and caches answers of the text encoder."""
     copy = Path(shutil.copytree(repository, factory.mktemp("repository") / "models"))
     raw = copy / RAW_ENSEMBLE
-    if not raw.exists():  # TODO: export writes it
+    if not raw.exists():  # of an export that knew no such thing yet
         shutil.copytree(copy / ENSEMBLE, raw)
         config = (raw / "config.pbtxt").read_text(encoding="utf-8")
         (raw / "config.pbtxt").write_text(config.replace(f'"{ENSEMBLE}"', f'"{RAW_ENSEMBLE}"'), encoding="utf-8")
     (text_encoder,) = copy.glob(f"{TEXT_ENCODER_PREFIX}*")
     config = (text_encoder / "config.pbtxt").read_text(encoding="utf-8")
-    if "response_cache" not in config:  # TODO: export writes it
+    if "response_cache" not in config:  # of an export that knew no such thing yet
         (text_encoder / "config.pbtxt").write_text(f"{config}\nresponse_cache {{ enable: true }}\n", encoding="utf-8")
     return copy
 
