@@ -1,0 +1,85 @@
+"""Rules and dashboard ask for what the server really gives: every expression is held against a scrape."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.deploy import promql
+from tests.deploy.conftest import DEPLOY, Deployed
+from vizwiz_client import VizwizClient
+
+# What a server on a machine without a GPU cannot show: https://github.com/triton-inference-server/server,
+# docs/user_guide/metrics.md, GPU metrics
+GPU_SERIES = [
+    (name, {"gpu_uuid": "GPU-0"})
+    for name in ("nv_gpu_utilization", "nv_gpu_memory_used_bytes", "nv_gpu_memory_total_bytes")
+]
+TARGET_LABELS = {"job": "vizwiz", "instance": "i", "namespace": "n", "pod": "p"}  # Prometheus adds them
+OWN_SERIES = [("up", {})]  # Prometheus makes it
+
+EXPRESSIONS = promql.expressions()
+PROMTOOL = shutil.which("promtool")
+
+
+@pytest.fixture(scope="session")
+def scrape(deployed: Deployed, photo: Path) -> list[tuple[str, dict[str, str]]]:
+    """Every series there is after a few questions, as Prometheus would store them."""
+    with VizwizClient(deployed.grpc_url) as client:
+        for _ in range(2):
+            client.ask(photo, "what is this?")
+    status, text = deployed.http("GET", "/metrics", service="metrics")
+    assert status == 200
+    recorded = [(rule["record"], {}) for rule in promql.rules() if "record" in rule]
+    served = promql.series(text.decode())
+    return [(name, labels | TARGET_LABELS) for name, labels in [*served, *GPU_SERIES, *OWN_SERIES, *recorded]]
+
+
+@pytest.mark.parametrize("where", EXPRESSIONS)
+def test_every_selector_finds_series(where: str, scrape: list[tuple[str, dict[str, str]]]) -> None:
+    for selector in promql.selectors(EXPRESSIONS[where]):
+        same_name = [labels for name, labels in scrape if name == selector.metric]
+        assert same_name, f"{where}: no metric {selector.metric}"
+        found = [labels for labels in same_name if all(matcher.accepts(labels) for matcher in selector.matchers)]
+        assert found, f"{where}: {selector} finds none of {same_name}"
+
+
+@pytest.mark.parametrize("where", EXPRESSIONS)
+def test_every_label_it_groups_by_exists(where: str, scrape: list[tuple[str, dict[str, str]]]) -> None:
+    metrics = {selector.metric for selector in promql.selectors(EXPRESSIONS[where])}
+    known = {label for name, labels in scrape if name in metrics for label in labels}
+    assert promql.grouping_labels(EXPRESSIONS[where]) <= known
+
+
+@pytest.mark.parametrize(
+    ("expression", "metric"),
+    [('sum(rate(nv_inference_cuont{model=~"vizwiz_vqa.*"}[5m]))', "nv_inference_cuont")],
+)
+def test_this_test_can_fail(expression: str, metric: str, scrape: list[tuple[str, dict[str, str]]]) -> None:
+    (selector,) = promql.selectors(expression)
+    assert selector.metric == metric
+    assert metric not in {name for name, _ in scrape}
+    assert not selector.matchers[0].accepts({"model": "clip_image_0"})
+
+
+def test_the_gpu_list_is_no_longer_than_needed(scrape: list[tuple[str, dict[str, str]]]) -> None:
+    asked = {selector.metric for where in EXPRESSIONS for selector in promql.selectors(EXPRESSIONS[where])}
+    assert {name for name, _ in GPU_SERIES} == {name for name in asked if name.startswith("nv_gpu_")}
+
+
+@pytest.mark.skipif(PROMTOOL is None, reason="promtool is not installed (Debian: prometheus)")
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["check", "config", str(DEPLOY / "prometheus" / "prometheus.yaml")],
+        ["test", "rules", str(Path(__file__).with_name("alerts.yaml"))],
+    ],
+    ids=["config and rules", "alerts"],
+)
+def test_promtool_agrees(arguments: list[str]) -> None:
+    assert PROMTOOL is not None
+    run = subprocess.run([PROMTOOL, *arguments], capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stdout + run.stderr

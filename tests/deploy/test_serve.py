@@ -1,0 +1,136 @@
+"""The container's command, on a real Triton: what it restricts, what it keeps open, and how it stops."""
+
+from __future__ import annotations
+
+import http.client
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tritonclient.grpc import InferenceServerClient, InferInput
+from tritonclient.utils import InferenceServerException
+
+from deploy import serve
+from tests.conftest import LiveServer
+from tests.deploy.conftest import KEY, Deployed
+from vizwiz_client import VizwizClient
+from vizwiz_client.contract.tensors import CONTEXT_LENGTH, ENSEMBLE, IMAGE, TOKENS
+from vizwiz_client.contract.tokens import END_OF_TEXT, START_OF_TEXT
+
+HEADERS = {serve.ADMIN_HEADER: KEY}
+
+
+class TestRestrictedAPIs:
+    @pytest.mark.parametrize(
+        ("method", "path"),
+        [
+            ("POST", "/v2/repository/index"),
+            ("POST", f"/v2/repository/models/{ENSEMBLE}/unload"),
+            ("GET", "/v2/systemsharedmemory/status"),
+            ("GET", "/v2/trace/setting"),
+            ("GET", "/v2/logging"),
+        ],
+    )
+    @pytest.mark.parametrize("headers", [{}, {serve.ADMIN_HEADER: KEY[:-1]}], ids=["no key", "wrong key"])
+    def test_http(self, deployed: Deployed, method: str, path: str, headers: dict[str, str]) -> None:
+        assert deployed.http(method, path, headers=headers)[0] == http.client.FORBIDDEN
+        assert deployed.http("GET", f"/v2/models/{ENSEMBLE}/ready")[0] == http.client.OK
+
+    def test_http_with_the_key(self, deployed: Deployed) -> None:
+        status, index = deployed.http("POST", "/v2/repository/index", headers=HEADERS)
+        assert status == http.client.OK
+        assert all(ensemble.encode() in index for ensemble in serve.ENSEMBLES)
+
+    def test_grpc(self, deployed: Deployed) -> None:
+        with InferenceServerClient(deployed.grpc_url) as client:
+            for call in (
+                client.get_model_repository_index,
+                client.get_system_shared_memory_status,
+                client.get_trace_settings,
+                client.get_log_settings,
+            ):
+                with pytest.raises(InferenceServerException, match="restricted"):
+                    call()
+                call(headers={f"triton-grpc-protocol-{serve.ADMIN_HEADER}": KEY})
+
+    @pytest.mark.parametrize("path", ["", f"/models/{ENSEMBLE}", f"/models/{ENSEMBLE}/config", "/models/stats"])
+    def test_what_describes_the_server_stays_readable(self, deployed: Deployed, path: str) -> None:
+        assert deployed.http("GET", f"/v2{path}")[0] == http.client.OK
+
+    def test_the_key_is_not_in_the_log(self, deployed: Deployed) -> None:
+        assert KEY not in deployed.log
+        assert "successfully loaded" in deployed.log
+
+
+@pytest.mark.parametrize("ensemble", serve.ENSEMBLES)
+def test_both_ensembles_are_ready(deployed: Deployed, ensemble: str) -> None:
+    assert deployed.http("GET", f"/v2/models/{ensemble}/ready")[0] == http.client.OK
+
+
+def test_it_answers(deployed: Deployed, photo: Path) -> None:
+    with VizwizClient(deployed.grpc_url) as client:
+        assert 0 <= client.ask(photo, "what is this?").confidence <= 1
+
+
+class TestKey:
+    @pytest.mark.parametrize("text", ["", "guess", "a" * 31, "a" * 40 + ":b=c"], ids=["none", "5", "31", "44"])
+    def test_unfit(self, tmp_path: Path, text: str) -> None:
+        path = tmp_path / "key"
+        path.write_text(text, encoding="utf-8")
+        expected = rf"key must hold the key .* \(got {len(text)} characters\).*openssl rand -hex 32"
+        with pytest.raises(SystemExit, match=expected) as error:
+            serve.read_key(path)
+        assert not text or text not in str(error.value)
+
+    def test_missing(self, tmp_path: Path) -> None:
+        with pytest.raises(SystemExit, match=r"No such file.*openssl rand -hex 32"):
+            serve.read_key(tmp_path / "key")
+
+
+@pytest.fixture
+def another(deployed: Deployed, tmp_path: Path) -> Iterator[Deployed]:
+    server = Deployed(tmp_path, deployed.repository)
+    server.start()
+    yield server
+    server.stop()
+
+
+def test_a_stop_drains(another: Deployed, live_server: LiveServer) -> None:
+    another.wait_until_ready()
+    answered, busy = [0] * 8, threading.Event()
+    refusals: list[str] = []
+
+    def ask(number: int) -> None:
+        image, tokens = _request(live_server.image_side)
+        with InferenceServerClient(another.grpc_url) as client:
+            try:
+                while True:
+                    client.infer(ENSEMBLE, [image, tokens], client_timeout=60)
+                    answered[number] += 1
+                    if min(answered) >= 5:
+                        busy.set()
+            except InferenceServerException as error:
+                refusals.append(error.message())
+
+    threads = [threading.Thread(target=ask, args=[number]) for number in range(len(answered))]
+    for thread in threads:
+        thread.start()
+    assert busy.wait(60)
+    assert another.stop() == 0
+    for thread in threads:
+        thread.join()
+    assert len(refusals) == len(threads)
+    for text in refusals:  # turned away at the door, not thrown out half-way
+        assert f"Request for unknown model: '{ENSEMBLE}'" in text
+
+
+def _request(side: int) -> tuple[InferInput, InferInput]:
+    image = InferInput(IMAGE.name, [1, side, side, 3], IMAGE.datatype)
+    tokens = InferInput(TOKENS.name, [1, CONTEXT_LENGTH], TOKENS.datatype)
+    image.set_data_from_numpy(np.zeros([1, side, side, 3], IMAGE.dtype))
+    ids = np.zeros([1, CONTEXT_LENGTH], TOKENS.dtype)
+    ids[0, :3] = START_OF_TEXT, 320, END_OF_TEXT
+    tokens.set_data_from_numpy(ids)
+    return image, tokens
