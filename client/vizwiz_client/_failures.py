@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import http.client
-import random
 from collections.abc import Iterator
 from typing import Any
 
@@ -45,6 +43,8 @@ def pauses(retries: int) -> Iterator[float]:
 
     https://aws.amazon.com/builders-library/timeouts-retries-and-backoff-with-jitter/
     """
+    import random
+
     for retry in range(retries):
         yield random.uniform(0.5, 1.0) * min(_FIRST_PAUSE_S * 2**retry, _LONGEST_PAUSE_S)
 
@@ -57,6 +57,8 @@ def explain(failure: Failure, settings: Settings, model: str, speaks_http: bool,
 
 def speaks_http(url: str, timeout_s: float) -> bool:
     """Ask the address itself: gRPC words this differently for each server, and some words fit a failing proxy too."""
+    import http.client  # as long to import as the rest of the package
+
     connection = http.client.HTTPConnection(url, timeout=timeout_s)
     try:
         connection.request("GET", "/v2/health/live")

@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from vizwiz_client._failures import Failure
 from vizwiz_client._settings import Settings
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future, ThreadPoolExecutor
 
 MAX_JOBS = 256  # threads start as they are needed; most of them wait for a reply
 
@@ -103,14 +105,14 @@ class ThreadIo:
         if len(tasks) == 1:
             return [tasks[0]()]
         with self._open():
-            self._decoders = self._decoders or ThreadPoolExecutor(os.cpu_count(), "vizwiz-decode")
+            self._decoders = self._decoders or _pool(os.cpu_count() or 1, "vizwiz-decode")
             futures = [self._decoders.submit(task) for task in tasks]
         return [future.result() for future in futures]
 
     def start(self, job: Callable[[], Coroutine[Any, Any, T]]) -> ThreadJob[T]:
         """Begin a job in another thread."""
         with self._open():
-            self._jobs = self._jobs or ThreadPoolExecutor(MAX_JOBS, "vizwiz-request")
+            self._jobs = self._jobs or _pool(MAX_JOBS, "vizwiz-request")
             return ThreadJob(self._jobs.submit(lambda: run(job())))
 
     def _connect(self) -> Any:
@@ -129,3 +131,9 @@ class ThreadIo:
             if self._closed.is_set():
                 raise RuntimeError("this client is closed; make a new one")
             yield
+
+
+def _pool(threads: int, name: str) -> ThreadPoolExecutor:
+    from concurrent.futures import ThreadPoolExecutor  # brings `logging`, which asking one question does without
+
+    return ThreadPoolExecutor(threads, name)
