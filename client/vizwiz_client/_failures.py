@@ -78,10 +78,15 @@ def _unavailable(failure: Failure, settings: Settings, speaks_http: bool) -> tup
         return errors.WrongServer, (
             f"{url} speaks HTTP, not gRPC; give Triton's gRPC port (8001 by default, 8000 is its HTTP port)"
         )
+    if "CERTIFICATE_VERIFY_FAILED" in failure.message:
+        return errors.ServerUnavailable, (
+            f"the certificate of {url} is not to be trusted; give the authority that signed it, Tls(ca=...), and the "
+            "host that it names"
+        )
     if settings.tls is None:
         hint = "start it with `python -m serving`, or give its address (and, where it uses TLS, its authority)"
     else:
-        hint = "start it, give its address, or check that it uses TLS and that each side trusts the other's certificate"
+        hint = "start it, give its address, or check that it uses TLS, and whether it wants a certificate from you, too"
     return errors.ServerUnavailable, f"no server is ready at {url}; {hint}"
 
 
@@ -96,7 +101,8 @@ def _refused(failure: Failure, settings: Settings, model: str) -> tuple[type[Ser
         "UNIMPLEMENTED": (errors.WrongServer, f"the gRPC server at {url} is not Triton; give Triton's address"),
         "NOT_FOUND": (
             errors.ModelMissing,
-            f"Triton at {url} does not serve {model!r}; export a model to its repository first",
+            f"Triton at {url} does not serve {model!r}; export a model to its repository and load it, or ask again if "
+            "the server is just starting or stopping",
         ),
         "INVALID_ARGUMENT": (
             errors.ContractMismatch,

@@ -14,6 +14,7 @@ from tests.client.in_a_loop import InALoop
 from tests.client.stand_in import StandIn, serve
 from vizwiz_client import VizwizClient
 
+KINDS = (VizwizClient, InALoop)
 Connect = Callable[..., Any]  # the arguments of a client -> one that is closed after the test
 
 
@@ -25,7 +26,7 @@ def stand_in() -> Iterator[StandIn]:
     server.stop(None).wait()
 
 
-@pytest.fixture(params=[VizwizClient, InALoop], ids=["threads", "tasks"])
+@pytest.fixture(params=KINDS, ids=["threads", "tasks"])
 def connect(request: pytest.FixtureRequest) -> Iterator[Connect]:
     """Make a client: the synchronous one, or the asynchronous one behind the same methods."""
     with ExitStack() as clients:

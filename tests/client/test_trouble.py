@@ -133,7 +133,12 @@ class TestFailures:
             ("UNAVAILABLE", "Exceeds maximum queue size", Overloaded, "has too many requests waiting; ask again"),
             ("UNAVAILABLE", "Request timeout expired", Overloaded, "has too many requests waiting; ask again"),
             ("UNAVAILABLE", "Server is stopping", ServerUnavailable, "no server is ready at .*Server is stopping"),
-            ("NOT_FOUND", "unknown model", ModelMissing, "does not serve 'vizwiz_vqa'; export a model"),
+            (
+                "NOT_FOUND",
+                "unknown model",
+                ModelMissing,
+                "does not serve 'vizwiz_vqa'; export a model to its",
+            ),
             ("INVALID_ARGUMENT", "unexpected shape", ContractMismatch, "refused the request; was its model replaced"),
             ("UNAUTHENTICATED", "no key", ServerFault, "wants to know who asks; give it the headers"),
             ("INTERNAL", "CUDA out of memory", ServerFault, "its log says why .INTERNAL: CUDA out of memory"),
