@@ -6,17 +6,23 @@
         answer = client.ask("img.jpg", "what is this?")
         print("cannot tell" if answer.declined else answer.answer)
 
-No torch, and no work at import: the gRPC stack loads with the first request, the tokenizer with the first question.
+No torch, and no work at import: NumPy and Pillow load with the first client, the gRPC stack with the first request.
 """
 
-from vizwiz_client._answer import Answer, Candidate
+from vizwiz_client._answer import Answer, Candidate, Timings
+from vizwiz_client._async_client import AsyncVizwizClient
 from vizwiz_client._client import VizwizClient
+from vizwiz_client._served import Served
+from vizwiz_client._settings import Tls
 from vizwiz_client.contract.errors import (
+    ContractMismatch,
     DeadlineExceeded,
     ImageError,
+    ModelMissing,
     Overloaded,
     QuestionError,
     ServerError,
+    ServerFault,
     ServerUnavailable,
     VizwizError,
     WrongServer,
@@ -26,13 +32,20 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Answer",
+    "AsyncVizwizClient",
     "Candidate",
+    "ContractMismatch",
     "DeadlineExceeded",
     "ImageError",
+    "ModelMissing",
     "Overloaded",
     "QuestionError",
+    "Served",
     "ServerError",
+    "ServerFault",
     "ServerUnavailable",
+    "Timings",
+    "Tls",
     "VizwizClient",
     "VizwizError",
     "WrongServer",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 DECLINE_BELOW = 0.5  # the served probability is calibrated for this threshold
@@ -16,14 +16,28 @@ class Candidate(NamedTuple):
 
 
 @dataclass(frozen=True)
+class Timings:
+    """Where the time went, in seconds."""
+
+    prepare_s: float  # decoding and resizing this photo, tokenising this question (of a batch: its questions)
+    request_s: float  # the request that brought the answer, from sending to the reply; a batch shares it
+    total_s: float  # from the call to the answer: the above, and waiting for the rest of the batch, retries and pauses
+
+
+@dataclass(frozen=True, repr=False)
 class Answer:
-    """The answer to one question about one photo. Probabilities are 0 to 1."""
+    """The answer to one question about one photo. Probabilities are 0 to 1.
+
+    Two answers are equal when they say the same: ``request_id`` and ``timings`` are not compared.
+    """
 
     candidates: tuple[Candidate, ...]  # the ``top`` most probable answers, best first
     answer_type: str  # the kind of answer expected, such as "yes/no", "number", "other", "unanswerable"
     answerable: float  # probability that the photo can answer the question at all
-    head: str  # digest of the head that answered: which published model this was
+    head_id: str  # digest in the name of the head that answered: which published model this was
     question_truncated: bool  # the question was longer than CLIP reads; its end was not considered
+    request_id: str = field(compare=False)  # names the request in the server's log; a batch shares it
+    timings: Timings = field(compare=False)
 
     @property
     def answer(self) -> str:
@@ -50,5 +64,16 @@ class Answer:
             "answer_type": self.answer_type,
             "candidates": [candidate._asdict() for candidate in self.candidates],
             "question_truncated": self.question_truncated,
-            "head": self.head,
+            "head_id": self.head_id,
+            "request_id": self.request_id,
+            "timings": vars(self.timings).copy(),
         }
+
+    def __repr__(self) -> str:
+        said = ", or ".join(f"{candidate.answer!r} {candidate.confidence:.0%}" for candidate in self.candidates)
+        verdict = f"{'declined' if self.declined else 'answerable'} {self.answerable:.0%}"
+        cut = ", question truncated" if self.question_truncated else ""
+        return (
+            f"<Answer {said}, {verdict}, type {self.answer_type!r}{cut}; head {self.head_id}, "
+            f"request {self.request_id}, {1000 * self.timings.total_s:.0f} ms>"
+        )

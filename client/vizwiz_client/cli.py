@@ -10,7 +10,7 @@ import textwrap
 from collections.abc import Sequence
 
 from vizwiz_client import Answer, QuestionError, ServerError, VizwizClient, VizwizError, __version__
-from vizwiz_client._client import DEFAULT_TIMEOUT_S, DEFAULT_URL
+from vizwiz_client._settings import DEFAULT_TIMEOUT_S, DEFAULT_URL
 
 OK, SERVER_TROUBLE, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 
@@ -38,7 +38,8 @@ output:
   Several photos or questions are named at the start of the line. Errors and notes go to standard error.
 
   With --json each line is a JSON object (JSON Lines): photo, question, then answer, confidence, declined, answerable,
-  answer_type, candidates, question_truncated, head; or, for a photo or question that cannot be used, error.
+  answer_type, candidates, question_truncated, head_id, request_id, timings; or, for a photo or question that cannot be
+  used, error.
 
 exit status:
   0  every question was answered, a declined answer included

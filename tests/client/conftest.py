@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
 
+from tests.client.in_a_loop import InALoop
 from tests.client.stand_in import StandIn, serve
+from vizwiz_client import VizwizClient
+
+KINDS = (VizwizClient, InALoop)
+Connect = Callable[..., Any]  # the arguments of a client -> one that is closed after the test
 
 
 @pytest.fixture
@@ -17,6 +24,18 @@ def stand_in() -> Iterator[StandIn]:
     server, _ = serve(servicer)
     yield servicer
     server.stop(None).wait()
+
+
+@pytest.fixture(params=KINDS, ids=["threads", "tasks"])
+def connect(request: pytest.FixtureRequest) -> Iterator[Connect]:
+    """Make a client: the synchronous one, or the asynchronous one behind the same methods."""
+    with ExitStack() as clients:
+        yield lambda *arguments, **options: clients.enter_context(request.param(*arguments, **options))
+
+
+@pytest.fixture
+def client(connect: Connect, stand_in: StandIn) -> Any:
+    return connect(stand_in.url, timeout_s=20)
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -15,6 +16,11 @@ from vizwiz_client.contract import tensors
 
 SIDE = 32
 HEAD = "00a1b2c3d4e5"
+MODELS = (
+    f"{tensors.IMAGE_ENCODER_PREFIX}111111111111",
+    f"{tensors.TEXT_ENCODER_PREFIX}222222222222",
+    f"{tensors.HEAD_PREFIX}{HEAD}",
+)
 
 
 @dataclass
@@ -23,28 +29,48 @@ class StandIn(service_pb2_grpc.GRPCInferenceServiceServicer):
 
     contract_version: str = str(tensors.CONTRACT_VERSION)
     image_dims: tuple[int, ...] = (SIDE, SIDE, 3)
+    max_batch_size: int = tensors.MAX_BATCH_SIZE
+    models: tuple[str, ...] = MODELS
     labelled: bool = True
     answerable: float = 0.75
     labels: tuple[str, ...] = ()  # the answers, best first, instead of the numbers
     failure: tuple[grpc.StatusCode, str] | None = None  # what the next requests end with
+    failures_left: int | None = None  # how many of them; None is all
     delay_s: float = 0.0
+    gate: threading.Event = field(default_factory=threading.Event)  # no request passes while it is clear
     shapes: list[tuple[tuple[int, ...], tuple[int, ...]]] = field(default_factory=list)
+    request_ids: list[str] = field(default_factory=list)
+    metadata: list[dict[str, str]] = field(default_factory=list)  # of every call
     config_reads: int = 0
     url: str = ""
 
+    def __post_init__(self) -> None:
+        self.gate.set()
+
     def ModelConfig(self, request, context):
         self.config_reads += 1
+        self.metadata.append(dict(context.invocation_metadata()))
         if request.name != tensors.ENSEMBLE:
             context.abort(grpc.StatusCode.NOT_FOUND, f"Request for unknown model: '{request.name}' is not found")
         response = service_pb2.ModelConfigResponse()
         response.config.parameters[tensors.CONTRACT_VERSION_PARAMETER].string_value = self.contract_version
-        response.config.input.add(name=tensors.IMAGE.name, dims=self.image_dims)
-        response.config.input.add(name=tensors.TOKENS.name, dims=[-1])
+        response.config.name = request.name
+        response.config.max_batch_size = self.max_batch_size
+        response.config.input.add(name="image", data_type="TYPE_UINT8", dims=self.image_dims)
+        response.config.input.add(name="tokens", data_type="TYPE_INT32", dims=[-1])
+        for spec in tensors.HEAD_OUTPUTS:
+            response.config.output.add(name=spec.name, data_type=f"TYPE_{spec.datatype}", dims=spec.shape)
+        for model in self.models:
+            response.config.ensemble_scheduling.step.add(model_name=model)
         return response
 
     def ModelInfer(self, request, context):
+        self.request_ids.append(request.id)
+        self.metadata.append(dict(context.invocation_metadata()))
         time.sleep(self.delay_s)
-        if self.failure is not None:
+        self.gate.wait()
+        if self.failure is not None and self.failures_left != 0:
+            self.failures_left = None if self.failures_left is None else self.failures_left - 1
             context.abort(*self.failure)
         inputs = {
             tensor.name: np.frombuffer(data, np.uint8 if tensor.datatype == "UINT8" else np.int32).reshape(tensor.shape)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from vizwiz_client import VizwizClient, WrongServer, cli
+from vizwiz_client import ContractMismatch, ModelMissing, VizwizClient, WrongServer, cli
 from vizwiz_client.contract import tensors
 
 QUESTIONS = ["what is this?", "what colour is it?", "what is this and what is it for and is it red " * 2, "what " * 90]
@@ -27,7 +28,7 @@ def test_an_answer_is_complete(client: VizwizClient, photos: list[Path]) -> None
     assert 0 < sum(confidences) <= 1.00001
     assert 0 <= answer.answerable <= 1
     assert answer.answer_type
-    assert len(answer.head) == tensors.DIGEST_LENGTH
+    assert len(answer.head_id) == tensors.DIGEST_LENGTH
 
 
 def test_more_candidates_than_there_are_answers(client: VizwizClient, photos: list[Path]) -> None:
@@ -40,7 +41,11 @@ def test_a_batch_equals_single_questions(client: VizwizClient, photos: list[Path
     assert len(pairs) > tensors.MAX_BATCH_SIZE
     singles = [client.ask(*pair, top=2) for pair in pairs[:20]] * 4
     for together, alone in zip(client.ask_batch(pairs, top=2), singles, strict=True):
-        assert (together.answer, together.answer_type, together.head) == (alone.answer, alone.answer_type, alone.head)
+        assert (together.answer, together.answer_type, together.head_id) == (
+            alone.answer,
+            alone.answer_type,
+            alone.head_id,
+        )
         assert together.confidence == pytest.approx(alone.confidence, abs=1e-4)
         assert together.answerable == pytest.approx(alone.answerable, abs=1e-4)
         assert together.question_truncated == alone.question_truncated
@@ -56,7 +61,7 @@ def test_a_triton_without_the_model(live_server, photos: list[Path], monkeypatch
     monkeypatch.setattr(tensors, "ENSEMBLE", "another_model")
     with (
         VizwizClient(live_server.grpc_url) as client,
-        pytest.raises(WrongServer, match="does not serve 'another_model'"),
+        pytest.raises(ModelMissing, match="does not serve 'another_model'"),
     ):
         client.ask(photos[0], "what is this?")
 
@@ -64,8 +69,9 @@ def test_a_triton_without_the_model(live_server, photos: list[Path], monkeypatch
 def test_a_model_of_another_picture_size_is_met_at_the_next_question(live_server, photos: list[Path]) -> None:
     with VizwizClient(live_server.grpc_url) as client:
         expected = client.ask(photos[0], "what is this?")
-        client._image_side += 1  # as if the server had served another one when its config was read
-        with pytest.raises(WrongServer, match="was its model replaced by one of another shape"):
+        served = client.check()  # below: as if the server had served another one when its config was read
+        client._core._served = replace(served, image_side=served.image_side + 1)
+        with pytest.raises(ContractMismatch, match="was its model replaced by one of another shape"):
             client.ask(photos[0], "what is this?")
         assert client.ask(photos[0], "what is this?") == expected
 

@@ -27,16 +27,16 @@ def loaded_by(program: str, *arguments: str) -> set[str]:
 
 
 class TestImports:
-    def test_importing_loads_nothing_heavy_nor_the_grpc_stack(self) -> None:
+    def test_importing_loads_next_to_nothing(self) -> None:
         loaded = loaded_by("import vizwiz_client, vizwiz_client.cli")
         assert "vizwiz_client.cli" in loaded
-        assert not loaded & {*HEAVY, "tritonclient", "grpc", "ftfy", "regex"}
+        assert not loaded & {*HEAVY, "tritonclient", "grpc", "ftfy", "regex", "numpy", "PIL", "asyncio", "logging"}
 
     def test_asking_loads_nothing_heavy(self, stand_in: StandIn, photos: list[Path]) -> None:
         program = "import sys; from vizwiz_client.cli import main; assert main(sys.argv[1:]) == 0"
         loaded = loaded_by(program, "ask", str(photos[0]), "what is this?", "--url", stand_in.url)
-        assert {"tritonclient.grpc", "ftfy"} <= loaded  # it did ask
-        assert not loaded & set(HEAVY)
+        assert "tritonclient.grpc" in loaded  # it did ask
+        assert not loaded & {*HEAVY, "ftfy", "regex"}
 
     @pytest.mark.parametrize("module", ["onnx", "sklearn"])
     def test_this_test_can_fail(self, module: str) -> None:

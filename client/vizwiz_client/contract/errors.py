@@ -1,20 +1,30 @@
-"""Every error that this package raises on purpose.
+"""Every error that this package raises on purpose, each with what to do about it.
 
 VizwizError
-├── ImageError         (also ValueError)  the photo cannot be used: not a picture, truncated, too large, too thin ...
-├── QuestionError      (also ValueError)  the question has no words, or is far too long
-└── ServerError                           the question was fine, the server gave no answer
-    ├── ServerUnavailable                 nothing answers at this address, or the connection was lost
-    ├── WrongServer                       something answers, but not with this package's contract
-    ├── Overloaded                        the server's queue is full: ask again later
-    └── DeadlineExceeded                  no answer within ``timeout_s``
+├── ImageError            (also ValueError)  refused: the photo cannot be used; send another one
+├── QuestionError         (also ValueError)  refused: no words, or far too long; ask another way
+└── ServerError                              the question was fine, the server gave no answer
+    ├── ServerUnavailable                    cannot reach it: start it, or correct the address or the certificates
+    ├── DeadlineExceeded                     timed out: allow more time, or send less at once
+    ├── Overloaded                           its queue is full: ask again later, or add servers
+    ├── WrongServer                          something answers, not what this client asks: correct the address
+    │   ├── ContractMismatch                 its model speaks another contract: install the client that goes with it
+    │   └── ModelMissing                     Triton without the model: export one and load it
+    └── ServerFault                          it failed: its log says why, under the request's id
 """
 
 from __future__ import annotations
 
 
 class VizwizError(Exception):
-    """The root: catch this to catch all of them."""
+    """The root: catch this to catch all of them.
+
+    ``request_id`` names the request in the server's log; None where no request was sent.
+    """
+
+    def __init__(self, text: str = "", *, request_id: str | None = None) -> None:
+        super().__init__(f"{text} [request {request_id}]" if request_id else text)
+        self.request_id = request_id
 
 
 class ImageError(VizwizError, ValueError):
@@ -30,16 +40,28 @@ class ServerError(VizwizError):
 
 
 class ServerUnavailable(ServerError):
-    """Nothing answers at this address, or the connection was lost."""
+    """Nothing answers at this address, it proves another identity than expected, or the connection was lost."""
 
 
-class WrongServer(ServerError):
-    """Something answers at this address, but not with the contract of this package."""
+class DeadlineExceeded(ServerError):
+    """No answer came within ``timeout_s``."""
 
 
 class Overloaded(ServerError):
     """The server is there but refused the request because its queue is full."""
 
 
-class DeadlineExceeded(ServerError):
-    """No answer came within ``timeout_s``."""
+class WrongServer(ServerError):
+    """The address is none, or something answers there that is not Triton's gRPC service with this package's models."""
+
+
+class ContractMismatch(WrongServer):
+    """The served model takes or gives something else than this client sends and reads; the text names both sides."""
+
+
+class ModelMissing(WrongServer):
+    """Triton answers, but does not serve the model that this client asks."""
+
+
+class ServerFault(ServerError):
+    """The server tried and failed."""

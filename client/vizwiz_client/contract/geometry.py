@@ -8,14 +8,16 @@ Mean and standard deviation belong to the image graph.
 from __future__ import annotations
 
 import io
+import os
+import stat
 import struct
 import threading
 import warnings
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -28,9 +30,10 @@ GEOMETRY_VERSION = 1  # raised when a file gives other pixels than before: featu
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")  # of an animation, the first frame
 MIN_SIDE = 16  # pixels; the smallest photos of VizWiz are 48 x 64
 MAX_PIXELS = 110_000_000  # a 108-megapixel phone's photo; 330 MB decoded
+MAX_FILE_BYTES = 500_000_000  # of a file object, which may have no end; MAX_PIXELS uncompressed are 330 MB
 MAX_ASPECT_RATIO = 10  # bounds the resized picture too: without it, 1 x 20,000 pixels become S x 20,000 S
 
-Photo = str | Path | bytes | Image.Image
+Photo = str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO | Image.Image | npt.NDArray[np.uint8]
 
 # What Pillow's decoders raise on damaged data; each format, and each release, has its own habits.
 _DAMAGE = (
@@ -54,31 +57,55 @@ _UPRIGHT = {  # EXIF orientation -> what undoes it; https://www.cipa.jp/std/docu
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_NAME = "the photo"  # of what has no name
 _warnings_lock = threading.Lock()
 
 
-def load_photo(source: Photo) -> Image.Image:
+def load_photo(source: Photo, fast_side: int | None = None) -> Image.Image:
     """Decode a photo: upright, mode "RGB", in memory, at its own size.
 
-    ``source`` is a path, the bytes of a file, or a PIL image (turned by its own EXIF tag, when it has one, as a file
-    is). The size is checked before the pixels are decoded. Transparent parts become white, the page that screenshots
-    and logos with a transparent background are drawn for; dropping the alpha channel would show what lies hidden
-    under it. 16-bit grey is scaled to 8 bits.
+    ``source`` is the path of a regular file, the bytes of one, a binary file object (read from its start, where it can
+    be rewound), a PIL image (turned by its own EXIF tag, when it has one, as a file is), or a NumPy array uint8
+    [H, W, 3] (RGB) or [H, W] (grey). The size is checked before the pixels are decoded. Transparent parts become white,
+    the page that screenshots and logos with a transparent background are drawn for; dropping the alpha channel would
+    show what lies hidden under it. 16-bit grey is scaled to 8 bits.
+
+    With ``fast_side`` the JPEG decoder may shrink the photo, to a half, quarter or eighth that keeps the shorter side
+    at least that long in pixels: several times faster, not the same pixels.
 
     Raises ImageError: not one of FORMATS, damaged or truncated, a side under MIN_SIDE, over MAX_PIXELS pixels, one
-    side over MAX_ASPECT_RATIO times the other, or a file that cannot be read.
+    side over MAX_ASPECT_RATIO times the other, a file that cannot be read or has over MAX_FILE_BYTES, or ``source`` is
+    of another kind.
     """
+    kept = keep(source)
+    if isinstance(kept, Image.Image):
+        return _finish(kept, _NAME)
+    if isinstance(kept, bytes):
+        return _decode(io.BytesIO(kept), _NAME, fast_side)
+    return _load_file(Path(kept), fast_side)
+
+
+def keep(source: Photo) -> str | os.PathLike[str] | bytes | Image.Image:
+    """Read file objects, images and arrays, so that whoever gave them may close or change them; paths stay paths.
+
+    Raises ImageError, as :func:`load_photo`.
+    """
+    if isinstance(source, str | os.PathLike):
+        return source
+    if isinstance(source, bytes | bytearray | memoryview):
+        return bytes(source)
     if isinstance(source, Image.Image):
-        return _finish(source, "the photo")
-    if isinstance(source, bytes):
-        return _decode(io.BytesIO(source), "the photo")
-    try:
-        with Path(source).open("rb") as file:
-            return _decode(file, str(source))
-    except OSError as error:
-        raise ImageError(
-            f"{source}: cannot be read ({error.strerror}); expected the path of a {_formats()} file"
-        ) from error
+        _check_size(*source.size, _NAME)
+        _load(source, _NAME)
+        return source
+    if isinstance(source, np.ndarray):
+        return _from_array(source)
+    if hasattr(source, "read"):
+        return _read_all(source)
+    raise ImageError(
+        f"got a photo of type {type(source).__name__}, expected a path, the bytes of a file, a binary file object, a "
+        "PIL image, or a NumPy array uint8 [H, W, 3] or [H, W]"
+    )
 
 
 def to_pixels(photo: Image.Image, side: int) -> npt.NDArray[np.uint8]:
@@ -95,7 +122,53 @@ def to_pixels(photo: Image.Image, side: int) -> npt.NDArray[np.uint8]:
     return np.array(resized.crop((left, top, left + side, top + side)))
 
 
-def _decode(file: BinaryIO, name: str) -> Image.Image:
+def _load_file(path: Path, fast_side: int | None) -> Image.Image:
+    try:
+        mode = path.stat().st_mode  # before it is opened: a pipe that nobody writes to would be waited for
+    except (OSError, ValueError) as error:  # ValueError: a null byte in the path
+        raise _unreadable(path, error) from error
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        raise ImageError(f"{path}: a pipe, socket or device, expected a regular file; read it, and pass the bytes")
+    try:
+        with path.open("rb") as file:
+            return _decode(file, str(path), fast_side)
+    except OSError as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: OSError | ValueError) -> ImageError:
+    reason = error.strerror if isinstance(error, OSError) else error
+    return ImageError(f"{path}: cannot be read ({reason}); expected the path of a {_formats()} file")
+
+
+def _from_array(array: npt.NDArray[Any]) -> Image.Image:
+    grey, rgb = array.ndim == 2, array.ndim == 3 and array.shape[2] == 3
+    if array.dtype != np.uint8 or not (grey or rgb):
+        raise ImageError(
+            f"got a NumPy array {array.dtype} {list(array.shape)}, expected uint8 [H, W, 3] (RGB, values 0 to 255) or "
+            "[H, W] (grey); convert it, or pass the file itself"
+        )
+    _check_size(array.shape[1], array.shape[0], _NAME)
+    return Image.fromarray(array).copy()
+
+
+def _read_all(file: Any) -> bytes:
+    try:
+        with suppress(OSError):  # what cannot be rewound is read from where it is
+            file.seek(0)
+        data = file.read(MAX_FILE_BYTES + 1)
+    except (OSError, ValueError) as error:
+        raise ImageError(f"{_NAME}: the file object cannot be read ({error}); expected one that is open") from error
+    if not isinstance(data, bytes):
+        raise ImageError(
+            f"{_NAME}: the file object gives {type(data).__name__}, expected bytes: open it with mode 'rb'"
+        )
+    if len(data) > MAX_FILE_BYTES:
+        raise ImageError(f"{_NAME}: the file has over {MAX_FILE_BYTES:,} bytes, expected fewer; make it smaller")
+    return data
+
+
+def _decode(file: BinaryIO, name: str, fast_side: int | None) -> Image.Image:
     start = file.read(16)
     file.seek(0)
     try:
@@ -109,13 +182,24 @@ def _decode(file: BinaryIO, name: str) -> Image.Image:
     except _DAMAGE as error:
         raise _damaged(name, error) from error
     with image:
+        _check_size(*image.size, name)
+        if fast_side is not None:
+            _shrink(image, fast_side)
         return _finish(image, name)
+
+
+def _shrink(image: Image.Image, side: int) -> None:
+    """Let the decoder divide both sides, where they divide evenly: a rounded side would stretch the picture."""
+    for scale in (8, 4, 2):
+        if min(image.size) >= scale * side and not (image.width % scale or image.height % scale):
+            image.draft(image.mode, (image.width // scale, image.height // scale))
+            return
 
 
 def _finish(image: Image.Image, name: str) -> Image.Image:
     _check_size(*image.size, name)
+    _load(image, name)
     try:
-        image.load()
         rgb = _to_rgb(image, name)
     except ImageError:
         raise
@@ -123,6 +207,13 @@ def _finish(image: Image.Image, name: str) -> Image.Image:
         raise _damaged(name, error) from error
     turn = _turn(image)
     return rgb if turn is None else rgb.transpose(turn)
+
+
+def _load(image: Image.Image, name: str) -> None:
+    try:
+        image.load()
+    except _DAMAGE as error:
+        raise _damaged(name, error) from error
 
 
 def _check_size(width: int, height: int, name: str) -> None:

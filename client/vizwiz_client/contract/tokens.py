@@ -7,12 +7,15 @@ as they do there: a question can end its own encoding early, and no more than th
 
 from __future__ import annotations
 
-import gzip
 import html
+import pkgutil
+import re
+import sys
+from array import array
+from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache, lru_cache
-from importlib import resources
 from itertools import pairwise
 
 import numpy as np
@@ -25,7 +28,7 @@ START_OF_TEXT = 49406
 END_OF_TEXT = 49407
 MAX_CHARACTERS = 5_000  # one endless word takes time quadratic in its length: half a second at this one
 
-_MERGES_FILE = "clip_merges.txt.gz"  # one merge a line, best first; made by client/make_merges.py
+_MERGES_FILE = "clip_merges.bin"  # made by client/make_merges.py
 _SPECIAL = {"<|startoftext|>": START_OF_TEXT, "<|endoftext|>": END_OF_TEXT}
 _WORD = r"""(?xi)
     <\|startoftext\|> | <\|endoftext\|>
@@ -34,6 +37,12 @@ _WORD = r"""(?xi)
     | \p{N}                                 # one digit at a time
     | [^\s\p{L}\p{N}]+                      # anything else
 """
+# ASCII that ftfy and HTML unescaping leave as it is, but for line ends, which are white space either way. Without "&",
+# and without control characters: ftfy drops some, terminal escapes whole.
+_PLAIN = re.compile(r"[\t\n\r -%'-~]*")
+_PLAIN_WORD = re.compile(  # what _WORD finds there, in lower case
+    r"<\|startoftext\|>|<\|endoftext\|>|'(?:s|t|re|ve|m|ll|d)|[a-z]+|[0-9]|[^\sa-z0-9]+"
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,7 +88,9 @@ def pad(ids: npt.NDArray[np.int32], length: int) -> npt.NDArray[np.int32]:
 
 
 def _words(question: str) -> Iterator[str]:
-    import ftfy  # imported by the first question (48 ms with regex), not by every program that imports this module
+    if _PLAIN.fullmatch(question):
+        return iter(_PLAIN_WORD.findall(question.lower()))
+    import ftfy  # 48 ms with regex: not for the questions that it leaves as they are
     import regex  # the standard library's re knows no \p{L}, and another white space
 
     text = html.unescape(html.unescape(ftfy.fix_text(question))).strip()
@@ -91,12 +102,12 @@ def _words(question: str) -> Iterator[str]:
 def _word_ids(word: str) -> tuple[int, ...]:
     if word in _SPECIAL:
         return (_SPECIAL[word],)
-    symbols, merges = _byte_symbols(), _merges()
+    symbols, merge = _byte_symbols(), _merges().find
     ids = [symbols[byte] for byte in word.encode()]
     ids[-1] += 256  # the same byte, at the end of a word
     while len(ids) > 1:
         # a merge's id is its rank: the lowest is the best
-        merged, pair = min((merges.get(pair, END_OF_TEXT), pair) for pair in pairwise(ids))
+        merged, pair = min((merge(*pair), pair) for pair in pairwise(ids))
         if merged == END_OF_TEXT:
             break
         ids = _replace(ids, pair, merged)
@@ -122,15 +133,28 @@ def _byte_symbols() -> dict[int, int]:
     return {byte: symbol for symbol, byte in enumerate(printed + others)}
 
 
+class _Merges:
+    """Two neighbouring symbols -> the one they become, as ``client/make_merges.py`` lays them out in the file."""
+
+    def __init__(self, table: bytes) -> None:
+        numbers = array("H", table)
+        if sys.byteorder == "big":
+            numbers.byteswap()
+        symbols = START_OF_TEXT + 1
+        count = symbols - 1 - 512
+        self._starts = numbers[:symbols]
+        self._seconds, self._merged = numbers[symbols : symbols + count], numbers[symbols + count :]
+
+    def find(self, first: int, second: int) -> int:
+        """Return the symbol that the two become, END_OF_TEXT where they become none."""
+        end = self._starts[first + 1]
+        position = bisect_left(self._seconds, second, self._starts[first], end)
+        found = position < end and self._seconds[position] == second
+        return self._merged[position] if found else END_OF_TEXT
+
+
 @cache
-def _merges() -> dict[tuple[int, int], int]:
-    """Two neighbouring symbols -> the one they become. Ids 0 to 255 are bytes, 256 to 511 bytes that end a word."""
-    # the table writes a byte that Latin-1 does not print as the next character from U+0100 on
-    characters = [chr(byte) if symbol < 188 else chr(256 + symbol - 188) for byte, symbol in _byte_symbols().items()]
-    ids = {name: symbol for symbol, name in enumerate(characters + [f"{character}</w>" for character in characters])}
-    merges = {}
-    table = resources.files(__package__).joinpath(_MERGES_FILE).read_bytes()
-    for line in gzip.decompress(table).decode().splitlines():
-        first, second = line.split(" ")
-        merges[ids[first], ids[second]] = ids[first + second] = len(ids)
-    return merges
+def _merges() -> _Merges:
+    table = pkgutil.get_data(__name__, _MERGES_FILE)  # importlib.resources takes 30 ms to import
+    assert table is not None, "the loader of this package cannot read files"
+    return _Merges(table)

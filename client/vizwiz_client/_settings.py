@@ -1,0 +1,107 @@
+"""What a client is told when it is made, checked at once: an address that cannot be one is no reason to wait."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from vizwiz_client.contract.errors import WrongServer
+
+DEFAULT_URL = "localhost:8001"
+DEFAULT_TIMEOUT_S = 60.0  # a full batch on a large CLIP and a CPU takes as long
+DEFAULT_RETRIES = 2
+
+# https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md: keys ending in "-bin" carry bytes, "grpc-" is gRPC's
+_HEADER_NAME = re.compile(r"(?!grpc-)[0-9a-z_.-]+(?<!-bin)")
+_HEADER_VALUE = re.compile(r"[ -~]*")
+_ADDRESS = re.compile(r"(?:[^/\s:\[\]@]+|\[[0-9A-Fa-f:.]+(?:%\w+)?\]):([0-9]{1,5})")
+
+
+@dataclass(frozen=True)
+class Tls:
+    """Files in PEM format for an encrypted connection.
+
+    ``ca``: certificates of the authorities that may vouch for the server; None for the public ones that gRPC carries.
+    ``cert`` and ``key``: this client's certificate (its chain) and private key, for a server that asks for one (mutual
+    TLS); both or neither. The server's certificate has to name the host of the address.
+
+    Raises ValueError: one of ``cert`` and ``key`` alone, or a file that cannot be read or is not PEM.
+    """
+
+    ca: str | os.PathLike[str] | None = None
+    cert: str | os.PathLike[str] | None = None
+    key: str | os.PathLike[str] | None = None
+
+    def __post_init__(self) -> None:
+        if (self.cert is None) != (self.key is None):
+            alone = "cert" if self.key is None else "key"
+            raise ValueError(f"got Tls({alone}=...) alone, expected cert and key together, or neither")
+        _ = self.contents
+
+    @cached_property
+    def contents(self) -> tuple[bytes | None, bytes | None, bytes | None]:
+        """What is in ``ca``, ``key`` and ``cert``: read once, so that a renewed file needs a new client."""
+        return _pem("ca", self.ca), _pem("key", self.key), _pem("cert", self.cert)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The arguments of a client, valid.
+
+    Raises WrongServer: ``url`` is no "host:port". ValueError: another argument cannot be used.
+    """
+
+    url: str
+    timeout_s: float
+    retries: int
+    tls: Tls | None
+    headers: Mapping[str, str]
+    fast_decode: bool
+
+    def __post_init__(self) -> None:
+        _check_address(self.url)
+        if not 0 < self.timeout_s < math.inf:
+            raise ValueError(f"got timeout_s={self.timeout_s}, expected a number of seconds over 0")
+        if isinstance(self.retries, bool) or not isinstance(self.retries, int) or self.retries < 0:
+            raise ValueError(f"got retries={self.retries!r}, expected a whole number, 0 or more")
+        object.__setattr__(self, "headers", {name.lower(): value for name, value in self.headers.items()})
+        for name, value in self.headers.items():
+            _check_header(name, value)
+
+
+def _check_address(url: str) -> None:
+    expected = f"expected host:port without http://, such as {DEFAULT_URL} or [::1]:8001"
+    match = _ADDRESS.fullmatch(url)
+    if match is None:
+        raise WrongServer(f"got the address {url!r}, {expected}")
+    if not 1 <= int(match[1]) <= 65_535:
+        raise WrongServer(f"got the address {url!r} with port {match[1]}, expected a port from 1 to 65535")
+
+
+def _check_header(name: str, value: str) -> None:
+    if not _HEADER_NAME.fullmatch(name):
+        raise ValueError(
+            f"got the header {name!r}, expected a name of letters, digits, '_', '-' and '.', which neither starts "
+            "with 'grpc-' nor ends in '-bin'"
+        )
+    if not isinstance(value, str) or not _HEADER_VALUE.fullmatch(value):
+        raise ValueError(f"got a value of the header {name!r} that is not printable ASCII on one line; encode it")
+
+
+def _pem(name: str, path: str | os.PathLike[str] | None) -> bytes | None:
+    if path is None:
+        return None
+    try:
+        content = Path(path).read_bytes()
+    except OSError as error:
+        raise ValueError(
+            f"Tls({name}={str(path)!r}): cannot be read ({error.strerror}); expected a PEM file"
+        ) from error
+    if b"-----BEGIN " not in content:
+        raise ValueError(f"Tls({name}={str(path)!r}): not a PEM file; expected one with a line '-----BEGIN ...-----'")
+    return content

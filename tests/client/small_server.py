@@ -1,0 +1,69 @@
+"""A real Triton that is up in two seconds: the smallest repository that the client accepts, and faults on demand."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from serving.server import EmbeddedTriton
+from tests.serving import tiny_repository
+from vizwiz_client.contract import tensors
+from vizwiz_client.contract.tokens import END_OF_TEXT
+
+
+def write_small_repository(folder: Path) -> None:
+    """The tiny repository, but for all of CLIP's tokens, with a contract version, and without a delay."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tiny_repository, "TOKEN_VALUES", np.arange(END_OF_TEXT + 1, dtype=np.float32) % 7)
+        patch.setattr(tiny_repository, "QUEUE_DELAY_US", 0)
+        tiny_repository.write_repository(folder)
+
+    def versioned(config: Any) -> None:
+        config.parameters[tensors.CONTRACT_VERSION_PARAMETER].string_value = str(tensors.CONTRACT_VERSION)
+
+    tiny_repository.change_config(folder / tensors.ENSEMBLE, versioned)
+
+
+class SmallServer(EmbeddedTriton):
+    """The server, with more flags of ``tritonserver``, and its processes at the test's mercy."""
+
+    def __init__(self, repository: Path, flags: Sequence[str] = (), **options: Any) -> None:
+        super().__init__(repository, **options)
+        self._flags = flags
+
+    def _arguments(self, *arguments: Any, **options: Any) -> list[str]:
+        return [*super()._arguments(*arguments, **options), *self._flags]
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Stop the clock of the server (SIGSTOP).
+
+        Its models' processes go on: had they been stopped too, Triton 2.51 would take them for dead when it wakes up
+        with a request in its hands, and abort now and then (boost::interprocess::lock_exception).
+        """
+        os.kill(self._process.pid, signal.SIGSTOP)
+        while not self._stands_still():
+            time.sleep(0.01)
+        try:
+            yield
+        finally:
+            with suppress(ProcessLookupError):  # it was killed meanwhile
+                os.kill(self._process.pid, signal.SIGCONT)
+
+    def _stands_still(self) -> bool:
+        """Whether the signal has reached every thread: proc_pid_stat(5), the state after the name in brackets."""
+        threads = Path(f"/proc/{self._process.pid}/task").glob("*/stat")
+        return all(thread.read_text().rpartition(")")[2].split()[0] == "T" for thread in threads)
+
+    def kill(self) -> None:
+        """End it as the kernel does when memory is short."""
+        os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()

@@ -1,0 +1,226 @@
+"""No answer: which error it is, what it says, and what is asked again."""
+
+from __future__ import annotations
+
+import http.server
+import socket
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+from tests.client.conftest import Connect
+from tests.client.stand_in import MODELS, StandIn
+from vizwiz_client import (
+    ContractMismatch,
+    DeadlineExceeded,
+    ImageError,
+    ModelMissing,
+    Overloaded,
+    ServerError,
+    ServerFault,
+    ServerUnavailable,
+    VizwizError,
+    WrongServer,
+)
+from vizwiz_client._failures import pauses
+from vizwiz_client.contract import tensors
+
+
+class TestNoServer:
+    def test_nothing_listens(self, connect: Connect, photos: list[Path]) -> None:
+        with socket.socket() as unused:
+            unused.bind(("127.0.0.1", 0))
+            url = f"127.0.0.1:{unused.getsockname()[1]}"
+            with pytest.raises(
+                ServerUnavailable, match=f"no server is ready at {url}; start it with `python -m serving`"
+            ):
+                connect(url, retries=0).ask(photos[0], "what is this?")
+
+    def test_no_such_host(self, connect: Connect, photos: list[Path]) -> None:
+        with pytest.raises(ServerUnavailable, match=r"no server is ready at no-such-host\.invalid:8001"):
+            connect("no-such-host.invalid:8001").ask(photos[0], "what is this?")
+
+    def test_a_listener_that_says_nothing(self, connect: Connect, photos: list[Path]) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            url = f"127.0.0.1:{listener.getsockname()[1]}"
+            with pytest.raises(DeadlineExceeded, match=rf"no answer from {url} within 0\.5 s; allow more time"):
+                connect(url, timeout_s=0.5).ask(photos[0], "what is this?")
+
+    def test_an_http_server(self, connect: Connect, photos: list[Path]) -> None:
+        with http.server.HTTPServer(("127.0.0.1", 0), http.server.SimpleHTTPRequestHandler) as server:
+            server.RequestHandlerClass.log_message = lambda *_: None  # type: ignore[method-assign]
+            threading.Thread(target=server.serve_forever, daemon=True).start()
+            with pytest.raises(WrongServer, match="speaks HTTP, not gRPC; give Triton's gRPC port"):
+                connect(f"127.0.0.1:{server.server_port}", timeout_s=20).ask(photos[0], "what is this?")
+            server.shutdown()
+
+    def test_another_grpc_server(self, connect: Connect, photos: list[Path]) -> None:
+        server = grpc.server(ThreadPoolExecutor(1))
+        url = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+        server.start()
+        with pytest.raises(WrongServer, match=f"the gRPC server at {url} is not Triton"):
+            connect(url, retries=0).ask(photos[0], "what is this?")
+        server.stop(None).wait()
+
+
+class TestContract:
+    @pytest.mark.parametrize("version", ["", "99"])
+    def test_another_contract(self, client: Any, stand_in: StandIn, photos: list[Path], version: str) -> None:
+        stand_in.contract_version = version
+        text = f"contract version {version or 'none'}, this client has {tensors.CONTRACT_VERSION}; install"
+        with pytest.raises(ContractMismatch, match=text):
+            client.ask(photos[0], "what is this?")
+
+    @pytest.mark.parametrize("dims", [(), (-1, -1, 3), (3, 32, 32), (32, 31, 3)])
+    def test_another_picture_shape(
+        self, client: Any, stand_in: StandIn, photos: list[Path], dims: tuple[int, ...]
+    ) -> None:
+        stand_in.image_dims = dims
+        with pytest.raises(
+            ContractMismatch,
+            match=r"input 'image' is UINT8 \[.*\] there, expected UINT8 \[|pictures of side -1, expected S",
+        ):
+            client.ask(photos[0], "what is this?")
+
+    def test_answers_without_labels(self, client: Any, stand_in: StandIn, photos: list[Path]) -> None:
+        stand_in.labelled, stand_in.labels = False, ("red",)
+        with pytest.raises(
+            ContractMismatch,
+            match="without labels, this client reads 'probability:index:label'; export its model again",
+        ):
+            client.ask(photos[0], "what is this?")
+
+    @pytest.mark.parametrize(
+        ("models", "text"),
+        [
+            ((), "it answers with no other models, expected one clip_image_<digest> among them"),
+            (MODELS[:2], r"it answers with clip_image_\w+, clip_text_\w+, expected one gated_head_<digest> among them"),
+        ],
+    )
+    def test_another_set_of_models(
+        self, client: Any, stand_in: StandIn, photos: list[Path], models: tuple[str, ...], text: str
+    ) -> None:
+        stand_in.models = models
+        with pytest.raises(ContractMismatch, match=text):
+            client.ask(photos[0], "what is this?")
+
+    def test_a_model_without_batches(self, client: Any, stand_in: StandIn, photos: list[Path]) -> None:
+        stand_in.max_batch_size = 0
+        with pytest.raises(ContractMismatch, match="max_batch_size 0, expected at least 1"):
+            client.ask(photos[0], "what is this?")
+
+    def test_another_model_is_met_at_the_next_question(
+        self, client: Any, stand_in: StandIn, photos: list[Path]
+    ) -> None:
+        client.ask(photos[0], "what is this?")
+        stand_in.image_dims, stand_in.failure = (48, 48, 3), (grpc.StatusCode.INVALID_ARGUMENT, "unexpected shape")
+        with pytest.raises(ContractMismatch):
+            client.ask(photos[0], "what is this?")
+        stand_in.failure = None
+        client.ask(photos[0], "what is this?")
+        assert [image for image, _ in stand_in.shapes] == [(1, 32, 32, 3), (1, 48, 48, 3)]
+
+
+class TestFailures:
+    @pytest.mark.parametrize(
+        ("status", "message", "error", "text"),
+        [
+            ("UNAVAILABLE", "Exceeds maximum queue size", Overloaded, "has too many requests waiting; ask again"),
+            ("UNAVAILABLE", "Request timeout expired", Overloaded, "has too many requests waiting; ask again"),
+            ("UNAVAILABLE", "Server is stopping", ServerUnavailable, "no server is ready at .*Server is stopping"),
+            (
+                "NOT_FOUND",
+                "unknown model",
+                ModelMissing,
+                "does not serve 'vizwiz_vqa'; export a model to its",
+            ),
+            ("INVALID_ARGUMENT", "unexpected shape", ContractMismatch, "refused the request; was its model replaced"),
+            ("UNAUTHENTICATED", "no key", ServerFault, "wants to know who asks; give it the headers"),
+            ("INTERNAL", "CUDA out of memory", ServerFault, "its log says why .INTERNAL: CUDA out of memory"),
+        ],
+    )
+    def test_failures_of_a_request(
+        self,
+        client: Any,
+        stand_in: StandIn,
+        photos: list[Path],
+        status: str,
+        message: str,
+        error: type[VizwizError],
+        text: str,
+    ) -> None:
+        stand_in.failure = (grpc.StatusCode[status], message)
+        with pytest.raises(error, match=text) as caught:
+            client.ask(photos[0], "what is this?")
+        assert type(caught.value) is error
+        assert caught.value.request_id == stand_in.request_ids[-1]
+        assert str(caught.value).endswith(f"[request {caught.value.request_id}]")
+        stand_in.failure = None
+        assert client.ask(photos[0], "what is this?").candidates  # the client survives
+
+    def test_only_what_may_pass_is_asked_again(self, client: Any, stand_in: StandIn, photos: list[Path]) -> None:
+        for status in grpc.StatusCode:
+            if status is grpc.StatusCode.OK:
+                continue
+            stand_in.request_ids.clear()
+            stand_in.failure = (status, "trouble")
+            with pytest.raises(ServerError):
+                client.ask(photos[0], "what is this?")
+            assert len(stand_in.request_ids) == (3 if status is grpc.StatusCode.UNAVAILABLE else 1), status
+            assert len(set(stand_in.request_ids)) == 1  # the same request, by the same name
+
+    @pytest.mark.parametrize("retries", [0, 1])
+    def test_as_often_as_it_may(self, connect: Connect, stand_in: StandIn, photos: list[Path], retries: int) -> None:
+        client = connect(stand_in.url, retries=retries)
+        client.check()
+        stand_in.failure = (grpc.StatusCode.UNAVAILABLE, "Exceeds maximum queue size")
+        with pytest.raises(Overloaded):
+            client.ask(photos[0], "what is this?")
+        assert len(stand_in.request_ids) == 1 + retries
+
+    def test_a_retry_brings_the_answer(self, client: Any, stand_in: StandIn, photos: list[Path]) -> None:
+        stand_in.failures_left, stand_in.failure = 2, (grpc.StatusCode.UNAVAILABLE, "Exceeds maximum queue size")
+        answer = client.ask(photos[0], "what is this?")
+        assert len(stand_in.request_ids) == 3
+        assert answer.timings.total_s > answer.timings.request_s + 0.25 * 0.5 + 0.5 * 0.5  # the two shortest pauses
+
+    def test_all_attempts_share_one_deadline(self, connect: Connect, stand_in: StandIn, photos: list[Path]) -> None:
+        client = connect(stand_in.url, timeout_s=1.0, retries=1000)
+        client.check()
+        stand_in.failure = (grpc.StatusCode.UNAVAILABLE, "Exceeds maximum queue size")
+        start = time.monotonic()
+        with pytest.raises(Overloaded):  # the cause, not that the time for another attempt is up
+            client.ask(photos[0], "what is this?")
+        assert time.monotonic() - start <= 1.0
+        assert 2 <= len(stand_in.request_ids) <= 4
+
+    def test_pauses_double_and_are_spread(self) -> None:
+        drawn = [list(pauses(6)) for _ in range(200)]
+        for retry, longest in enumerate([0.25, 0.5, 1.0, 2.0, 4.0, 4.0]):
+            values = [each[retry] for each in drawn]
+            assert longest / 2 <= min(values) < 0.6 * longest
+            assert 0.9 * longest < max(values) <= longest
+
+    def test_too_slow(self, connect: Connect, stand_in: StandIn, photos: list[Path]) -> None:
+        client = connect(stand_in.url, timeout_s=0.3)
+        client.check()
+        stand_in.delay_s = 1.0
+        with pytest.raises(DeadlineExceeded, match=r"within 0\.3 s; allow more time, or send less at once"):
+            client.ask(photos[0], "what is this?")
+        assert len(stand_in.request_ids) == 1
+
+    def test_bad_input_is_said_before_the_server_is_called(self, connect: Connect) -> None:
+        with pytest.raises(ImageError):
+            connect("localhost:1").ask(b"words", "what is this?")
+
+    def test_a_closed_client_stays_closed(self, client: Any, photos: list[Path]) -> None:
+        client.ask(photos[0], "what is this?")
+        client.close()
+        client.close()
+        with pytest.raises(RuntimeError, match="closed"):
+            client.ask(photos[0], "what is this?")

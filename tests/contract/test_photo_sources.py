@@ -1,0 +1,170 @@
+"""Photos that are no file on disk, files that are no photo, and JPEGs that the decoder may shrink."""
+
+from __future__ import annotations
+
+import io
+import os
+import socket
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import ExifTags, Image
+
+from vizwiz_client.contract import geometry
+from vizwiz_client.contract.errors import ImageError
+from vizwiz_client.contract.geometry import keep, load_photo, to_pixels
+
+
+def noise(height: int, width: int, *channels: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (height, width, *channels), dtype=np.uint8)
+
+
+def png(array: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(array).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+class TestArrays:
+    def test_rgb(self) -> None:
+        array = noise(30, 40, 3)
+        np.testing.assert_array_equal(load_photo(array), array)
+        np.testing.assert_array_equal(load_photo(array[::-1, ::2]), array[::-1, ::2])  # not contiguous
+
+    def test_grey(self) -> None:
+        array = noise(30, 40)
+        np.testing.assert_array_equal(load_photo(array), np.repeat(array[..., None], 3, axis=2))
+
+    @pytest.mark.parametrize(
+        ("array", "got"),
+        [
+            (np.zeros((30, 40, 3), np.float32), r"float32 \[30, 40, 3\]"),
+            (np.zeros((30, 40, 3), np.uint16), r"uint16 \[30, 40, 3\]"),
+            (np.zeros((30, 40), bool), r"bool \[30, 40\]"),
+            (np.zeros((3, 30, 40), np.uint8), r"uint8 \[3, 30, 40\]"),
+            (np.zeros((30, 40, 4), np.uint8), r"uint8 \[30, 40, 4\]"),
+            (np.zeros((30, 40, 1), np.uint8), r"uint8 \[30, 40, 1\]"),
+            (np.zeros((1, 30, 40, 3), np.uint8), r"uint8 \[1, 30, 40, 3\]"),
+            (np.zeros(40, np.uint8), r"uint8 \[40\]"),
+            (np.zeros((0, 0, 3), np.uint8), "0 x 0 pixels, expected at least 16"),
+            (np.zeros((20, 201, 3), np.uint8), "201 x 20 pixels, expected one side at most 10 times the other"),
+        ],
+    )
+    def test_others_are_refused(self, array: np.ndarray, got: str) -> None:
+        with pytest.raises(ImageError, match=got) as caught:
+            load_photo(array)
+        assert "expected" in str(caught.value)
+
+    def test_what_is_kept_is_a_copy(self) -> None:
+        for array in (noise(30, 40), noise(30, 40, 3)):
+            kept, before = keep(array), array.copy()
+            array[:] = 0
+            np.testing.assert_array_equal(kept, before)
+
+
+class TestFileObjects:
+    def test_from_its_start_if_it_can_be_rewound(self, tmp_path: Path) -> None:
+        array = noise(30, 40, 3)
+        (tmp_path / "photo.png").write_bytes(png(array))
+        with (tmp_path / "photo.png").open("rb") as file:
+            for _ in range(2):  # the second finds it at its end
+                np.testing.assert_array_equal(load_photo(file), array)
+
+    def test_from_where_it_is_if_it_cannot(self) -> None:
+        array = noise(30, 40, 3)
+        reading, writing = os.pipe()
+        with os.fdopen(reading, "rb") as file:
+            with os.fdopen(writing, "wb") as other:
+                other.write(png(array))
+            np.testing.assert_array_equal(load_photo(file), array)
+
+    def test_text_is_refused(self, tmp_path: Path) -> None:
+        (tmp_path / "photo.txt").write_text("words")
+        with (
+            (tmp_path / "photo.txt").open() as file,
+            pytest.raises(ImageError, match="gives str, expected bytes: open it with mode 'rb'"),
+        ):
+            load_photo(file)  # type: ignore[arg-type]
+
+    def test_closed_is_refused(self) -> None:
+        file = io.BytesIO(b"")
+        file.close()
+        with pytest.raises(ImageError, match=r"cannot be read \(I/O operation on closed file"):
+            load_photo(file)
+
+    def test_without_end_is_refused(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(geometry, "MAX_FILE_BYTES", 1_000)
+        with Path("/dev/zero").open("rb") as file, pytest.raises(ImageError, match="over 1,000 bytes, expected fewer"):
+            load_photo(file)
+
+
+class TestNoFiles:
+    @pytest.mark.parametrize("kind", ["pipe", "socket", "device"])
+    @pytest.mark.skipif(sys.platform == "win32", reason="there are none")
+    def test_what_might_never_end_is_not_opened(self, tmp_path: Path, kind: str) -> None:
+        path = tmp_path / "photo.jpg"
+        with socket.socket(socket.AF_UNIX) as listener:
+            if kind == "pipe":
+                os.mkfifo(path)
+            elif kind == "socket":
+                listener.bind(str(path))
+            else:
+                path = Path("/dev/zero")
+            with pytest.raises(ImageError, match="a pipe, socket or device, expected a regular file; read it"):
+                load_photo(path)
+
+    def test_a_path_that_cannot_be_one(self) -> None:
+        with pytest.raises(ImageError, match=r"cannot be read .*null byte"):
+            load_photo("a\0b.jpg")
+
+    @pytest.mark.parametrize("source", [None, 7, ["a.jpg"], ("a.jpg",)])
+    def test_other_kinds(self, source: object) -> None:
+        name = type(source).__name__
+        with pytest.raises(ImageError, match=f"got a photo of type {name}, expected a path, the bytes of a file"):
+            load_photo(source)  # type: ignore[arg-type]
+
+
+class TestShrinking:
+    def jpeg(self, width: int, height: int, **options: object) -> bytes:
+        buffer = io.BytesIO()
+        small = Image.fromarray(noise(9, 12, 3)).resize((width, height), Image.Resampling.BICUBIC)
+        small.save(buffer, "JPEG", quality=90, **options)
+        return buffer.getvalue()
+
+    @pytest.mark.parametrize(
+        ("size", "side", "shrunk"),
+        [
+            ((640, 480), 60, (80, 60)),  # to an eighth
+            ((640, 480), 61, (160, 120)),
+            ((480, 640), 120, (120, 160)),
+            ((640, 480), 240, (320, 240)),
+            ((640, 480), 241, (640, 480)),
+            ((644, 484), 60, (161, 121)),  # an eighth would be rounded
+            ((641, 480), 60, (641, 480)),
+        ],
+    )
+    def test_it_keeps_the_side_and_the_shape(self, size: tuple[int, int], side: int, shrunk: tuple[int, int]) -> None:
+        data = self.jpeg(*size)
+        assert load_photo(data).size == size
+        photo = load_photo(data, side)
+        assert photo.size == shrunk
+        apart = np.abs(to_pixels(photo, side).astype(int) - to_pixels(load_photo(data), side))
+        assert apart.mean() < 2  # the same picture, nowhere shifted
+        assert not apart.any() or photo.size != size
+
+    def test_upright_as_ever(self) -> None:
+        exif = Image.Exif()
+        exif[ExifTags.Base.Orientation] = 6
+        assert load_photo(self.jpeg(640, 480, exif=exif), 60).size == (60, 80)
+
+    @pytest.mark.parametrize("mode", ["L", "CMYK"])
+    def test_other_modes(self, mode: str) -> None:
+        buffer = io.BytesIO()
+        Image.open(io.BytesIO(self.jpeg(640, 480))).convert(mode).save(buffer, "JPEG")
+        photo = load_photo(buffer.getvalue(), 60)
+        assert (photo.mode, photo.size) == ("RGB", (80, 60))
+
+    def test_other_formats_are_left_alone(self) -> None:
+        assert load_photo(png(noise(480, 640, 3)), 60).size == (640, 480)
