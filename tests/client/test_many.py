@@ -104,7 +104,7 @@ def test_photos_are_decoded_while_the_server_works(client: Any, stand_in: StandI
     sent = len(stand_in.request_ids)  # and the first is not answered yet
     stand_in.gate.set()
     thread.join()
-    assert sent == GROUPS_UNDER_WAY
+    assert sent == GROUPS_UNDER_WAY > 1
     assert reds(outcomes) == list(range(AHEAD))
 
 
