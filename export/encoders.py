@@ -14,6 +14,7 @@ from export.graphs import GraphError, write_graph
 from export.modules import TextEncoder, attention_layers, image_encoder
 from export.operators import FusedOperators, Operators
 from export.quantisation import quantise_products
+from export.shortening import shorten_questions
 from export.targets import Target
 from training.clip_models import FrozenClip
 from vizwiz_client.contract import tensors
@@ -38,6 +39,8 @@ def write_text_encoder(model: FrozenClip, target: Target, path: Path) -> None:
     encoder = TextEncoder(model.model, _operators(target))
     ids = torch.zeros(2, tensors.CONTEXT_LENGTH, dtype=torch.int32)
     write_graph(_cast(encoder, target), [ids], [tensors.TOKENS], [tensors.TEXT_FEATURES], path, free_length=True)
+    if target.device != "tensorrt":  # its engines have no shapes that depend on values
+        shorten_questions(path)
     _finish(path, target, attention_layers(encoder))
 
 

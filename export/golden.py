@@ -6,7 +6,7 @@ It travels in the head's folder, as immutable as the head. After a load, whoever
 ==============  ==========================================================================================
 ``question``    as text
 ``expected``    what PyTorch answers, as the client's ``Answer`` names it: ``candidates`` (the five most probable
-                answers with their ``confidence``), ``answer_type``, ``answerable``, ``head``
+                answers with their ``confidence``), ``answer_type``, ``answerable``, ``head_id``
 ``tolerance``   how far each probability may be from it; so compare the confidence of each candidate, not their
                 order: two that are closer than this may come in either
 ==============  ==========================================================================================
@@ -44,7 +44,7 @@ def write_golden(folder: Path, run: Run, proof: Proof, digest: str, tolerance: T
             ],
             "answer_type": run.answer_types[int(answer_type[0].argmax())],
             "answerable": float(answerable[0, 0]),
-            "head": digest,
+            "head_id": digest,
         },
         "tolerance": tolerance.relative_error,
     }

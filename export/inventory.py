@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import astuple, dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from training.storage import file_digest
 from vizwiz_client.contract import tensors
 
 _PREFIXES = {
+    tensors.PREPROCESS_PREFIX: "preprocess",
     tensors.IMAGE_ENCODER_PREFIX: "image encoder",
     tensors.TEXT_ENCODER_PREFIX: "text encoder",
     tensors.HEAD_PREFIX: "head",
@@ -31,7 +33,7 @@ class Entry:
     """One model of a repository."""
 
     name: str
-    kind: str  # "ensemble", "image encoder", "text encoder", "head"; "other": not written by export
+    kind: str  # "ensemble", "preprocess", "image encoder", "text encoder", "head"; "other": not written by export
     bytes: int
     named_by: list[str]  # the ensembles whose steps name it
     steps: list[str]  # of an ensemble
@@ -56,24 +58,32 @@ def check_repository(folder: Path, run: Run | None) -> list[str]:
         run: what it should serve; None checks the repository alone.
     """
     try:
-        config = store.read_config(folder / tensors.ENSEMBLE)
+        configs = {name: store.read_config(folder / name) for name in tensors.ENSEMBLES}
     except RepositoryError as error:
         return [f"{error}: nothing can be served; publish with {_EXPORT}"]
-    steps = [step.model_name for step in config.ensemble_scheduling.step]
+    steps = {name: [step.model_name for step in config.ensemble_scheduling.step] for name, config in configs.items()}
     found = [
-        f"{problem}; publish it again with {_EXPORT}" for name in steps for problem in store.problems(folder / name)
+        f"{problem}; publish it again with {_EXPORT}"
+        for name in dict.fromkeys(chain(*steps.values()))
+        for problem in store.problems(folder / name)
     ]
-    version = config.parameters[tensors.CONTRACT_VERSION_PARAMETER].string_value
-    if version != str(tensors.CONTRACT_VERSION):
+    for ensemble, config in configs.items():
+        version = config.parameters[tensors.CONTRACT_VERSION_PARAMETER].string_value
+        if version != str(tensors.CONTRACT_VERSION):
+            found.append(
+                f"{ensemble} is of contract version {version or 'none'}, this version's clients speak "
+                f"{tensors.CONTRACT_VERSION}; publish with {_EXPORT}"
+            )
+    if not {*steps[tensors.ENSEMBLE]} <= {*steps[tensors.RAW_ENSEMBLE]}:
         found.append(
-            f"{tensors.ENSEMBLE} is of contract version {version or 'none'}, this version's clients speak "
-            f"{tensors.CONTRACT_VERSION}; publish with {_EXPORT}"
+            f"{tensors.RAW_ENSEMBLE} answers with other models than {tensors.ENSEMBLE}: a publication was interrupted "
+            f"just before its end; publish again with {_EXPORT}"
         )
-    return found + (_differences(folder, config, steps, run) if run else [])
+    return found + (_differences(folder, configs, steps[tensors.ENSEMBLE], run) if run else [])
 
 
 def prune(folder: Path) -> list[Entry]:
-    """Remove the heads and encoders that no ensemble names from the repository ``folder``; returns what went.
+    """Remove the models that no ensemble names from the repository ``folder``; returns what went.
 
     An export at the same time ends first. What export did not write is left alone. A server that has loaded a removed
     model goes on answering with it.
@@ -149,8 +159,8 @@ def _made_from(folder: Path) -> dict[str, Any]:
     return made_from if isinstance(made_from, dict) else {}
 
 
-def _differences(folder: Path, config: Any, steps: list[str], run: Run) -> list[str]:
-    """How what the ensemble names differs from what ``run`` would publish, for whichever target it was exported."""
+def _differences(folder: Path, configs: dict[str, Any], steps: list[str], run: Run) -> list[str]:
+    """How what the ensembles name differs from what ``run`` would publish, for whichever target it was exported."""
     try:
         check_contract(run)
     except ExportError as error:
@@ -165,12 +175,12 @@ def _differences(folder: Path, config: Any, steps: list[str], run: Run) -> list[
             f"{tensors.ENSEMBLE} serves the run {serves}, not {run.folder.name}: publish that with "
             f"{_EXPORT} --run {run.folder}, or name the run that it should serve with --run"
         ]
-    found = []
-    if config != repository.ensemble_config(names, sizes(run)):
-        found.append(
-            f"{folder / tensors.ENSEMBLE / repository.CONFIG_FILE} is not what export writes for {run.folder.name} "
-            f"({' + '.join(astuple(names))}); publish it again with {_EXPORT} --run {run.folder}"
-        )
+    found = [
+        f"{folder / expected.name / repository.CONFIG_FILE} is not what export writes for {run.folder.name} "
+        f"({' + '.join(astuple(names))}); publish it again with {_EXPORT} --run {run.folder}"
+        for expected in repository.ensemble_configs(names, sizes(run))
+        if configs[expected.name] != expected
+    ]
     labels = folder / names.head / f"{tensors.ANSWER.name}.txt"
     if labels.is_file() and file_digest(labels) != run.config["files"][ANSWERS_FILE]:
         found.append(f"{labels} is not the answer list of {run.folder.name}; publish it again with {_EXPORT}")

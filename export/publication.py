@@ -14,18 +14,27 @@ from typing import Any
 
 import torch
 
-from export import repository, store
+from export import preprocess, repository, store
 from export.encoders import write_image_encoder, write_text_encoder
 from export.golden import PHOTO_FILE, write_golden
 from export.graphs import write_graph
 from export.heads import ServedHead
 from export.parity import Comparison, check, compare_answers, report, table
-from export.parity_inputs import RUN_QUESTIONS, Inputs, draw_golden_photo, drawn_inputs, random_inputs, run_inputs
+from export.parity_inputs import (
+    GOLDEN_QUESTION,
+    RUN_QUESTIONS,
+    Inputs,
+    draw_golden_photo,
+    drawn_inputs,
+    random_inputs,
+    run_inputs,
+)
 from export.proof import PARITY_FILE, Proof, keep, kept, prove
 from export.repository import Names, Sizes
 from export.runtimes import open_graph
 from export.targets import Target
 from export.tolerances import TOLERANCES
+from export.warmup import BATCH_SIZES, Sample, add_warmup, text_samples
 from training.clip_models import FrozenClip, load_clip
 from training.data import DatasetError, read_split
 from training.model_card import CARD_FILE
@@ -34,10 +43,11 @@ from training.report import clip_name
 from training.runs import Run
 from training.storage import digest_of, write_json
 from vizwiz_client.contract import tensors
+from vizwiz_client.contract.geometry import load_photo, to_pixels
 from vizwiz_client.contract.tensors import CONTRACT_VERSION, DIGEST_LENGTH
 
 # Raised when the same weights become another graph, or are proved on other inputs: their models get other names.
-EXPORT_FORMAT = "4"
+EXPORT_FORMAT = "5"
 DEFAULT_TARGET = Target("portable", "fp32")
 HEAD_TARGET = Target("portable", "fp32")  # of every head: it takes microseconds, so it may as well be exact
 _OVERHEAD = 1.2  # bytes of a graph's file over those of its weights, and room for the rest
@@ -76,7 +86,8 @@ def export_run(
         store.check_room(folder, _bytes_needed(new, names, model, predictor))
         with store.staging(folder) as staging:
             places = {name: (staging if name in new else folder) / name for name in astuple(names)}
-            _write_graphs({name: places[name] for name in new}, names, run, model, predictor, target)
+            graphs = {name: places[name] for name in new if name != names.preprocess}
+            _write_graphs(graphs, names, run, model, predictor, target)
             proof = _prove(places, names, run, model if to_prove else None, target)
             head = open_graph(_graph(places[names.head]), HEAD_TARGET)
             tolerance = TOLERANCES[target.precision]
@@ -84,9 +95,12 @@ def export_run(
             comparisons = [*proof.comparisons, *answers]
             print(table(comparisons, tolerance, target.name))
             check(comparisons, tolerance, target.name)
-            _finish({name: places[name] for name in new}, places, names, run, proof, comparisons, target)
+            _finish(graphs, places, names, run, proof, comparisons, target)
+            if names.preprocess in new:
+                photo = (places[names.image] / PHOTO_FILE).read_bytes()
+                preprocess.write_model(places[names.preprocess], sizes(run), EXPORT_FORMAT, photo)
             store.publish(folder, {name: places[name] for name in new}, staging)
-            store.commit(folder, repository.ensemble_config(names, sizes(run)))
+            store.commit(folder, repository.ensemble_configs(names, sizes(run)))
     return names
 
 
@@ -112,7 +126,10 @@ def model_names(run: Run, target: Target = DEFAULT_TARGET) -> Names:
     encoders = digest_of(run.clip_digest, EXPORT_FORMAT, target.name)[:DIGEST_LENGTH]
     head = digest_of(run.digest, EXPORT_FORMAT, target.name)[:DIGEST_LENGTH]
     return Names(
-        tensors.IMAGE_ENCODER_PREFIX + encoders, tensors.TEXT_ENCODER_PREFIX + encoders, tensors.HEAD_PREFIX + head
+        tensors.IMAGE_ENCODER_PREFIX + encoders,
+        tensors.TEXT_ENCODER_PREFIX + encoders,
+        tensors.HEAD_PREFIX + head,
+        preprocess.model_name(sizes(run), EXPORT_FORMAT),
     )
 
 
@@ -204,6 +221,7 @@ def _finish(
         names.text: partial(repository.text_config, target=target),
         names.head: repository.head_config,
     }
+    samples = _samples(places[names.image], names, run, proof)
     for name, folder in new.items():
         made_from: dict[str, Any] = encoder
         if name == names.head:
@@ -212,7 +230,23 @@ def _finish(
         else:
             keep(folder, proof.images if name == names.image else proof.texts, proof.comparisons)
         write_json(folder / store.MADE_FROM_FILE, made_from)
-        store.seal(folder, configs[name](name, sizes(run), _graph(folder)))
+        config = configs[name](name, sizes(run), _graph(folder))
+        add_warmup(folder, config, samples[name], BATCH_SIZES)
+        store.seal(folder, config)
+
+
+def _samples(image: Path, names: Names, run: Run, proof: Proof) -> dict[str, dict[str, Sample]]:
+    """What each model warms up on: the golden request, and the text encoder on questions of every length."""
+    photo = load_photo((image / PHOTO_FILE).read_bytes())
+    features = {
+        tensors.IMAGE_FEATURES: proof.images["drawn"].measured[0],
+        tensors.TEXT_FEATURES: proof.texts["drawn"].measured[0],
+    }
+    return {
+        names.image: {"golden": {tensors.IMAGE: to_pixels(photo, sizes(run).side)}},
+        names.text: text_samples(GOLDEN_QUESTION),
+        names.head: {"golden": features},
+    }
 
 
 def _finish_head(

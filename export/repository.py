@@ -1,7 +1,7 @@
 """The configurations of a Triton model repository; :mod:`export.store` puts them in their place.
 
-Every model but the ensemble is immutable and named by a digest of what it was made from. The ensemble's configuration
-names the three that answer together.
+Every model but the ensembles is immutable and named by a digest of what it was made from. The ensembles' configurations
+name those that answer together.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
 
+from export.accelerators import accelerate
 from export.targets import Target
 from training.storage import file_digest, staged_file
 from vizwiz_client.contract import tensors
@@ -21,18 +22,35 @@ from vizwiz_client.contract.tensors import TensorSpec
 
 CONFIG_FILE = "config.pbtxt"
 GRAPH_FILE = "model.onnx"
+PYTHON_FILE = "model.py"  # of a model of Triton's Python backend
 VERSION = "1"  # the only one: a changed model is another model
 
-_DATA_TYPES = {"UINT8": pb.TYPE_UINT8, "INT32": pb.TYPE_INT32, "INT64": pb.TYPE_INT64, "FP32": pb.TYPE_FP32}
+# Requests. Bounded on a step that is alone in its turn: of steps that run side by side, Triton 2.51 loses the requests
+# that it refuses, or crashes (measured; docs/architecture.md).
+MAX_PHOTOS_WAITING = 128
+QUEUE_TIMEOUT_US = 30_000_000  # half of what a client waits by default: an overloaded server refuses, and recovers
+
+_DATA_TYPES = {
+    "UINT8": pb.TYPE_UINT8,
+    "INT32": pb.TYPE_INT32,
+    "INT64": pb.TYPE_INT64,
+    "FP32": pb.TYPE_FP32,
+    "BYTES": pb.TYPE_STRING,
+}
+
+
+_RAW_INPUTS = (tensors.IMAGE_BYTES, tensors.QUESTION)
+_Step = tuple[str, Sequence[TensorSpec], Sequence[TensorSpec]]  # of an ensemble: model, inputs, outputs
 
 
 @dataclass(frozen=True)
 class Names:
-    """The three immutable models of one answer chain."""
+    """The immutable models of one answer chain."""
 
     image: str
     text: str
     head: str
+    preprocess: str
 
 
 @dataclass(frozen=True)
@@ -66,11 +84,9 @@ def model_config(
     for output in config.output:
         output.label_filename = {spec.name: file for spec, file in labels.items()}.get(output.name, "")
     config.instance_group.add(kind=pb.ModelInstanceGroup.KIND_AUTO, count=1)
-    if target is not None and target.accelerator is not None:
-        # the native backend reads the name alone: OpenVINO there chooses the precision itself
-        accelerator = config.optimization.execution_accelerators.cpu_execution_accelerator.add(name=target.accelerator)
-        accelerator.parameters[tensors.PRECISION_PARAMETER] = target.hint
-    config.dynamic_batching.SetInParent()  # batches what waits already, and delays nothing
+    if target is not None:
+        accelerate(config, target, inputs)
+    _add_batching(config)
     config.parameters[tensors.MODEL_DIGEST_PARAMETER].string_value = file_digest(graph)
     for file in labels.values():
         digest = file_digest(graph.parents[1] / file)
@@ -85,8 +101,11 @@ def image_config(name: str, sizes: Sizes, graph: Path, target: Target) -> Any:
 
 
 def text_config(name: str, sizes: Sizes, graph: Path, target: Target) -> Any:
-    """Configuration of the text encoder: questions of any length up to the context's."""
-    return model_config(name, {tensors.TOKENS: (-1,)}, {tensors.TEXT_FEATURES: (sizes.features,)}, {}, graph, target)
+    """Configuration of the text encoder."""
+    text = {tensors.TOKENS: tensors.TOKENS.shape}
+    config = model_config(name, text, {tensors.TEXT_FEATURES: (sizes.features,)}, {}, graph, target)
+    config.response_cache.enable = True  # of this model alone: docs/architecture.md says why
+    return config
 
 
 def head_config(name: str, sizes: Sizes, graph: Path) -> Any:
@@ -99,25 +118,53 @@ def head_config(name: str, sizes: Sizes, graph: Path) -> Any:
         tensors.HEAD_ID: (1,),
     }
     labels = {tensors.ANSWER: f"{tensors.ANSWER.name}.txt", tensors.ANSWER_TYPE: f"{tensors.ANSWER_TYPE.name}.txt"}
-    return model_config(name, features, outputs, labels, graph)
+    config = model_config(name, features, outputs, labels, graph)
+    config.parameters["intra_op_thread_count"].string_value = "1"  # its products are too small to share
+    return config
 
 
-def ensemble_config(names: Names, sizes: Sizes) -> Any:
-    """Configuration of the ensemble that clients ask: both encoders, then the head.
+def preprocess_config(name: str, sizes: Sizes, model: Path) -> Any:
+    """Configuration of the model that makes pixels and tokens; ``model`` is its Python file."""
+    config = pb.ModelConfig(name=name, backend="python", max_batch_size=tensors.MAX_BATCH_SIZE)
+    _add_tensors(config.input, {spec: spec.shape for spec in _RAW_INPUTS})
+    _add_tensors(config.output, {**_pixels_and_tokens(sizes), tensors.ERROR: tensors.ERROR.shape})
+    config.instance_group.add(kind=pb.ModelInstanceGroup.KIND_CPU, count=1)
+    _add_batching(config)
+    config.dynamic_batching.default_queue_policy.max_queue_size = MAX_PHOTOS_WAITING
+    config.parameters[tensors.CONTRACT_VERSION_PARAMETER].string_value = str(tensors.CONTRACT_VERSION)
+    config.parameters[tensors.MODEL_DIGEST_PARAMETER].string_value = file_digest(model)
+    return config
 
-    The answer's length stays open, so that a head with another vocabulary fits the same ensemble.
+
+def ensemble_configs(names: Names, sizes: Sizes) -> list[Any]:
+    """Configurations of the ensembles that clients ask, in the order in which they are to be written.
+
+    The answer's length stays open, so that a head with another vocabulary fits the same ensembles.
     """
-    config = pb.ModelConfig(name=tensors.ENSEMBLE, platform="ensemble", max_batch_size=tensors.MAX_BATCH_SIZE)
-    _add_tensors(config.input, {tensors.IMAGE: (sizes.side, sizes.side, 3), tensors.TOKENS: (-1,)})
-    _add_tensors(config.output, {spec: spec.shape for spec in tensors.HEAD_OUTPUTS})
-    for name, inputs, outputs in (
+    encoders_and_head: list[_Step] = [
         (names.image, [tensors.IMAGE], [tensors.IMAGE_FEATURES]),
         (names.text, [tensors.TOKENS], [tensors.TEXT_FEATURES]),
         (names.head, [tensors.IMAGE_FEATURES, tensors.TEXT_FEATURES], tensors.HEAD_OUTPUTS),
-    ):
-        step = config.ensemble_scheduling.step.add(model_name=name, model_version=-1)
-        step.input_map.update({spec.name: spec.name for spec in inputs})
-        step.output_map.update({spec.name: spec.name for spec in outputs})
+    ]
+    preprocess: _Step = (names.preprocess, _RAW_INPUTS, [tensors.IMAGE, tensors.TOKENS, tensors.ERROR])
+    raw_inputs = {spec: spec.shape for spec in _RAW_INPUTS}
+    raw_outputs = [*tensors.HEAD_OUTPUTS, tensors.ERROR]
+    return [
+        _ensemble_config(tensors.RAW_ENSEMBLE, raw_inputs, raw_outputs, [preprocess, *encoders_and_head]),
+        _ensemble_config(tensors.ENSEMBLE, _pixels_and_tokens(sizes), tensors.HEAD_OUTPUTS, encoders_and_head),
+    ]
+
+
+def _ensemble_config(
+    name: str, inputs: Mapping[TensorSpec, Sequence[int]], outputs: Sequence[TensorSpec], steps: Sequence[_Step]
+) -> Any:
+    config = pb.ModelConfig(name=name, platform="ensemble", max_batch_size=tensors.MAX_BATCH_SIZE)
+    _add_tensors(config.input, inputs)
+    _add_tensors(config.output, {spec: spec.shape for spec in outputs})
+    for model, taken, given in steps:
+        step = config.ensemble_scheduling.step.add(model_name=model, model_version=-1)
+        step.input_map.update({spec.name: spec.name for spec in taken})
+        step.output_map.update({spec.name: spec.name for spec in given})
     config.parameters[tensors.CONTRACT_VERSION_PARAMETER].string_value = str(tensors.CONTRACT_VERSION)
     return config
 
@@ -136,3 +183,15 @@ def write_labels(path: Path, labels: Sequence[str]) -> None:
 def _add_tensors(field: Any, specs: Mapping[TensorSpec, Sequence[int]]) -> None:
     for spec, dims in specs.items():
         field.add(name=spec.name, data_type=_DATA_TYPES[spec.datatype], dims=dims)
+
+
+def _pixels_and_tokens(sizes: Sizes) -> dict[TensorSpec, Sequence[int]]:
+    return {tensors.IMAGE: (sizes.side, sizes.side, 3), tensors.TOKENS: tensors.TOKENS.shape}
+
+
+def _add_batching(config: Any) -> None:
+    """Batch what waits already, and delay nothing; refuse what has waited too long."""
+    policy = config.dynamic_batching.default_queue_policy
+    policy.timeout_action = pb.ModelQueuePolicy.REJECT
+    policy.default_timeout_microseconds = QUEUE_TIMEOUT_US
+    policy.allow_timeout_override = True

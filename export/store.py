@@ -1,7 +1,7 @@
 """What lies in a model repository: published whole or not at all, by one process at a time.
 
-Replacing the ensemble's configuration is the commit point of a publication, so a crash at any moment leaves either the
-previous answer chain or the new one.
+Replacing the configuration of ``vizwiz_vqa`` is the commit point of a publication: it comes last, so whoever finds a
+model named there finds everything else of its publication in place.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import fcntl
 import os
 import shutil
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from typing import Any
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
 
-from export.repository import CONFIG_FILE, GRAPH_FILE, VERSION, write_config
+from export.repository import CONFIG_FILE, GRAPH_FILE, PYTHON_FILE, VERSION, write_config
 from training.storage import STAGING_SUFFIX, file_digest, publish_folder, workspace
 from vizwiz_client.contract import tensors
 
@@ -84,9 +84,10 @@ def check_room(repository: Path, needed: int) -> None:
 def seal(folder: Path, config: Any) -> None:
     """Finish the model in ``folder``: write its configuration, which states the digest of every file in it."""
     stated = _stated(folder, config).values()
-    for path in sorted(folder.iterdir()):
+    for path in sorted(folder.rglob("*")):
         if path.is_file() and path not in stated:
-            config.parameters[tensors.FILE_DIGEST_PARAMETER + path.name].string_value = file_digest(path)
+            key = tensors.FILE_DIGEST_PARAMETER + str(path.relative_to(folder))
+            config.parameters[key].string_value = file_digest(path)
     write_config(folder / CONFIG_FILE, config)
 
 
@@ -138,14 +139,15 @@ def publish(repository: Path, models: Mapping[str, Path], trash: Path) -> None:
         publish_folder(folder, repository / name)
 
 
-def commit(repository: Path, config: Any) -> None:
-    """Make the models that ``config`` names the ones that answer."""
-    folder = repository / tensors.ENSEMBLE
-    version = folder / VERSION  # Triton wants one, though an ensemble has no files
-    version.mkdir(parents=True, exist_ok=True)
-    if not (version / ".keep").exists():
-        (version / ".keep").touch()  # git, archives and object stores drop empty folders
-    write_config(folder / CONFIG_FILE, config)
+def commit(repository: Path, configs: Sequence[Any]) -> None:
+    """Make the models that the ensembles' ``configs`` name the ones that answer, one ensemble after the other."""
+    for config in configs:
+        folder = repository / config.name
+        version = folder / VERSION  # Triton wants one, though an ensemble has no files
+        version.mkdir(parents=True, exist_ok=True)
+        if not (version / ".keep").exists():
+            (version / ".keep").touch()  # git, archives and object stores drop empty folders
+        write_config(folder / CONFIG_FILE, config)
 
 
 def _stated(folder: Path, config: Any) -> dict[str, Path]:
@@ -153,7 +155,7 @@ def _stated(folder: Path, config: Any) -> dict[str, Path]:
     files = {}
     for key in config.parameters:
         if key == tensors.MODEL_DIGEST_PARAMETER:
-            files[key] = folder / VERSION / GRAPH_FILE
+            files[key] = folder / VERSION / (PYTHON_FILE if config.backend == "python" else GRAPH_FILE)
         for prefix in (tensors.LABELS_DIGEST_PARAMETER, tensors.FILE_DIGEST_PARAMETER):
             if key.startswith(prefix):
                 files[key] = folder / key.removeprefix(prefix)
@@ -172,7 +174,7 @@ def _remove_litter(repository: Path) -> None:
     beside = _beside(repository)
     for leftover in (
         *beside.parent.glob(f".{beside.name}.*{STAGING_SUFFIX}"),
-        *(repository / tensors.ENSEMBLE).glob(f".*{STAGING_SUFFIX}"),
+        *(path for name in tensors.ENSEMBLES for path in (repository / name).glob(f".*{STAGING_SUFFIX}")),
     ):
         shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib.util
 import textwrap
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -16,9 +16,11 @@ import torch
 
 Variant = Literal["portable", "fused"]
 Precision = Literal["fp32", "fp16", "bf16", "int8"]
+Device = Literal["cpu", "cuda", "tensorrt"]
 
 VARIANTS: tuple[Variant, ...] = get_args(Variant)
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+DEVICES: tuple[Device, ...] = get_args(Device)
 
 OPENVINO = "openvino"  # Triton's name of the accelerator, in a model's config
 
@@ -40,6 +42,13 @@ class Target:
     def name(self) -> str:
         """As it is shown and digested: ``fused-fp32``."""
         return f"{self.variant}-{self.precision}"
+
+    @property
+    def device(self) -> Device:
+        """What its models are configured for; another one serves them as well, only not as fast."""
+        if self.variant == "fused":
+            return "cuda"
+        return "tensorrt" if self.precision == "fp16" else "cpu"
 
     @property
     def accelerator(self) -> str | None:
@@ -96,28 +105,30 @@ def recommend(machine: Machine) -> tuple[Target, str]:
     return Target("portable", "bf16"), "its CPU multiplies bf16, and OpenVINO is installed"
 
 
-def choose_target(variant: str | None, precision: str | None, machine: Machine) -> Target:
-    """Resolve what was asked for; what was left open is recommended for ``machine``.
+def choose_target(variant: str | None, precision: str | None, machine: Machine, device: str | None = None) -> Target:
+    """Resolve what was asked for; what was left open is recommended for ``machine``, or the fastest on ``device``.
 
     Raises:
         TargetError: the two do not go together; the message lists what does.
     """
-    recommended, _ = recommend(machine)
+    recommended, _ = recommend(replace(machine, cuda=device == "cuda") if device else machine)
     first = sorted(TARGETS, key=lambda target: (target != recommended, target.variant != recommended.variant))
     for target in first:
-        if variant in (None, target.variant) and precision in (None, target.precision):
+        asked = (variant, target.variant), (precision, target.precision), (device, target.device)
+        if all(wanted in (None, found) for wanted, found in asked):
             return target
-    choices = ", ".join(target.name for target in TARGETS)
-    raise TargetError(f"there is no {variant}-{precision} graph; choose one of: {choices}")
+    wanted = "-".join(part for part in (variant, precision) if part) + (f" graph for {device}" if device else " graph")
+    choices = ", ".join(f"{target.name} ({target.device})" for target in TARGETS)
+    raise TargetError(f"there is no {wanted}; choose one of: {choices}")
 
 
 def explain(machine: Machine) -> str:
     """What ``--help`` says about targets: each in plain words, and the one for ``machine``."""
     recommended, reason = recommend(machine)
     lines = [
-        "variant and precision, as --variant and --precision take them:",
-        *(f"  {target.variant:<9}{target.precision:<5} {words}" for target, words in TARGETS.items()),
+        "target, variant and precision, as --target, --variant and --precision take them:",
+        *(f"  {t.device:<9}{t.variant:<9}{t.precision:<5} {words}" for t, words in TARGETS.items()),
         f"On this machine: {recommended.variant} {recommended.precision}, because {reason}. Export for the machine "
         "that will serve. Whatever is chosen, a graph that does not give what PyTorch gives is not published.",
     ]
-    return "\n".join(textwrap.fill(line, 100, subsequent_indent=" " * 17 * line.startswith("  ")) for line in lines)
+    return "\n".join(textwrap.fill(line, 100, subsequent_indent=" " * 26 * line.startswith("  ")) for line in lines)

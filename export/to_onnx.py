@@ -21,7 +21,7 @@ from export.inventory import check_repository, describe, inventory, prune
 from export.parity import ParityError
 from export.publication import ExportError, export_run
 from export.store import RepositoryError
-from export.targets import PRECISIONS, TARGETS, VARIANTS, TargetError, choose_target, explain, this_machine
+from export.targets import DEVICES, PRECISIONS, TARGETS, VARIANTS, TargetError, choose_target, explain, this_machine
 from training.clip_models import ClipError, load_clip
 from training.data import DatasetError
 from training.runs import Run, RunError, newest_run, read_run
@@ -43,6 +43,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--repository", type=Path, default=Path("triton_models"), help="model repository (default: triton_models)"
     )
+    parser.add_argument("--target", choices=DEVICES, help="what will serve it (default: a machine like this one)")
     parser.add_argument("--precision", choices=PRECISIONS, help="what the graphs compute with (default: see below)")
     parser.add_argument("--variant", choices=VARIANTS, help="what they are written in (default: see below)")
     parser.add_argument(
@@ -58,9 +59,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         action="store_true",
         help="say whether the repository is whole and serves the run (where there is one); exit code 1 if not",
     )
-    instead.add_argument(
-        "--prune", action="store_true", help="remove the heads and encoders that no ensemble names any more"
-    )
+    instead.add_argument("--prune", action="store_true", help="remove the models that no ensemble names any more")
     parser.add_argument("--json", action="store_true", help="print what --list or --check found as JSON")
     arguments = parser.parse_args(argv)
     if arguments.json and not (arguments.list or arguments.check):
@@ -84,10 +83,13 @@ def run_command(arguments: argparse.Namespace) -> int:
     run = read_run(arguments.run or newest_run(arguments.runs))
     print(f"run: {run.folder} ({len(run.answers)} answers, CLIP {run.clip_source})")
     clip = load_clip(arguments.clip) if arguments.clip else run.clip_source
-    target = choose_target(arguments.variant, arguments.precision, this_machine())
-    print(f"target: {target.variant} {target.precision}: {TARGETS[target]} (--help lists the others)")
+    target = choose_target(arguments.variant, arguments.precision, this_machine(), arguments.target)
+    print(f"target: {target.device} {target.variant} {target.precision}: {TARGETS[target]} (--help lists the others)")
     names = export_run(run, clip, arguments.repository, target, recheck=arguments.recheck)
     print(f"published in {arguments.repository}/: {tensors.ENSEMBLE} = {names.image} + {names.text} + {names.head}")
+    print(
+        f"and {tensors.RAW_ENSEMBLE}, the same behind {names.preprocess}: for clients that send a file (docs/http.md)"
+    )
     print("next: python -m serving")
     return 0
 

@@ -39,6 +39,11 @@ class Runtime:
         """The executable ``tritonserver``."""
         return self.triton / "bin" / "tritonserver"
 
+    @property
+    def caches(self) -> Path:
+        """The folder of the response caches."""
+        return self.triton / "caches"
+
     def environment(self) -> dict[str, str]:
         """This process's environment, in which copies of the stub find their libraries and this Python."""
         libraries = [str(self.libraries), *map(str, _libpython_folders()), os.environ.get("LD_LIBRARY_PATH")]

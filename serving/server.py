@@ -19,13 +19,14 @@ from serving.errors import ServingError
 from serving.ports import HOST
 from serving.runtime import STUB, Runtime, check_stub, find_runtime
 from serving.workspace import Workspace, remove_leftovers
-from vizwiz_client.contract.tensors import ENSEMBLE
+from vizwiz_client.contract.tensors import ENSEMBLE, ENSEMBLES
 
 DRAIN_S = 10  # how long requests in flight may take to finish once the server is to stop
 EXIT_S = 10  # how long the server may then take to end: its backends take about 2
 STUB_TIMEOUT_S = 600  # a model may load that long: a large CLIP's file takes a while to read and optimise
 PROBE_INTERVAL_S = 0.05
 REPORT_INTERVAL_S = 5.0
+CACHE_BYTES = 64 << 20  # of the response cache, which holds text features: a few KB a question
 
 _LOG_TAIL = 12  # lines
 _LINE_LENGTH = 400  # characters: an error repeats itself in each line that follows from it
@@ -131,7 +132,7 @@ class EmbeddedTriton:
         threads = self._threads or len(os.sched_getaffinity(0))
         environment = runtime.environment() | {"VIZWIZ_SERVING_THREADS": str(threads)}
         check_stub(backends / "python" / STUB, environment)
-        arguments = self._arguments(models, backends, workspace.shared_memory_prefix)
+        arguments = self._arguments(models, backends, runtime.caches, workspace.shared_memory_prefix)
         with self.log.open("wb") as log:  # a file never blocks the server, as a full pipe would
             return subprocess.Popen(
                 [sys.executable, "-I", "-S", launch.__file__, str(os.getpid()), str(runtime.server), *arguments],
@@ -144,17 +145,23 @@ class EmbeddedTriton:
                 start_new_session=True,  # Ctrl-C comes to us, and we stop the server in order
             )
 
-    def _arguments(self, models: Path, backends: Path, shared_memory_prefix: str) -> list[str]:
+    def _ensembles(self) -> list[str]:
+        """Those that the repository has: an older one has no raw ensemble."""
+        return [name for name in ENSEMBLES if (self.repository / name / "config.pbtxt").is_file()]
+
+    def _arguments(self, models: Path, backends: Path, caches: Path, shared_memory_prefix: str) -> list[str]:
         addresses = [f"--{service}-address={HOST}" for service in ("http", "grpc", "metrics")]
         return [
             f"--model-repository={models}",
             f"--backend-directory={backends}",
             "--model-control-mode=explicit",
-            f"--load-model={ENSEMBLE}",  # and its steps with it
+            *(f"--load-model={name}" for name in self._ensembles()),  # and their steps with them
             "--exit-on-error=false",  # it would unload what did load first: seconds, before an error can be told
             "--disable-auto-complete-config",  # what is served is what config.pbtxt says
             *addresses,
             *(f"{flag}={port}" for flag, port in self._ports.items()),
+            f"--cache-directory={caches}",
+            f"--cache-config=local,size={CACHE_BYTES}",  # for the models whose config enables it
             f"--exit-timeout-secs={EXIT_S}",
             f"--log-verbose={int(self._verbose)}",
             # backends written in Python take the settings of the backend `python`
@@ -176,9 +183,9 @@ class EmbeddedTriton:
             time.sleep(PROBE_INTERVAL_S)
 
     def _readiness(self) -> int | None:
-        """The HTTP status of the ensemble; None as long as models load, because nothing listens before that is done."""
+        """The HTTP status of the ensembles; None while models load, because nothing listens before that is done."""
         try:
-            return self._ask_http("GET", f"models/{ENSEMBLE}/ready")[0]
+            return max(self._ask_http("GET", f"models/{name}/ready")[0] for name in self._ensembles())
         except OSError:
             return None
 
@@ -189,7 +196,8 @@ class EmbeddedTriton:
         """
         deadline = time.monotonic() + DRAIN_S
         with suppress(OSError, http.client.HTTPException):  # the server is gone already
-            self._ask_http("POST", f"repository/models/{ENSEMBLE}/unload")
+            for name in self._ensembles():
+                self._ask_http("POST", f"repository/models/{name}/unload")
             while b"UNLOADING" in self._ask_http("POST", "repository/index")[1] and time.monotonic() < deadline:
                 time.sleep(PROBE_INTERVAL_S)
 

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from vizwiz_client.contract.errors import ImageError, QuestionError
 from vizwiz_client.contract.geometry import Photo, keep, load_photo, to_pixels
+from vizwiz_client.contract.tensors import CONTEXT_LENGTH
 from vizwiz_client.contract.tokens import Tokens, pad, tokenize
 
 Pixels = npt.NDArray[np.uint8]
@@ -69,9 +70,9 @@ def item(photo: Timed, ids: Tokens | QuestionError, token_s: float) -> Item | Im
 
 
 def stack(items: Sequence[Item]) -> tuple[Pixels, npt.NDArray[np.int32]]:
-    """One batch: uint8 [B, S, S, 3] and int32 [B, T], T that of the longest question."""
-    length = max(len(item.tokens.ids) for item in items)
-    return np.stack([item.pixels for item in items]), np.stack([pad(item.tokens.ids, length) for item in items])
+    """One batch: uint8 [B, S, S, 3] and int32 [B, 77]."""
+    ids = [pad(item.tokens.ids, CONTEXT_LENGTH) for item in items]
+    return np.stack([item.pixels for item in items]), np.stack(ids)
 
 
 def _tokens(question: str) -> Tokens | QuestionError:

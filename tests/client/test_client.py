@@ -137,9 +137,11 @@ class TestBatch:
         pairs = [(photo, f"is this number {index}?") for index, photo in enumerate(photos)]
         assert client.ask_batch(pairs, top=2) == [client.ask(*pair, top=2) for pair in pairs]
 
-    def test_short_questions_are_sent_short(self, client: Any, stand_in: StandIn, photos: list[Path]) -> None:
+    def test_short_questions_have_the_shape_of_long_ones(
+        self, client: Any, stand_in: StandIn, photos: list[Path]
+    ) -> None:
         client.ask_batch([(photo, "what?") for photo in photos])
-        assert stand_in.shapes[0][1] == (5, tensors.TOKEN_LENGTHS[0])
+        assert stand_in.shapes[0][1] == (5, tensors.CONTEXT_LENGTH)
 
     @pytest.mark.parametrize("limit", [1, 3, tensors.MAX_BATCH_SIZE])
     def test_as_many_a_request_as_the_server_takes(self, client: Any, stand_in: StandIn, limit: int) -> None:

@@ -132,3 +132,21 @@ def test_exporting_leaves_the_reference_as_it_was(tiny_clip: FrozenClip, tmp_pat
     image_encoder(tiny_clip.model, Operators()), TextEncoder(tiny_clip.model, Operators())
     after = tiny_clip.model.state_dict()
     assert all(torch.equal(weights, after[name]) for name, weights in before.items())
+
+
+def test_questions_of_all_lengths_in_one_batch_have_the_features_they_have_alone(
+    text_graphs: dict[Target, Path], tiny_clip: FrozenClip
+) -> None:
+    """The graph computes as many positions as the longest needs, whatever it is sent; garbage changes nothing."""
+    questions = [" ".join(["mug"] * words) for words in (1, 5, 13, 14, 30, 75)]
+    tokens = clip_tokenize(questions).int().numpy()
+    graph = open_graph(text_graphs[Target("portable", "fp32")], Target("portable", "fp32"))
+    together = graph({"tokens": tokens})[0]
+    with torch.inference_mode():
+        reference = tiny_clip.model.encode_text(torch.from_numpy(tokens))
+    assert_within(together, reference, Target("portable", "fp32"))
+    behind = tokens.copy()
+    behind[0, 40:] = 49407  # more ends, later than the first
+    np.testing.assert_allclose(graph({"tokens": behind})[0], together, atol=1e-5)
+    no_end = np.full((1, 77), 320, np.int32)
+    assert graph({"tokens": no_end})[0].shape == together[:1].shape

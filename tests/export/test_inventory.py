@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import astuple, replace
 from pathlib import Path
 
 import pytest
@@ -16,7 +16,7 @@ import pytest
 from export import publication, store, to_onnx
 from export.inventory import check_repository, inventory, prune
 from export.publication import ExportError, export_run, model_names
-from export.repository import Names, ensemble_config
+from export.repository import Names, ensemble_configs
 from export.store import RepositoryError
 from tests.conftest import ROOT
 from tests.export.conftest import snapshot
@@ -67,15 +67,18 @@ def test_the_list_says_what_there_is_and_what_for(run: Run, other_run: Run, own:
     old, new = model_names(run), export_run(other_run, other_run.clip_source, own)
     (own / "mine").mkdir()
     entries = {entry.name: entry for entry in inventory(own)}
-    assert next(iter(entries)) == "vizwiz_vqa"
+    assert list(entries)[:2] == ["vizwiz_vqa", "vizwiz_vqa_raw"]
     assert entries["vizwiz_vqa"].steps == [new.image, new.text, new.head]
-    assert [entries[name].kind for name in (new.image, new.text, new.head, "mine")] == [
+    assert entries["vizwiz_vqa_raw"].steps == [new.preprocess, new.image, new.text, new.head]
+    assert [entries[name].kind for name in (new.preprocess, new.image, new.text, new.head, "mine")] == [
+        "preprocess",
         "image encoder",
         "text encoder",
         "head",
         "other",
     ]
-    assert entries[new.head].named_by == entries[new.image].named_by == ["vizwiz_vqa"]
+    assert entries[new.head].named_by == entries[new.image].named_by == ["vizwiz_vqa", "vizwiz_vqa_raw"]
+    assert entries[new.preprocess].named_by == ["vizwiz_vqa_raw"]
     assert entries[old.head].named_by == []
     assert entries[old.head].made_from["run"] == run.folder.name
     assert entries[new.image].made_from["clip_sha256"] == run.clip_digest
@@ -116,6 +119,32 @@ def edited_ensemble(own: Path, names: Names) -> str:
     return f"{config} is not what export writes for"
 
 
+def altered_preprocess(own: Path, names: Names) -> str:
+    path = own / names.preprocess / "1" / "model.py"
+    path.write_text("")
+    return f"{path} was altered: its digest is not the one in config.pbtxt"
+
+
+def altered_warmup(own: Path, names: Names) -> str:
+    path = own / names.preprocess / "warmup" / "golden.image_bytes"
+    path.unlink()
+    return f"{path} is missing"
+
+
+def raw_of_another_head(own: Path, names: Names) -> str:
+    """As a crash between the two ensembles' configurations leaves it."""
+    config = own / "vizwiz_vqa_raw" / "config.pbtxt"
+    other = "gated_head_00000000000d"
+    shutil.copytree(own / names.head, own / other)
+    config.write_text(config.read_text(encoding="utf-8").replace(names.head, other), encoding="utf-8")
+    return "vizwiz_vqa_raw answers with other models than vizwiz_vqa: a publication was interrupted"
+
+
+def no_raw_ensemble(own: Path, names: Names) -> str:
+    shutil.rmtree(own / "vizwiz_vqa_raw")
+    return f"{own / 'vizwiz_vqa_raw' / 'config.pbtxt'} is missing: nothing can be served"
+
+
 def no_ensemble(own: Path, names: Names) -> str:
     shutil.rmtree(own / "vizwiz_vqa")
     return f"{own / 'vizwiz_vqa' / 'config.pbtxt'} is missing: nothing can be served"
@@ -123,7 +152,19 @@ def no_ensemble(own: Path, names: Names) -> str:
 
 @pytest.mark.parametrize(
     "spoil",
-    [damaged_graph, missing_labels, missing_encoder, altered_photo, other_contract, edited_ensemble, no_ensemble],
+    [
+        damaged_graph,
+        missing_labels,
+        missing_encoder,
+        altered_photo,
+        other_contract,
+        edited_ensemble,
+        altered_preprocess,
+        altered_warmup,
+        raw_of_another_head,
+        no_raw_ensemble,
+        no_ensemble,
+    ],
 )
 def test_each_problem_is_told_with_its_remedy(
     spoil: Callable[[Path, Names], str],
@@ -168,7 +209,7 @@ def test_prune_removes_what_no_ensemble_names_and_nothing_else(run: Run, other_r
     (own / "README.md").write_text("kept")
     assert sorted(entry.name for entry in prune(own)) == sorted([old.head, "clip_text_00000000000a"])
     not_ours = ["README.md", "clip_image_0123456789abc", "gated_head_00000000000b", "gated_head_mine", "mine"]
-    expected = sorted([*not_ours, "vizwiz_vqa", new.image, new.text, new.head])
+    expected = sorted([*not_ours, "vizwiz_vqa", "vizwiz_vqa_raw", *astuple(new)])
     assert sorted(path.name for path in own.iterdir()) == expected
     assert check_repository(own, other_run) == []
     assert sorted(path.name for path in own.parent.iterdir()) == ["outside", "triton_models"]
@@ -177,7 +218,7 @@ def test_prune_removes_what_no_ensemble_names_and_nothing_else(run: Run, other_r
 
 def test_what_a_second_ensemble_names_stays(run: Run, other_run: Run, own: Path) -> None:
     old = model_names(run)
-    config = ensemble_config(old, publication.sizes(run))
+    config = ensemble_configs(old, publication.sizes(run))[-1]
     config.name = "previous"
     store.write_config(own / "previous" / "config.pbtxt", config)
     export_run(other_run, other_run.clip_source, own)
@@ -186,6 +227,7 @@ def test_what_a_second_ensemble_names_stays(run: Run, other_run: Run, own: Path)
 
 def test_prune_without_an_ensemble_removes_nothing(run: Run, own: Path) -> None:
     shutil.rmtree(own / "vizwiz_vqa")
+    shutil.rmtree(own / "vizwiz_vqa_raw")
     before = snapshot(own)
     with pytest.raises(RepositoryError, match="has no ensemble, so nothing says which models are needed"):
         prune(own)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from vizwiz_client.contract import tensors
 
 TARGET = Target("portable", "fp32")
 SIZES = Sizes(side=64, features=32, answers=7, types=4)
-NAMES = Names("clip_image_a", "clip_text_b", "gated_head_c")
+NAMES = Names("clip_image_a", "clip_text_b", "gated_head_c", "preprocess_d")
 
 
 @pytest.fixture
@@ -37,7 +38,7 @@ def test_encoders_and_head_state_their_tensors(graph: Path) -> None:
     head = repository.head_config("gated_head_c", SIZES, graph)
     assert dims(image.input) == {"image": (pb.TYPE_UINT8, [64, 64, 3])}
     assert dims(image.output) == {"image_features": (pb.TYPE_FP32, [32])}
-    assert dims(text.input) == {"tokens": (pb.TYPE_INT32, [-1])}
+    assert dims(text.input) == {"tokens": (pb.TYPE_INT32, [77])}
     assert dims(text.output) == {"text_features": (pb.TYPE_FP32, [32])}
     assert dims(head.input) == {"image_features": (pb.TYPE_FP32, [32]), "text_features": (pb.TYPE_FP32, [32])}
     assert dims(head.output) == {
@@ -71,27 +72,54 @@ def test_a_cpu_target_asks_for_its_accelerator(precision: str, accelerated: list
     assert all(accelerator.parameters["inference_precision"] == "bf16" for accelerator in accelerators)
 
 
-def test_the_ensemble_ties_the_three_together() -> None:
-    config = repository.ensemble_config(NAMES, SIZES)
-    assert dims(config.input) == {"image": (pb.TYPE_UINT8, [64, 64, 3]), "tokens": (pb.TYPE_INT32, [-1])}
-    assert dims(config.output)["answer"] == (pb.TYPE_FP32, [-1])
-    steps = config.ensemble_scheduling.step
-    assert [step.model_name for step in steps] == ["clip_image_a", "clip_text_b", "gated_head_c"]
-    made = {tensor for step in steps for tensor in step.output_map.values()} | {"image", "tokens"}
-    assert {tensor for step in steps for tensor in step.input_map.values()} <= made
-    assert {output.name for output in config.output} <= made
-    assert config.parameters["contract_version"].string_value == str(tensors.CONTRACT_VERSION)
+def test_the_ensembles_tie_their_steps_together() -> None:
+    raw, config = repository.ensemble_configs(NAMES, SIZES)
+    assert (raw.name, config.name) == (tensors.RAW_ENSEMBLE, tensors.ENSEMBLE)  # the commit point comes last
+    assert dims(config.input) == {"image": (pb.TYPE_UINT8, [64, 64, 3]), "tokens": (pb.TYPE_INT32, [77])}
+    assert dims(raw.input) == {"image_bytes": (pb.TYPE_STRING, [1]), "question": (pb.TYPE_STRING, [1])}
+    assert dims(raw.output) == {**dims(config.output), "error": (pb.TYPE_STRING, [1])}
+    for each, models in ((config, ["clip_image_a", "clip_text_b", "gated_head_c"]), (raw, ["preprocess_d"])):
+        steps = each.ensemble_scheduling.step
+        assert [step.model_name for step in steps][: len(models)] == models
+        made = {tensor for step in steps for tensor in step.output_map.values()} | {
+            tensor.name for tensor in each.input
+        }
+        assert {tensor for step in steps for tensor in step.input_map.values()} <= made
+        assert {output.name for output in each.output} <= made
+        assert dims(each.output)["answer"] == (pb.TYPE_FP32, [-1])
+        assert each.parameters["contract_version"].string_value == str(tensors.CONTRACT_VERSION)
+    assert list(raw.ensemble_scheduling.step)[1:] == list(config.ensemble_scheduling.step)
+
+
+def test_what_waits_too_long_is_refused_and_only_preprocess_bounds_its_queue(graph: Path) -> None:
+    """On steps that run side by side, ``max_queue_size`` makes Triton 2.51 lose requests or crash."""
+    (graph.parent / "model.py").write_text("")
+    preprocess = repository.preprocess_config("preprocess_d", SIZES, graph.parent / "model.py")
+    others = [
+        repository.image_config("name", SIZES, graph, TARGET),
+        repository.text_config("name", SIZES, graph, TARGET),
+        repository.head_config("name", SIZES, graph),
+    ]
+    for config in (preprocess, *others):
+        policy = config.dynamic_batching.default_queue_policy
+        assert policy.timeout_action == pb.ModelQueuePolicy.REJECT
+        assert policy.default_timeout_microseconds == repository.QUEUE_TIMEOUT_US
+        assert policy.max_queue_size == (repository.MAX_PHOTOS_WAITING if config is preprocess else 0)
+    for config in repository.ensemble_configs(NAMES, SIZES):
+        first, second = list(config.ensemble_scheduling.step)[:2]
+        if first.model_name == "preprocess_d":  # alone in its turn
+            assert {*second.input_map.values()} <= {*first.output_map.values()}
 
 
 def test_a_configuration_survives_its_text(tmp_path: Path) -> None:
-    config = repository.ensemble_config(NAMES, SIZES)
-    repository.write_config(tmp_path / "config.pbtxt", config)
-    assert text_format.Parse((tmp_path / "config.pbtxt").read_text(encoding="utf-8"), pb.ModelConfig()) == config
+    for config in repository.ensemble_configs(NAMES, SIZES):
+        repository.write_config(tmp_path / "config.pbtxt", config)
+        assert text_format.Parse((tmp_path / "config.pbtxt").read_text(encoding="utf-8"), pb.ModelConfig()) == config
 
 
-def test_committing_replaces_one_file(tmp_path: Path) -> None:
-    store.commit(tmp_path, repository.ensemble_config(NAMES, SIZES))
-    store.commit(tmp_path, repository.ensemble_config(Names("clip_image_a", "clip_text_b", "gated_head_d"), SIZES))
-    ensemble = tmp_path / tensors.ENSEMBLE
-    assert sorted(path.name for path in ensemble.iterdir()) == ["1", "config.pbtxt"]
-    assert "gated_head_d" in (ensemble / "config.pbtxt").read_text(encoding="utf-8")
+def test_committing_replaces_one_file_of_each_ensemble(tmp_path: Path) -> None:
+    store.commit(tmp_path, repository.ensemble_configs(NAMES, SIZES))
+    store.commit(tmp_path, repository.ensemble_configs(replace(NAMES, head="gated_head_d"), SIZES))
+    for name in tensors.ENSEMBLES:
+        assert sorted(path.name for path in (tmp_path / name).iterdir()) == ["1", "config.pbtxt"]
+        assert "gated_head_d" in (tmp_path / name / "config.pbtxt").read_text(encoding="utf-8")

@@ -40,15 +40,35 @@ def test_what_is_left_open_is_filled_in(
     assert choose_target(variant, precision, machine).name == expected
 
 
+@pytest.mark.parametrize(
+    ("device", "machine", "expected"),
+    [
+        ("cpu", GPU, "portable-bf16"),
+        ("cpu", OLD_CPU, "portable-fp32"),
+        ("cuda", OLD_CPU, "fused-fp16"),
+        ("tensorrt", NEW_CPU, "portable-fp16"),
+    ],
+)
+def test_a_device_is_given_what_it_is_fast_with(device: str, machine: Machine, expected: str) -> None:
+    assert choose_target(None, None, machine, device).name == expected
+
+
+def test_a_device_leaves_the_precision_open() -> None:
+    assert choose_target(None, "fp32", NEW_CPU, "cuda") == Target("fused", "fp32")
+    with pytest.raises(TargetError, match=r"^there is no portable graph for cuda; choose one of: .*fp16 \(tensorrt\)"):
+        choose_target("portable", None, NEW_CPU, "cuda")
+
+
 def test_what_does_not_go_together_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(TargetError, match=r"there is no fused-int8 graph; choose one of: portable-fp32, .*fused-fp16$"):
+    expected = r"there is no fused-int8 graph; choose one of: portable-fp32 \(cpu\), .*fused-fp16 \(cuda\)$"
+    with pytest.raises(TargetError, match=expected):
         choose_target("fused", "int8", NEW_CPU)
 
 
 def test_every_target_has_a_tolerance_and_words() -> None:
     assert {target.precision for target in TARGETS} == TOLERANCES.keys()
     for target in TARGETS:
-        assert f"  {target.variant:<9}{target.precision}" in explain(OLD_CPU)
+        assert f"  {target.device:<9}{target.variant:<9}{target.precision}" in explain(OLD_CPU)
 
 
 def test_help_recommends_for_this_machine(capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import astuple, replace
 from pathlib import Path
 
 import onnxruntime
@@ -26,7 +26,7 @@ from training.runs import Run, read_run
 
 def test_the_repository_holds_the_chain_and_nothing_half_written(published: Path, run: Run) -> None:
     names = {path.name.rpartition("_")[0] for path in published.iterdir()}
-    assert names == {"vizwiz", "clip_image", "clip_text", "gated_head"}
+    assert names == {"vizwiz", "vizwiz_vqa", "preprocess", "clip_image", "clip_text", "gated_head"}
     head = next(published.glob("gated_head_*"))
     assert (head / "answer.txt").read_text(encoding="utf-8").splitlines() == run.answers
     assert (head / "answer_type.txt").read_text(encoding="utf-8").splitlines() == run.answer_types
@@ -58,7 +58,7 @@ def test_two_exports_at_once_leave_one_whole_repository(run: Run, tiny_clip: Fro
     exports = [subprocess.Popen([sys.executable, "-c", script, *arguments], cwd=ROOT) for _ in range(2)]
     assert [export.wait() for export in exports] == [0, 0]
     names = publication.model_names(run)
-    assert all(store.is_published(target, name) for name in (names.image, names.text, names.head))
+    assert all(store.is_published(target, name) for name in astuple(names))
     assert [path.name for path in tmp_path.iterdir()] == ["triton_models"]
 
 

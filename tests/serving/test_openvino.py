@@ -88,9 +88,9 @@ sys.modules["openvino"] = None  # as if it were not installed
 warned = []
 sys.modules["triton_python_backend_utils"] = types.SimpleNamespace(Logger=types.SimpleNamespace(log_warn=warned.append))
 sys.path.insert(0, sys.argv[1])
-import model
+import sessions
 config = {"optimization": {"execution_accelerators": {"cpu_execution_accelerator": [{"name": "openvino"}]}}}
-session = model.open_session(Path(sys.argv[2]), {"model_instance_kind": "CPU", "model_name": "clip_text_1"}, config)
+session = sessions.open_session(Path(sys.argv[2]), {"model_instance_kind": "CPU", "model_name": "clip_text_1"}, config)
 print(type(session).__name__, warned)
 """
 

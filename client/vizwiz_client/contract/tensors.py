@@ -18,8 +18,11 @@ LABELS_DIGEST_PARAMETER = "labels_sha256_"  # + a label file's name: the same fo
 FILE_DIGEST_PARAMETER = "file_sha256_"  # + the name of any other file beside the config: verified by export alone
 PRECISION_PARAMETER = "inference_precision"  # of a CPU accelerator, in a model's config: the least it may compute in
 
-ENSEMBLE = "vizwiz_vqa"
-IMAGE_ENCODER_PREFIX = "clip_image_"  # + digest, as every immutable model is named
+ENSEMBLE = "vizwiz_vqa"  # asked with pixels and token ids
+RAW_ENSEMBLE = "vizwiz_vqa_raw"  # asked with a file and a text
+ENSEMBLES = (ENSEMBLE, RAW_ENSEMBLE)
+PREPROCESS_PREFIX = "preprocess_"  # + digest, as every immutable model is named
+IMAGE_ENCODER_PREFIX = "clip_image_"
 TEXT_ENCODER_PREFIX = "clip_text_"
 HEAD_PREFIX = "gated_head_"
 
@@ -27,7 +30,9 @@ DIGEST_LENGTH = 12  # hex digits in a model's name: 48 bits, which an int64 `hea
 MAX_BATCH_SIZE = 64
 
 CONTEXT_LENGTH = 77  # token positions of CLIP's text encoder, start and end tokens included
-TOKEN_LENGTHS = (8, 16, 32, CONTEXT_LENGTH)  # a question is sent at the shortest that holds it; few, so they batch
+TOKEN_LENGTHS = (8, 16, 32, CONTEXT_LENGTH)  # a batch of questions is encoded at the shortest that holds it
+
+MAX_IMAGE_BYTES = 40_000_000  # of one photo's file, asked raw; as base64 it fits Triton's 64 MiB for an HTTP request
 
 
 @dataclass(frozen=True)
@@ -44,10 +49,15 @@ class TensorSpec:
         return np.dtype(_NUMPY[self.datatype])
 
 
-_NUMPY = {"UINT8": np.uint8, "INT32": np.int32, "INT64": np.int64, "FP32": np.float32}
+_NUMPY = {"BYTES": np.object_, "UINT8": np.uint8, "INT32": np.int32, "INT64": np.int64, "FP32": np.float32}
 
 IMAGE = TensorSpec("image", "UINT8", (-1, -1, 3))  # [S, S, 3], RGB, S = the encoder's input side in pixels
-TOKENS = TensorSpec("tokens", "INT32", (-1,))  # [T], T in TOKEN_LENGTHS
+# [77], zeros after the end token. One shape, so that questions of any lengths batch, and that equal bytes are the same
+# request to Triton's response cache, which does not look at shapes.
+TOKENS = TensorSpec("tokens", "INT32", (CONTEXT_LENGTH,))
+IMAGE_BYTES = TensorSpec("image_bytes", "BYTES", (1,))  # a photo's file, or base64 of it
+QUESTION = TensorSpec("question", "BYTES", (1,))  # UTF-8
+ERROR = TensorSpec("error", "BYTES", (1,))  # UTF-8: why photo or question was refused; empty when they were not
 IMAGE_FEATURES = TensorSpec("image_features", "FP32", (-1,))  # [D]
 TEXT_FEATURES = TensorSpec("text_features", "FP32", (-1,))  # [D]
 ANSWER = TensorSpec("answer", "FP32", (-1,))  # [V] probabilities, labelled

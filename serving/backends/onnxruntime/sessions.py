@@ -1,0 +1,169 @@
+"""The runtimes of the backend: ONNX Runtime on a CPU or CUDA, and OpenVINO on a CPU.
+
+Their options are those of the native backend, by name and meaning:
+https://github.com/triton-inference-server/onnxruntime_backend#other-optimization-options-with-onnx-runtime
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy.typing as npt
+import onnxruntime as ort
+import triton_python_backend_utils as triton
+
+# OpenVINO, when imported, reports to its maker and keeps a client id in the home folder, unless this cannot be imported
+sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+
+PRECISION_PARAMETER = "inference_precision"  # as in the contract, which this process may not have
+
+Feed = dict[str, npt.NDArray[Any]]  # input name -> its tensor, the first axis the batch
+
+_CUDA_OPTIONS: dict[str, tuple[str, ...]] = {  # with the names of their values, by number; none: a number it is
+    "cudnn_conv_algo_search": ("EXHAUSTIVE", "HEURISTIC", "DEFAULT"),
+    "arena_extend_strategy": ("kNextPowerOfTwo", "kSameAsRequested"),
+    "do_copy_in_default_stream": ("0", "1"),
+    "gpu_mem_limit": (),
+}
+_OPENVINO = "openvino"
+_OPENVINO_TYPES = {"f32": "tensor(float)", "u8": "tensor(uint8)", "i32": "tensor(int32)", "i64": "tensor(int64)"}
+
+
+class LoadError(Exception):
+    """The model cannot be served as its config says."""
+
+
+def open_session(graph: Path, args: Mapping[str, str], config: Mapping[str, Any]) -> Any:
+    """Open ``graph`` on the device that Triton chose for this instance, with the accelerator that ``config`` asks for.
+
+    Raises:
+        LoadError: an accelerator that is not known.
+    """
+    chosen = providers(args, config)
+    if accelerator := cpu_accelerator(config):
+        on_gpu = chosen[0] != "CPUExecutionProvider"
+        if not on_gpu and importlib.util.find_spec(_OPENVINO) is not None:
+            precision = accelerator.get("parameters", {}).get(PRECISION_PARAMETER, "bf16")
+            session = OpenVinoSession(graph, precision, threads(config))
+            triton.Logger.log_info(f"{args['model_name']} runs on OpenVINO, in {session.precision}")
+            return session
+        if not on_gpu:
+            triton.Logger.log_warn(
+                f"{args['model_name']} runs without OpenVINO, which its config asks for, and is slower so: it is not "
+                "installed here (pip install openvino)"
+            )
+    return open_onnx_runtime(graph, args, config, chosen)
+
+
+def open_onnx_runtime(
+    graph: Path, args: Mapping[str, str], config: Mapping[str, Any], chosen: Sequence[Any]
+) -> ort.InferenceSession:
+    """Open ``graph`` with the execution providers ``chosen``."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads(config)
+    # an idle session that spins takes the cores from the models that work
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    session = ort.InferenceSession(graph, options, providers=chosen)
+    if args["model_instance_kind"] == "GPU" and "CUDAExecutionProvider" not in session.get_providers():
+        triton.Logger.log_warn(f"{args['model_name']} runs on the CPU: ONNX Runtime cannot use CUDA here")
+    return session
+
+
+def cpu_accelerator(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The CPU accelerator in a model's config, which can only be OpenVINO, or None.
+
+    Raises:
+        LoadError: another one.
+    """
+    accelerators = config.get("optimization", {}).get("execution_accelerators", {}).get("cpu_execution_accelerator", [])
+    for accelerator in accelerators:
+        if accelerator["name"] != _OPENVINO:
+            raise LoadError(
+                f"config.pbtxt asks for the CPU accelerator {accelerator['name']!r}, the only one is {_OPENVINO!r}: "
+                "remove it, or correct its name"
+            )
+    return accelerators[0] if accelerators else None
+
+
+def threads(config: Mapping[str, Any]) -> int:
+    """Threads that this model may compute with: as many as the server allows, or fewer where ``config`` says so."""
+    allowed = int(os.environ.get("VIZWIZ_SERVING_THREADS", "0")) or len(os.sched_getaffinity(0))
+    return min(allowed, int(parameter(config, "intra_op_thread_count") or 0) or allowed)
+
+
+class Tensor(NamedTuple):
+    """An input or output of a graph, as ONNX Runtime describes them."""
+
+    name: str
+    type: str
+    shape: list[int | str]
+
+
+class OpenVinoSession:
+    """OpenVINO on the CPU, with the methods of ONNX Runtime's session that are used here."""
+
+    def __init__(self, graph: Path, precision: str, thread_count: int) -> None:
+        """Compile ``graph``; ``precision`` is the least that it may compute in, as far as the CPU can."""
+        import openvino  # needed for models that ask for it alone
+
+        core = openvino.Core()
+        able = precision.upper() in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        self.precision = precision if able else "f32"
+        options = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": self.precision}
+        self._model = core.compile_model(graph, "CPU", {**options, "INFERENCE_NUM_THREADS": thread_count})
+        self._request = self._model.create_infer_request()
+
+    def run(self, names: Sequence[str], inputs: Feed) -> list[npt.NDArray[Any]]:
+        """Compute the outputs ``names``."""
+        results = self._request.infer(inputs, share_inputs=True)
+        return [results[name].copy() for name in names]  # the request's own memory is written again by the next
+
+    def get_inputs(self) -> list[Tensor]:
+        """Describe the inputs."""
+        return [_tensor(port) for port in self._model.inputs]
+
+    def get_outputs(self) -> list[Tensor]:
+        """Describe the outputs."""
+        return [_tensor(port) for port in self._model.outputs]
+
+
+def _tensor(port: Any) -> Tensor:
+    kind = port.element_type.get_type_name()
+    shape: list[int | str] = [size.get_length() if size.is_static else "free" for size in port.partial_shape]
+    return Tensor(port.any_name, _OPENVINO_TYPES.get(kind, kind), shape)
+
+
+def providers(args: Mapping[str, str], config: Mapping[str, Any]) -> list[Any]:
+    """ONNX Runtime's execution providers for the instance that ``args`` describe, with the options of ``config``."""
+    if args["model_instance_kind"] != "GPU" or "CUDAExecutionProvider" not in ort.get_available_providers():
+        return ["CPUExecutionProvider"]
+    ort.preload_dlls()  # CUDA and cuDNN lie in the nvidia-* wheels, where the loader does not look
+    options = {"device_id": args["model_instance_device_id"], **cuda_options(config)}
+    return [("CUDAExecutionProvider", options), "CPUExecutionProvider"]
+
+
+def cuda_options(config: Mapping[str, Any]) -> dict[str, str]:
+    """The options of CUDA in a model's parameters: numbers there, as the native backend reads them, names here.
+
+    Raises:
+        LoadError: one that is none.
+    """
+    options = {}
+    for key, names in _CUDA_OPTIONS.items():
+        if (value := parameter(config, key)) is not None:
+            if not value.isdecimal() or (names and int(value) >= len(names)):
+                choices = ", ".join(f"{number} ({name})" for number, name in enumerate(names)) or "a whole number"
+                raise LoadError(f"config.pbtxt has {key} {value!r}, expected {choices}")
+            options[key] = names[int(value)] if names else value
+    return options
+
+
+def parameter(config: Mapping[str, Any], key: str) -> str | None:
+    """A parameter of a model, or None."""
+    value = config.get("parameters", {}).get(key)
+    return None if value is None else str(value["string_value"])

@@ -1,0 +1,90 @@
+"""Configurations for GPUs: what they say, and that a server without one is unharmed by them."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from export import store
+from export.accelerators import ENGINE_CACHE
+from export.inventory import check_repository
+from export.publication import export_run, model_names
+from export.targets import Device, Machine, choose_target
+from serving.server import EmbeddedTriton
+from tests.conftest import ROOT
+from tests.export.conftest import ask_golden
+from training.clip_models import FrozenClip
+from training.runs import Run
+
+CPU_MACHINE = Machine(cuda=False, cpu_flags=frozenset(), openvino=False)
+
+
+@pytest.mark.parametrize("tiny_clip", [3], ids=["vit"], indirect=True)
+@pytest.mark.parametrize(("device", "expected"), [("cuda", "fused-fp16"), ("tensorrt", "portable-fp16")])
+def test_a_repository_for_a_gpu_is_served_by_a_cpu(
+    device: Device, expected: str, run: Run, tiny_clip: FrozenClip, tmp_path: Path
+) -> None:
+    target = choose_target(None, None, CPU_MACHINE, device)
+    assert (target.name, target.device) == (expected, device)
+    names = export_run(run, tiny_clip, tmp_path / "triton_models", target)
+    assert names == model_names(run, target)
+    assert check_repository(tmp_path / "triton_models", run) == []
+    for name in (names.image, names.text):
+        config = store.read_config(tmp_path / "triton_models" / name)
+        parameters = {key: value.string_value for key, value in config.parameters.items()}
+        assert parameters["cudnn_conv_algo_search"] == "1"
+        assert parameters["arena_extend_strategy"] == "1"
+        assert parameters["do_copy_in_default_stream"] == "1"
+        assert int(parameters["gpu_mem_limit"]) > 1 << 30
+        accelerators = config.optimization.execution_accelerators.gpu_execution_accelerator
+        assert [accelerator.name for accelerator in accelerators] == ["tensorrt"] * (device == "tensorrt")
+        if device == "tensorrt":
+            options, tensor = dict(accelerators[0].parameters), config.input[0]
+            shape = "x".join(map(str, tensor.dims))
+            assert options["precision_mode"] == "FP16"
+            assert options["trt_engine_cache_path"] == ENGINE_CACHE
+            assert options["trt_engine_cache_prefix"] == name
+            assert options["trt_profile_min_shapes"] == f"{tensor.name}:1x{shape}"
+            assert options["trt_profile_opt_shapes"] == f"{tensor.name}:8x{shape}"
+            assert options["trt_profile_max_shapes"] == f"{tensor.name}:64x{shape}"
+    with EmbeddedTriton(tmp_path / "triton_models") as server:
+        ask_golden(server.grpc_url, tmp_path / "triton_models")
+
+
+CUDA_OPTIONS = """
+import sys, types
+sys.modules["triton_python_backend_utils"] = types.SimpleNamespace()  # only Triton has it; none of it is needed here
+sys.path.insert(0, sys.argv[1])
+import sessions
+config = {"parameters": {key: {"string_value": value} for key, value in (each.split("=") for each in sys.argv[2:])}}
+try:
+    print(sessions.cuda_options(config))
+except sessions.LoadError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize(
+    ("parameters", "expected"),
+    [
+        (
+            ["cudnn_conv_algo_search=1", "arena_extend_strategy=1", "gpu_mem_limit=5", "do_copy_in_default_stream=1"],
+            "{'cudnn_conv_algo_search': 'HEURISTIC', 'arena_extend_strategy': 'kSameAsRequested', "
+            "'do_copy_in_default_stream': '1', 'gpu_mem_limit': '5'}",
+        ),
+        (["other=1"], "{}"),
+        (
+            ["arena_extend_strategy=2"],
+            "config.pbtxt has arena_extend_strategy '2', expected 0 (kNextPowerOfTwo), 1 (kSameAsRequested)",
+        ),
+        (["gpu_mem_limit=all"], "config.pbtxt has gpu_mem_limit 'all', expected a whole number"),
+    ],
+)
+def test_the_python_based_backend_reads_the_same_options(parameters: list[str], expected: str) -> None:
+    """By ONNX Runtime's names; the native backend takes their numbers."""
+    backend = ROOT / "serving" / "backends" / "onnxruntime"
+    command = [sys.executable, "-c", CUDA_OPTIONS, str(backend), *parameters]
+    assert subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip() == expected

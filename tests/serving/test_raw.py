@@ -1,0 +1,299 @@
+"""The raw ensemble on a live server: files and questions as they come, and whatever else people send."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import os
+import re
+import shutil
+import struct
+import subprocess
+import sys
+import zlib
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from tritonclient.grpc import InferenceServerClient, InferInput
+
+from tests.conftest import ROOT, LiveServer
+from tests.serving.test_refusals import first_line
+from tests.serving.tiny_repository import change_config
+from training.data import read_split
+from vizwiz_client.contract import geometry, tensors, tokens
+
+QUESTION = b"what is this?"
+OUTPUTS = [spec.name for spec in tensors.HEAD_OUTPUTS]
+
+
+@pytest.fixture
+def client(live_server: LiveServer) -> Iterator[InferenceServerClient]:
+    with InferenceServerClient(live_server.grpc_url) as client:
+        yield client
+
+
+@pytest.fixture
+def photo(live_server: LiveServer) -> bytes:
+    return (live_server.repository / live_server.head / "golden.jpg").read_bytes()
+
+
+def ask_raw(client: InferenceServerClient, photos: list[bytes], questions: list[bytes]) -> dict[str, Any]:
+    """Every output of the raw ensemble; ``error`` as a list of texts."""
+    inputs = []
+    for name, values in (("image_bytes", photos), ("question", questions)):
+        inputs.append(InferInput(name, [len(values), 1], "BYTES"))
+        inputs[-1].set_data_from_numpy(np.array(values, dtype=np.object_)[:, None])
+    result = client.infer(tensors.RAW_ENSEMBLE, inputs, client_timeout=60)
+    errors = [error.decode() for error in result.as_numpy("error")[:, 0]]
+    return {name: result.as_numpy(name) for name in OUTPUTS} | {"error": errors}
+
+
+def ask_tensors(client: InferenceServerClient, photos: list[bytes], questions: list[str], side: int) -> dict[str, Any]:
+    """Every output of the tensor ensemble, asked with what the contract's code makes."""
+    image = np.stack([geometry.to_pixels(geometry.load_photo(photo), side) for photo in photos])
+    ids = np.stack([tokens.pad(tokens.tokenize(text).ids, tensors.CONTEXT_LENGTH) for text in questions])
+    inputs = []
+    for name, array, datatype in (("image", image, "UINT8"), ("tokens", ids, "INT32")):
+        inputs.append(InferInput(name, list(array.shape), datatype))
+        inputs[-1].set_data_from_numpy(array)
+    result = client.infer(tensors.ENSEMBLE, inputs, client_timeout=60)
+    return {name: result.as_numpy(name) for name in OUTPUTS}
+
+
+def test_both_ensembles_answer_the_real_photos_exactly_alike(
+    live_server: LiveServer, client: InferenceServerClient, real_photos: Path
+) -> None:
+    split = read_split(real_photos, "val")
+    photos = [path.read_bytes() for path in split.photo_paths()]
+    questions = [record.question for record in split.records]
+    assert len(photos) == 50
+    for start in range(0, 50, 10):
+        part = slice(start, start + 10)
+        raw = ask_raw(client, photos[part], [question.encode() for question in questions[part]])
+        expected = ask_tensors(client, photos[part], questions[part], live_server.image_side)
+        assert raw["error"] == [""] * 10
+        for name in OUTPUTS:
+            np.testing.assert_array_equal(raw[name], expected[name])
+    assert len({answer.tobytes() for answer in raw["answer"]}) > 5, "all photos are alike: the test proves nothing"
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP"])
+def test_formats_and_orientation(
+    kind: str, live_server: LiveServer, client: InferenceServerClient, photo: bytes
+) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned to the right
+    with Image.open(io.BytesIO(photo)) as image:
+        file = encode(image, kind, exif=exif, lossless=True)
+        upright = encode(image.transpose(Image.Transpose.ROTATE_270), "PNG")
+    raw = ask_raw(client, [file], [QUESTION])
+    assert raw["error"] == [""]
+    np.testing.assert_array_equal(
+        raw["answer"], ask_tensors(client, [upright], [QUESTION.decode()], live_server.image_side)["answer"]
+    )
+
+
+def tall_png() -> bytes:
+    """1 x 20,000 pixels in some 150 bytes; resized as CLIP does, 10 GB at 336 pixels."""
+    return encode(Image.new("1", (1, 20_000)), "PNG", optimize=True)
+
+
+def huge_png() -> bytes:
+    """The head of a picture of 400 million pixels."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", 20_000, 20_000, 8, 2, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+
+
+def encode(image: Image.Image, kind: str, **options: Any) -> bytes:
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def test_a_bad_item_has_its_error_and_the_others_their_answers(
+    client: InferenceServerClient, photo: bytes, tmp_path: Path
+) -> None:
+    (tmp_path / "photo.jpg").write_bytes(photo)
+    path = bytes(tmp_path / "photo.jpg")
+    bad = {
+        "damaged or incomplete": (photo[: len(photo) // 2], QUESTION),
+        "is 1 x 20000 pixels": (tall_png(), QUESTION),
+        "Expected at most 110,000,000 pixels": (huge_png(), QUESTION),
+        "got no data": (b"", QUESTION),
+        "not a picture": (b"\x00\xff not a picture", QUESTION),
+        f"starts with {path[:16]!r}": (path, QUESTION),
+        "paths and addresses are not opened": (b"/photos/photo/a", QUESTION),
+        f"starts with {b'file://' + path[:9]!r}": (b"file://" + path, QUESTION),
+        "starts with b'http://127.0.0.1": (b"http://127.0.0.1:1/photo.jpg", QUESTION),
+        "has 40,000,001 bytes, expected at most 40,000,000": (b"\xff" * 40_000_001, QUESTION),
+        "expected words": (photo, b"  "),
+        "the question is not UTF-8 (at byte 5)": (photo, b"what \xff"),
+        "the question has 5,001 characters": (photo, b"a" * 5_001),
+    }
+    pairs = [(photo, QUESTION), *bad.values(), (photo, b"what color is it?")]
+    raw = ask_raw(client, [pair[0] for pair in pairs], [pair[1] for pair in pairs])
+    assert (raw["error"][0], raw["error"][-1]) == ("", "")
+    for expected, error in zip(bad, raw["error"][1:-1], strict=True):
+        assert expected in error
+    for row in (0, -1):
+        alone = ask_raw(client, [pairs[row][0]], [pairs[row][1]])
+        for name in OUTPUTS:
+            np.testing.assert_allclose(raw[name][row], alone[name][0], atol=1e-5)
+
+
+def test_a_picture_that_would_be_enormous_costs_no_memory(
+    live_server: LiveServer, client: InferenceServerClient, photo: bytes
+) -> None:
+    (preprocess,) = (entry.name for entry in live_server.repository.glob("preprocess_*"))
+    ask_raw(client, [photo] * 8, [QUESTION] * 8)
+    before = peak_memory(preprocess)
+    ask_raw(client, [tall_png(), huge_png()] * 4, [QUESTION] * 8)
+    assert peak_memory(preprocess) - before < 50 << 10
+
+
+def peak_memory(model: str) -> int:
+    """The most memory, in KiB, that the process of ``model`` has had resident."""
+    for status in Path("/proc").glob("[0-9]*/status"):
+        try:
+            if f"/{model}/1/model.py".encode() in (status.parent / "cmdline").read_bytes():
+                return int(re.search(r"VmHWM:\s+(\d+)", status.read_text())[1])  # type: ignore[index]
+        except OSError:  # it ended meanwhile
+            continue
+    raise AssertionError(f"no process runs {model}")
+
+
+def test_many_at_once_each_get_their_own_answer(
+    live_server: LiveServer, client: InferenceServerClient, photo: bytes
+) -> None:
+    split = read_split(live_server.data, "val", limit=12)
+    photos = [path.read_bytes() for path in split.photo_paths()]
+    photos[5] = photo[:100]
+    alone = [ask_raw(client, [each], [QUESTION]) for each in photos]
+    with ThreadPoolExecutor(12) as pool:
+        together = list(pool.map(lambda each: ask_raw(client, [each], [QUESTION]), photos))
+    for one, other in zip(alone, together, strict=True):
+        np.testing.assert_allclose(one["answer"], other["answer"], atol=1e-5)
+        assert one["error"] == other["error"]
+    assert [bool(one["error"][0]) for one in alone] == [number == 5 for number in range(12)]
+
+
+def test_base64_is_taken_for_what_it_holds(client: InferenceServerClient, photo: bytes) -> None:
+    wrapped = base64.encodebytes(photo)  # in lines
+    assert b"\n" in wrapped[:-1]
+    raw = ask_raw(client, [photo, base64.b64encode(photo), wrapped, wrapped[:-7]], [QUESTION] * 4)
+    assert raw["error"][:3] == [""] * 3
+    assert "text that is not base64 (Incorrect padding)" in raw["error"][3]
+    for row in (1, 2):
+        np.testing.assert_allclose(raw["answer"][row], raw["answer"][0], atol=1e-6)
+
+
+FILES = """
+import io, sys, types
+from PIL import Image
+sys.modules["triton_python_backend_utils"] = types.SimpleNamespace()  # only Triton has it; none of it is needed here
+sys.path.insert(0, sys.argv[1])
+from preprocess_model import read_file
+count = 0
+for width, height in ((16, 16), (11051, 20), (20, 11051), (300, 200), (0x2b2b, 0x61)):
+    for mode in ("RGB", "L", "P"):
+        for kind in ("JPEG", "PNG", "WEBP", "GIF", "BMP"):
+            for options in ({}, {"lossless": True}):
+                file = io.BytesIO()
+                try:
+                    Image.new(mode, (width, height)).save(file, kind, **options)
+                except OSError:  # that format has no such mode
+                    continue
+                assert read_file(file.getvalue()) == file.getvalue()
+                count += 1
+print(count)
+"""
+
+
+def test_no_picture_is_taken_for_base64() -> None:
+    run = subprocess.run([sys.executable, "-c", FILES, ROOT / "export"], check=True, capture_output=True, text=True)
+    assert int(run.stdout) > 100
+
+
+@pytest.fixture
+def preprocess_alone(own_repository: Path, live_server: LiveServer) -> Path:
+    """The tiny repository, and the preprocess model as a raw ensemble of one step: quick to load."""
+    (source,) = live_server.repository.glob("preprocess_*")
+    shutil.copytree(source, own_repository / source.name)
+    shutil.copytree(live_server.repository / tensors.RAW_ENSEMBLE, own_repository / tensors.RAW_ENSEMBLE)
+
+    def keep_one_step(config: Any) -> None:
+        del config.ensemble_scheduling.step[1:]
+        (step,) = config.ensemble_scheduling.step
+        for name in ("image", "tokens"):
+            del step.output_map[name]
+        del config.output[:-1]
+        assert config.output[0].name == "error"
+
+    change_config(own_repository / tensors.RAW_ENSEMBLE, keep_one_step)
+    return own_repository / source.name
+
+
+def test_an_altered_preprocess_model_is_refused(preprocess_alone: Path) -> None:
+    model = preprocess_alone / "1" / "model.py"
+    model.write_text(model.read_text() + "\n")
+    line = first_line(preprocess_alone.parent)
+    assert f"failed to load '{preprocess_alone.name}' version 1: " in line
+    assert f"{model} has SHA-256 " in line
+    assert "damaged or another one; publish it again with `python -m export.to_onnx`" in line
+
+
+def test_a_package_of_another_contract_is_refused(preprocess_alone: Path) -> None:
+    change_config(
+        preprocess_alone, lambda config: setattr(config.parameters["contract_version"], "string_value", "999")
+    )
+    line = first_line(preprocess_alone.parent)
+    assert "was exported for contract version 999, the installed vizwiz-client has 1 (" in line
+    assert "install the one that the repository was exported with, or export again" in line
+
+
+def test_a_missing_package_is_told() -> None:
+    program = """
+import sys, types
+sys.modules["triton_python_backend_utils"] = types.SimpleNamespace()
+sys.modules["vizwiz_client"] = None  # as if it were not installed
+sys.path.insert(0, sys.argv[1])
+import preprocess_model
+"""
+    command = [sys.executable, "-c", program, ROOT / "export"]
+    run = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert "the model needs the package vizwiz-client in the Python that Triton's Python backend runs" in run.stderr
+    assert "`pip install vizwiz-client` there" in run.stderr
+
+
+def http_commands() -> list[str]:
+    """The commands of docs/http.md."""
+    return re.findall(r"```sh\n(.+?)```", (ROOT / "docs" / "http.md").read_text(encoding="utf-8"), re.DOTALL)
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_the_commands_of_the_docs(
+    number: int, live_server: LiveServer, client: InferenceServerClient, photo: bytes, tmp_path: Path
+) -> None:
+    (tmp_path / "img.jpg").write_bytes(photo)
+    assert len(http_commands()) == 2
+    command = http_commands()[number].replace("localhost:8000", live_server.http_url)
+    environment = os.environ | {"no_proxy": "*"}
+    run = subprocess.run(
+        ["sh", "-c", command], cwd=tmp_path, env=environment, check=True, capture_output=True, text=True
+    )
+    outputs = {output["name"]: output["data"] for output in json.loads(run.stdout)["outputs"]}
+    expected = ask_raw(client, [photo], [QUESTION])
+    assert len(outputs["answer"]) == 3
+    assert float(outputs["answer"][0].split(":")[0]) == pytest.approx(expected["answer"].max(), abs=2e-6)
+    assert outputs["answerable"] == pytest.approx(expected["answerable"][0].tolist())
+    assert outputs["error"] == [""]
