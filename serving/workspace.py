@@ -51,6 +51,19 @@ def remove_leftovers() -> None:
         os.close(lock)
 
 
+def live_folders() -> list[Path]:
+    """The folders of servers that run, of this user; the one that started last comes last."""
+    folders = []
+    for folder in _temporary_folder().glob(f"{PREFIX}*"):
+        try:
+            os.close(_lock(folder))
+        except BlockingIOError:  # some process of its server holds the lock
+            folders.append(folder)
+        except OSError:  # another user's, or just removed
+            continue
+    return sorted(folders, key=lambda folder: folder.stat().st_mtime)
+
+
 def _lock(folder: Path) -> int:
     """Lock ``folder`` and return the descriptor whose closing frees it.
 
