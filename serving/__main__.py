@@ -28,8 +28,8 @@ container.
 `python -m serving reload` lets the running server answer with what the repository names now, or with an earlier head:
 see its --help.
 
-Anybody on this machine may ask questions; model control, shared memory, tracing and logging take a key. Each start makes
-one, which `reload` finds, unless the environment variable {KEY_VARIABLE} gives one.
+Anybody on this machine may ask questions; model control, shared memory, tracing and logging take a key. Each start
+makes one, which `reload` finds, unless the environment variable {KEY_VARIABLE} gives one.
 """
 
 _EXAMPLES = """\
