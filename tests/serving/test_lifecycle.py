@@ -145,7 +145,7 @@ def test_a_request_in_flight_is_answered_before_the_server_stops(own_repository:
     server.start()
     with ThreadPoolExecutor() as pool, InferenceServerClient(server.grpc_url) as client:
         answer = pool.submit(ask, client, image, tokens)
-        assert eventually(lambda: pending in metrics(server))
+        assert eventually(lambda: pending in metrics(server.metrics_url))
         server.stop()
         np.testing.assert_array_equal(answer.result().as_numpy("answer"), expected_answer(image, tokens))
 
@@ -158,9 +158,9 @@ def test_it_says_where_it_listens_and_what_to_type(server: EmbeddedTriton) -> No
     assert f'\n  vizwiz-client ask img.jpg "what is this?" --url {server.grpc_url}\n' in text
 
 
-def metrics(server: EmbeddedTriton) -> str:
+def metrics(url: str) -> str:
     try:
-        with urllib.request.urlopen(server.metrics_url) as response:
+        with urllib.request.urlopen(url, timeout=10) as response:
             return str(response.read(), "utf-8")
     except OSError:  # Triton opens this port last, after the ensemble is ready
         return ""
