@@ -82,7 +82,7 @@ def _serve(server: EmbeddedTriton, as_json: bool) -> NoReturn:
     try:
         seconds = time.monotonic() - start
         print(_addresses_json(server) if as_json else _addresses(server, seconds), flush=True)
-        server.wait()
+        server.wait(_say)
     finally:
         server.stop()
 

@@ -37,6 +37,7 @@ DRAIN_S = 10  # how long requests in flight may take to finish once the server i
 EXIT_S = 10  # how long the server may then take to end: its backends take about 2
 CONTROL_S = 600  # a model may take that long to load again
 STUB_TIMEOUT_S = 600  # a model may load that long: a large CLIP's file takes a while to read and optimise
+ENDS_ALLOWED, ENDS_WITHIN_S = 2, 60  # a server that ends by itself more often than that stays down
 PROBE_INTERVAL_S = 0.05
 REPORT_INTERVAL_S = 5.0
 
@@ -120,18 +121,16 @@ class EmbeddedTriton:
         self._key = admin_key()
         remove_leftovers()
         with ExitStack() as stack:
-            workspace = stack.enter_context(Workspace())
-            models = workspace.folder / "models"
+            self._workspace = stack.enter_context(Workspace())
+            models = self._workspace.folder / "models"
             models.symlink_to(self.repository.resolve())  # a stub's command line is split at spaces; this has none
-            self._log = Log(workspace.folder / "server.log", models, self.repository)
-            self._process = self._launch(runtime, workspace)
-            stack.callback(_kill, self._process)
-            self._wait_until_ready(report)
-            hide_key(self._process.pid, self._key)
+            self._log = Log(self._workspace.folder / "server.log", models, self.repository)
+            self._environment = self._prepare(runtime)
+            self._command = [str(runtime.server), *self._arguments()]
+            stack.callback(lambda: _kill(self._process))
+            self._launch(report)
             address = RunningServer(self.grpc_url, self.http_url, str(self.repository.resolve()), self._key)
-            write_record(workspace.folder, address)
-            self._watch = Watch(self._process.pid, models, self._wanted, self._control, report)
-            self._watch.start()
+            write_record(self._workspace.folder, address)
             self._resources = stack.pop_all()
 
     def stop(self) -> None:
@@ -143,14 +142,25 @@ class EmbeddedTriton:
             with suppress(subprocess.TimeoutExpired):
                 self._process.wait(EXIT_S)
 
-    def wait(self) -> NoReturn:
-        """Return never, as long as the server lives.
+    def wait(self, report: Callable[[str], None] = lambda line: None) -> NoReturn:
+        """Return never; a server that ends by itself is started again, in the same place.
+
+        Args:
+            report: told of each such end.
 
         Raises:
-            ServingError: the server ended by itself.
+            ServingError: it ended too often.
         """
-        self._process.wait()
-        raise ServingError(f"tritonserver {self._outcome()}, unasked; its log says:\n{self._log.complaints()}")
+        ends: list[float] = []
+        while True:
+            self._process.wait()
+            ends = [end for end in ends if time.monotonic() - end < ENDS_WITHIN_S] + [time.monotonic()]
+            told = f"tritonserver {self._outcome()}, unasked; its log says:\n{self._log.complaints()}"
+            if len(ends) > ENDS_ALLOWED:
+                raise ServingError(told)
+            report(f"{told}\nstarting it again")
+            self._clean_up()
+            self._launch(report)
 
     def __enter__(self) -> EmbeddedTriton:
         self.start()
@@ -159,30 +169,45 @@ class EmbeddedTriton:
     def __exit__(self, *_: object) -> None:
         self.stop()
 
-    def _launch(self, runtime: Runtime, workspace: Workspace) -> subprocess.Popen[bytes]:
-        backends = workspace.folder / "backends"
+    def _prepare(self, runtime: Runtime) -> dict[str, str]:
+        """Put the backends together and return the environment in which they run."""
+        backends = self._workspace.folder / "backends"
         runtime.compose_backends(backends)
         threads = self._threads or len(os.sched_getaffinity(0))
         environment = runtime.environment() | {"VIZWIZ_SERVING_THREADS": str(threads)}
         environment.pop(KEY_VARIABLE, None)  # the stubs need not know
         check_stub(backends / "python" / STUB, environment)
-        arguments = self._arguments(backends, workspace.shared_memory_prefix)
+        return environment
+
+    def _launch(self, report: Callable[[str], None]) -> None:
+        """Start the process, wait until it is ready, and watch over it."""
         with self.log.open("wb") as log:  # a file never blocks the server, as a full pipe would
-            return subprocess.Popen(
-                [sys.executable, "-I", "-S", launch.__file__, str(os.getpid()), str(runtime.server), *arguments],
-                env=environment,
-                cwd=workspace.folder,  # where the stubs would find modules first
+            self._process = subprocess.Popen(
+                [sys.executable, "-I", "-S", launch.__file__, str(os.getpid()), *self._command],
+                env=self._environment,
+                cwd=self._workspace.folder,  # where the stubs would find modules first
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                pass_fds=[workspace.lock],
+                pass_fds=[self._workspace.lock],
                 start_new_session=True,  # Ctrl-C comes to us, and we stop the server in order
             )
+        self._wait_until_ready(report)
+        hide_key(self._process.pid, self._key)
+        self._watch = Watch(self._process.pid, self._log.models, self._wanted, self._control, report)
+        self._watch.start()
 
-    def _arguments(self, backends: Path, shared_memory_prefix: str) -> list[str]:
+    def _clean_up(self) -> None:
+        """Remove what a server that ended by itself left: its watch, its stubs, its shared memory."""
+        self._watch.stop()
+        with suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._workspace.remove_shared_memory()
+
+    def _arguments(self) -> list[str]:
         return [
             f"--model-repository={self._log.models}",
-            f"--backend-directory={backends}",
+            f"--backend-directory={self._workspace.folder / 'backends'}",
             "--model-control-mode=explicit",
             *(f"--load-model={name}" for name in self._ensembles()),  # and their steps with them
             "--exit-on-error=false",  # it would unload what did load first: seconds, before an error can be told
@@ -193,7 +218,7 @@ class EmbeddedTriton:
             f"--exit-timeout-secs={EXIT_S}",
             f"--log-verbose={int(self._verbose)}",
             # backends written in Python take the settings of the backend `python`
-            f"--backend-config=python,shm-region-prefix-name={shared_memory_prefix}",
+            f"--backend-config=python,shm-region-prefix-name={self._workspace.shared_memory_prefix}",
             f"--backend-config=python,stub-timeout-seconds={STUB_TIMEOUT_S}",
         ]
 

@@ -39,6 +39,10 @@ class Workspace:
         _remove(self.folder)
         os.close(self.lock)
 
+    def remove_shared_memory(self) -> None:
+        """Remove what the processes of the server left, once all have ended."""
+        _remove_shared_memory(self.folder)
+
 
 def remove_leftovers() -> None:
     """Remove the folders and the shared memory of servers of which no process is left."""
@@ -88,6 +92,10 @@ def _temporary_folder() -> Path:
 
 
 def _remove(folder: Path) -> None:
+    _remove_shared_memory(folder)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _remove_shared_memory(folder: Path) -> None:
     for region in _SHARED_MEMORY.glob(f"{folder.name}_*"):
         region.unlink(missing_ok=True)
-    shutil.rmtree(folder, ignore_errors=True)

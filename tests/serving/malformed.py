@@ -19,9 +19,9 @@ _INFER = "/inference.GRPCInferenceService/ModelInfer"
 _GIANT = "a" * 3_000_000
 _WRONG_TYPES = ("FP32", "BYTES", "INT64", "BOOL", "FP16", "UINT8", "NONSENSE", "", "\0")
 _WRONG_SHAPES = (
-    [], [0], [-1], [1], [1, -1], [2**62, 2**62], [1, 4, 4], [1, 4, 4, 4], [0, 4, 4, 3], [65, 4, 4, 3],
-    [2**31, 2**31, 2**31, 3], [9999999],
-)  # fmt: skip
+    [], [0], [-1], [1], [1, -1], [1, 4, 4], [1, 4, 4, 4], [0, 4, 4, 3], [65, 4, 4, 3], [9999999],
+)  # fmt: skip  # see FATAL_SHAPE for larger ones
+FATAL_SHAPE = [1, 2**63 - 1]  # over HTTP's JSON, of which Triton 2.51 makes a string of that length, and aborts
 _WRONG_NAMES = ("", "Image", "image ", "text_features", "../../etc/passwd", "\0", "ｉｍａｇｅ", _GIANT[:5000], "%s%n")
 
 Inputs = list[dict[str, Any]]

@@ -19,6 +19,7 @@ import pytest
 from tritonclient.grpc import InferenceServerClient
 
 from serving import __main__ as command
+from serving.admin import ask_http
 from serving.server import EmbeddedTriton
 from serving.workspace import PREFIX, remove_leftovers
 from tests.serving.tiny_repository import SIDE, TEXT_MODEL, ask, change_config, expected_answer
@@ -31,10 +32,10 @@ SERVE = [sys.executable, "-m", "serving", *(f"--{name}-port=0" for name in ("htt
 class Command:
     """A ``python -m serving`` that is ready, and where its traces are."""
 
-    def __init__(self, repository: Path) -> None:
+    def __init__(self, repository: Path, *flags: str) -> None:
         start = time.monotonic()
         self.process = subprocess.Popen(
-            [*SERVE, f"--repository={repository}"],
+            [*SERVE, f"--repository={repository}", *flags],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -111,9 +112,14 @@ def test_shared_memory_that_a_killed_server_left_is_removed(serve: Command) -> N
     assert eventually(lambda: remove_leftovers() or serve.leaves_no_trace())  # the lock goes with the last process
 
 
-def test_a_server_that_ends_by_itself_is_told(serve: Command) -> None:
-    os.kill(serve.triton(), signal.SIGKILL)
+def test_a_server_that_ends_by_itself_is_told_and_started_again_but_not_for_ever(serve: Command) -> None:
+    address = serve.addresses["http"]
+    for _ in range(3):
+        assert eventually(lambda: answers_http(address), 30)
+        os.kill(serve.triton(), signal.SIGKILL)
+        assert eventually(lambda: not answers_http(address))
     said = serve.end()
+    assert said.count("\nstarting it again\n") == 2
     assert "serving: error: tritonserver ended with SIGKILL, unasked; its log says:" in said
     assert serve.process.returncode == 1
     assert eventually(serve.leaves_no_trace)
@@ -156,6 +162,14 @@ def test_it_says_where_it_listens_and_what_to_type(server: EmbeddedTriton) -> No
     for address in (server.grpc_url, f"http://{server.http_url}/", server.metrics_url, str(server.log)):
         assert address in text
     assert f'\n  vizwiz-client ask img.jpg "what is this?" --url {server.grpc_url}\n' in text
+
+
+def answers_http(address: str) -> bool:
+    """Whether the ensemble at ``address`` is ready."""
+    try:
+        return ask_http(address, "GET", f"models/{tensors.ENSEMBLE}/ready")[0] == 200
+    except OSError:
+        return False
 
 
 def metrics(url: str) -> str:
