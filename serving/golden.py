@@ -23,7 +23,7 @@ from serving.repository import read_config
 from vizwiz_client.contract import tensors
 from vizwiz_client.contract.errors import VizwizError
 from vizwiz_client.contract.geometry import load_photo, to_pixels
-from vizwiz_client.contract.tokens import tokenize
+from vizwiz_client.contract.tokens import pad, tokenize
 
 PHOTO_FILE = "golden.jpg"
 REQUEST_FILE = "golden.json"
@@ -46,14 +46,19 @@ class GoldenRequest:
     tolerance: float  # of each probability, absolute
     answers: int  # V, all of which are asked for: NaN hides among those that are not
 
-    def feed(self, side: int) -> Feed:
-        """The request as input of any model of the chain, for an image encoder that takes [S, S, 3] with S = ``side``.
+    def feed(self, side: int, length: int) -> Feed:
+        """The request as input of any model of the chain.
+
+        Args:
+            side: S, where the image encoder takes [S, S, 3].
+            length: T, where the text encoder takes [T]; -1 where it takes any, and gets the question's own.
 
         Raises:
             ServingError: photo or question cannot be used.
         """
         try:
             pixels, tokens = to_pixels(load_photo(self.photo), side), tokenize(self.question).ids
+            tokens = tokens if length < 0 else pad(tokens, length)
         except VizwizError as error:
             raise ServingError(f"the golden request of {self.head} cannot be asked: {error}") from error
         return {

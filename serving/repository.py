@@ -23,6 +23,7 @@ from vizwiz_client.contract import tensors
 
 CONFIG_FILE = "config.pbtxt"
 GRAPH_FILE = "model.onnx"
+PYTHON_FILE = "model.py"  # of a model of Triton's Python backend
 VERSION = "1"  # the only one: a changed model is another model
 MADE_FROM_FILE = "made_from.json"  # in the folder of an immutable model: a head's holds what its encoders' hold
 
@@ -78,8 +79,9 @@ def damages(folder: Path) -> list[str]:
         ServingError: the configuration cannot be read.
     """
     found = []
-    for key, value in sorted(read_config(folder).parameters.items()):
-        if (path := _described(folder, key)) is None:
+    config = read_config(folder)
+    for key, value in sorted(config.parameters.items()):
+        if (path := _described(folder, config, key)) is None:
             continue
         if not path.is_file():
             found.append(f"{path} is missing")
@@ -116,6 +118,8 @@ def with_head(repository: Path, configs: Configs, head: str) -> Configs:
         changed[ensemble].CopyFrom(config)
         for step in changed[ensemble].ensemble_scheduling.step:
             step.model_name = _replacement(repository, step.model_name, head)
+        for step in changed[ensemble].ensemble_scheduling.step:
+            step.model_name = _fitting(repository, step.model_name, changed[ensemble])
         _copy_dims(repository, changed[ensemble])
     return changed
 
@@ -154,10 +158,10 @@ def locked(repository: Path, report: Callable[[str], None]) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _described(folder: Path, parameter: str) -> Path | None:
-    """The file whose digest a configuration's ``parameter`` states, if it states one."""
+def _described(folder: Path, config: Any, parameter: str) -> Path | None:
+    """The file whose digest the ``parameter`` of ``config`` states, if it states one."""
     if parameter == tensors.MODEL_DIGEST_PARAMETER:
-        return folder / VERSION / GRAPH_FILE
+        return folder / VERSION / (PYTHON_FILE if config.backend == "python" else GRAPH_FILE)
     for prefix in (tensors.LABELS_DIGEST_PARAMETER, tensors.FILE_DIGEST_PARAMETER):
         if parameter.startswith(prefix):
             return folder / parameter.removeprefix(prefix)
@@ -193,6 +197,27 @@ def _encoder(repository: Path, prefix: str, current: str, head: str) -> str:
     raise ServingError(
         f"the encoder {prefix}... that {head} was fitted on is not in {repository} any more: export its run again"
     )
+
+
+def _fitting(repository: Path, name: str, ensemble: Any) -> str:
+    """The model of ``name``'s kind whose outputs are as large as what the encoders of ``ensemble`` take.
+
+    That is ``name`` itself, but for the model that makes pixels, when the encoders of the new head take another size.
+    """
+    if name.startswith((tensors.HEAD_PREFIX, tensors.IMAGE_ENCODER_PREFIX, tensors.TEXT_ENCODER_PREFIX)):
+        return name
+    taken = {
+        tensor.name: [*tensor.dims]
+        for step in steps(ensemble)
+        if step.startswith((tensors.IMAGE_ENCODER_PREFIX, tensors.TEXT_ENCODER_PREFIX))
+        for tensor in read_config(repository / step).input
+    }
+    kind = name.rpartition("_")[0]
+    for candidate in [repository / name, *sorted(repository.glob(f"{kind}_*"))]:
+        given = {tensor.name: [*tensor.dims] for tensor in read_config(candidate).output}
+        if all(given.get(tensor) == dims for tensor, dims in taken.items()):
+            return candidate.name
+    raise ServingError(f"no {kind}_... in {repository} makes what the encoders of the head take: export its run again")
 
 
 def _made_from(folder: Path) -> Mapping[str, Any]:

@@ -122,7 +122,7 @@ def _load(server: Control, repository: Path, after: Configs, report: Callable[[s
 def _probe(server: Control, repository: Path, ensemble: Any) -> None:
     """Walk through the steps of ``ensemble`` as Triton would, with the golden request of its head."""
     golden = _golden(repository, ensemble)
-    values = dict(golden.feed(_side(repository, ensemble)))
+    values = dict(golden.feed(*_sizes(repository, ensemble)))
     for step in ensemble.ensemble_scheduling.step:
         config = read_config(repository / step.model_name)
         feed = {name: values[key] for name, key in step.input_map.items()}
@@ -144,7 +144,7 @@ def _commit(server: Control, repository: Path, before: Configs, after: Configs, 
         report(f"loading {name}")
         server.load(name)
         golden = _golden(repository, config)
-        inputs = input_tensors(config, golden.feed(_side(repository, config)))
+        inputs = input_tensors(config, golden.feed(*_sizes(repository, config)))
         _check(golden, server.ask(name, inputs, golden.outputs()), name)
 
 
@@ -170,12 +170,15 @@ def _golden(repository: Path, ensemble: Any) -> GoldenRequest:
     return read_golden(repository, next(name for name in steps(ensemble) if name.startswith(tensors.HEAD_PREFIX)))
 
 
-def _side(repository: Path, ensemble: Any) -> int:
-    """S, the side of the pictures [S, S, 3] that the image encoder of ``ensemble`` takes."""
-    for name in steps(ensemble):
-        if name.startswith(tensors.IMAGE_ENCODER_PREFIX):
-            return int(read_config(repository / name).input[0].dims[0])
-    raise ServingError(f"{ensemble.name} has no image encoder: publish it again with `python -m export.to_onnx`")
+def _sizes(repository: Path, ensemble: Any) -> tuple[int, int]:
+    """S and T of the pictures [S, S, 3] and the tokens [T] that the encoders of ``ensemble`` take; T may be -1: any."""
+    sizes = []
+    for prefix in (tensors.IMAGE_ENCODER_PREFIX, tensors.TEXT_ENCODER_PREFIX):
+        found = [name for name in steps(ensemble) if name.startswith(prefix)]
+        if not found:
+            raise ServingError(f"{ensemble.name} has no step {prefix}...: publish it with `python -m export.to_onnx`")
+        sizes.append(int(read_config(repository / found[0]).input[0].dims[0]))
+    return sizes[0], sizes[1]
 
 
 def _check(golden: GoldenRequest, result: Any, model: str) -> None:

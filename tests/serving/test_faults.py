@@ -82,7 +82,7 @@ def watched(tiny_repository: Path) -> Iterator[tuple[EmbeddedTriton, list[str]]]
 def test_a_backend_process_that_is_killed_comes_back(watched: tuple[EmbeddedTriton, list[str]], model: str) -> None:
     """Until then no request hangs, and the probe does not say that all is well."""
     server, said = watched
-    feed = read_golden(server.repository, HEAD).feed(SIDE)
+    feed = read_golden(server.repository, HEAD).feed(SIDE, -1)
     with Load(server.grpc_url, server.repository, feed) as load:
         load.wait_for(5)
         stubs = watch.stubs(server._process.pid, server._log.models)

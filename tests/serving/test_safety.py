@@ -38,7 +38,7 @@ CLOSED = [
     ("POST", "logging"),
 ]
 OPEN = [
-    ("GET", ""),
+    ("GET", f"models/{tensors.ENSEMBLE}/versions/1/ready"),
     ("GET", "health/live"),
     ("GET", f"models/{tensors.ENSEMBLE}"),
     ("GET", f"models/{tensors.ENSEMBLE}/config"),

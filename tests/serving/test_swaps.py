@@ -59,7 +59,7 @@ class Served:
         return reload(self.server.grpc_url, to=to and to.removeprefix(tensors.HEAD_PREFIX))
 
     def feed(self) -> Any:
-        return read_golden(self.repository, FIRST).feed(SIDE)
+        return read_golden(self.repository, FIRST).feed(SIDE, -1)
 
     def ask(self) -> dict[str, Reply]:
         """Ask each ensemble once."""
@@ -307,7 +307,7 @@ def test_wrong_arguments(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_the_golden_inputs_are_what_numpy_was_given(tiny_repository: Path) -> None:
-    feed = read_golden(tiny_repository, HEAD).feed(SIDE)
+    feed = read_golden(tiny_repository, HEAD).feed(SIDE, -1)
     image, tokens = golden_inputs()
     np.testing.assert_array_equal(feed["image"], image)
     np.testing.assert_array_equal(feed["tokens"], tokens)
