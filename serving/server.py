@@ -194,7 +194,9 @@ class EmbeddedTriton:
             )
         self._wait_until_ready(report)
         hide_key(self._process.pid, self._key)
-        self._watch = Watch(self._process.pid, self._log.models, self._wanted, self._control, report)
+        tidy = self._workspace.close_shared_memory
+        tidy()
+        self._watch = Watch(self._process.pid, self._log.models, self._wanted, tidy, self._control, report)
         self._watch.start()
 
     def _clean_up(self) -> None:

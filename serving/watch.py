@@ -29,6 +29,7 @@ class Watch:
         server: the process id of tritonserver, whose children the stubs are.
         models: the folder of the models, as the stubs' command lines have it.
         wanted: the models that ensembles name: others may stay away.
+        tidy: called at each look, for models that have been loaded since.
         ask: sends Triton a request for model control.
         report: told of each death and of what came of it.
     """
@@ -38,12 +39,14 @@ class Watch:
         server: int,
         models: Path,
         wanted: Callable[[], Collection[str]],
+        tidy: Callable[[], None],
         ask: Ask,
         report: Callable[[str], None],
     ) -> None:
         self._server = server
         self._models = models
         self._wanted = wanted
+        self._tidy = tidy
         self._ask = ask
         self._report = report
         self._stubs: dict[int, tuple[str, str]] = {}  # of those that lived when last looked at: pid -> instance, model
@@ -63,6 +66,7 @@ class Watch:
     def _run(self) -> None:
         while not self._end.wait(INTERVAL_S):
             with suppress(OSError, ValueError):  # the server is gone, or too busy to answer: look again
+                self._tidy()
                 self._look()
 
     def _look(self) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 PREFIX = "vizwiz-serving-"
@@ -38,6 +39,12 @@ class Workspace:
     def __exit__(self, *_: object) -> None:
         _remove(self.folder)
         os.close(self.lock)
+
+    def close_shared_memory(self) -> None:
+        """Let no other user read the photos in it: the Python backend makes it readable, whatever the umask is."""
+        for region in _SHARED_MEMORY.glob(f"{self.folder.name}_*"):
+            with suppress(FileNotFoundError):
+                region.chmod(0o600)
 
     def remove_shared_memory(self) -> None:
         """Remove what the processes of the server left, once all have ended."""

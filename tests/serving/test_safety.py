@@ -199,6 +199,7 @@ def test_no_photo_question_or_answer_stays_behind(verbose: Command) -> None:
     assert b"[request id: " in written, "the server logs nothing: the test proves nothing"
     assert [secret for secret in secrets if secret in written] == []
     regions = verbose.shared_memory()
+    assert {path.stat().st_mode & 0o077 for path in regions} == {0}, "others on this machine can read it"
     assert any(secret in path.read_bytes() for path in regions for secret in secrets[:2]), "the test looks elsewhere"
     verbose.process.terminate()
     said = verbose.end()
