@@ -20,9 +20,8 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from vizwiz_client.contract.tensors import ENSEMBLE
+from vizwiz_client.contract.tensors import ENSEMBLES
 
-ENSEMBLES = (ENSEMBLE, f"{ENSEMBLE}_raw")
 ADMIN_APIS = "model-repository,shared-memory,trace,logging"  # metadata, model-config and statistics stay readable
 ADMIN_HEADER = "vizwiz-admin-key"  # over gRPC, Triton puts `triton-grpc-protocol-` before it
 KEY = re.compile(r"[A-Za-z0-9_-]{32,}")

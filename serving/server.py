@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import http.client
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -15,21 +14,33 @@ from pathlib import Path
 from typing import NoReturn
 
 from serving import launch, ports
+from serving.admin import (
+    HTTP_HEADER,
+    KEY_VARIABLE,
+    RunningServer,
+    admin_key,
+    ask_http,
+    hide_key,
+    restrictions,
+    write_record,
+)
 from serving.errors import ServingError
-from serving.ports import HOST
+from serving.log import Log
+from serving.ports import EVERY_INTERFACE, LOOPBACK
+from serving.repository import ensembles, models_named
 from serving.runtime import STUB, Runtime, check_stub, find_runtime
+from serving.watch import Watch
 from serving.workspace import Workspace, remove_leftovers
-from vizwiz_client.contract.tensors import ENSEMBLE, ENSEMBLES
+from vizwiz_client.contract.tensors import ENSEMBLE
 
 DRAIN_S = 10  # how long requests in flight may take to finish once the server is to stop
 EXIT_S = 10  # how long the server may then take to end: its backends take about 2
+CONTROL_S = 600  # a model may take that long to load again
 STUB_TIMEOUT_S = 600  # a model may load that long: a large CLIP's file takes a while to read and optimise
+ENDS_ALLOWED, ENDS_WITHIN_S = 2, 60  # a server that ends by itself more often than that stays down
 PROBE_INTERVAL_S = 0.05
 REPORT_INTERVAL_S = 5.0
 CACHE_BYTES = 64 << 20  # of the response cache, which holds text features: a few KB a question
-
-_LOG_TAIL = 12  # lines
-_LINE_LENGTH = 400  # characters: an error repeats itself in each line that follows from it
 
 
 class EmbeddedTriton:
@@ -44,6 +55,8 @@ class EmbeddedTriton:
     Args:
         repository: the model repository that ``python -m export.to_onnx`` writes.
         http_port, grpc_port, metrics_port: 0 takes any free port.
+        host: the IPv4 address at which HTTP and gRPC listen; metrics stay on loopback.
+        expose: let ``host`` be one that other machines reach, in spite of :data:`serving.ports.KNOWN_HOLES`.
         threads: threads that each model may compute with; by default one for each core of this process.
         verbose: let Triton log each step of each request, but no tensor's content.
     """
@@ -55,67 +68,100 @@ class EmbeddedTriton:
         http_port: int = 0,
         grpc_port: int = 0,
         metrics_port: int = 0,
+        host: str = LOOPBACK,
+        expose: bool = False,
         threads: int | None = None,
         verbose: bool = False,
     ) -> None:
         self.repository = Path(repository)
         self._ports = {"--http-port": http_port, "--grpc-port": grpc_port, "--metrics-port": metrics_port}
+        self._host = host
+        self._expose = expose
         self._threads = threads
         self._verbose = verbose
         self._resources = ExitStack()
 
     @property
+    def log(self) -> Path:
+        """Triton's log."""
+        return self._log.path
+
+    @property
     def grpc_url(self) -> str:
         """Address for gRPC clients, as ``tritonclient.grpc`` takes it."""
-        return f"{HOST}:{self._ports['--grpc-port']}"
+        return f"{self._near}:{self._ports['--grpc-port']}"
 
     @property
     def http_url(self) -> str:
         """Address for HTTP clients, as ``tritonclient.http`` takes it."""
-        return f"{HOST}:{self._ports['--http-port']}"
+        return f"{self._near}:{self._ports['--http-port']}"
 
     @property
     def metrics_url(self) -> str:
         """URL of the metrics in Prometheus's format."""
-        return f"http://{HOST}:{self._ports['--metrics-port']}/metrics"
+        return f"http://{LOOPBACK}:{self._ports['--metrics-port']}/metrics"
+
+    @property
+    def _near(self) -> str:
+        """The address at which this machine reaches the server."""
+        return LOOPBACK if self._host == EVERY_INTERFACE else self._host
 
     def start(self, report: Callable[[str], None] = lambda line: None) -> None:
         """Start the server and return when the ensemble is ready.
 
         Args:
-            report: told what is being waited for, every few seconds.
+            report: told what is being waited for, every few seconds, and later what has to be repaired.
 
         Raises:
             ServingError: something is missing, a port is taken, or the models do not load.
         """
         runtime = find_runtime()
         check_repository(self.repository)
-        self._ports = ports.claim_ports(self._ports)
+        ports.check_host(self._host, self._expose)
+        self._ports = ports.claim_ports(self._ports, self._hosts())
+        self._key = admin_key()
         remove_leftovers()
         with ExitStack() as stack:
-            workspace = stack.enter_context(Workspace())
-            self.log = workspace.folder / "server.log"
-            self._process = self._launch(runtime, workspace)
-            stack.callback(_kill, self._process)
-            self._wait_until_ready(report)
+            self._workspace = stack.enter_context(Workspace())
+            models = self._workspace.folder / "models"
+            models.symlink_to(self.repository.resolve())  # a stub's command line is split at spaces; this has none
+            self._log = Log(self._workspace.folder / "server.log", models, self.repository)
+            self._environment = self._prepare(runtime)
+            self._command = [str(runtime.server), *self._arguments(runtime)]
+            stack.callback(lambda: _kill(self._process))
+            self._launch(report)
+            address = RunningServer(self.grpc_url, self.http_url, str(self.repository.resolve()), self._key)
+            write_record(self._workspace.folder, address)
             self._resources = stack.pop_all()
 
     def stop(self) -> None:
         """Let requests in flight finish, end the server, and remove what it left; at once if interrupted again."""
         with self._resources:
+            self._watch.stop()
             self._drain()
             self._process.terminate()
             with suppress(subprocess.TimeoutExpired):
                 self._process.wait(EXIT_S)
 
-    def wait(self) -> NoReturn:
-        """Return never, as long as the server lives.
+    def wait(self, report: Callable[[str], None] = lambda line: None) -> NoReturn:
+        """Return never; a server that ends by itself is started again, in the same place.
+
+        Args:
+            report: told of each such end.
 
         Raises:
-            ServingError: the server ended by itself.
+            ServingError: it ended too often.
         """
-        self._process.wait()
-        raise ServingError(f"tritonserver {self._outcome()}, unasked; its log says:\n{self._complaints()}")
+        ends: list[float] = []
+        while True:
+            self._process.wait()
+            ends = [end for end in ends if time.monotonic() - end < ENDS_WITHIN_S] + [time.monotonic()]
+            told = f"tritonserver {self._outcome()}, unasked; its log says:\n{self._log.complaints()}"
+            if len(ends) > ENDS_ALLOWED:
+                raise ServingError(told)
+            report(f"{told}\nstarting it again")
+            self._clean_up()
+            self._launch(report)
 
     def __enter__(self) -> EmbeddedTriton:
         self.start()
@@ -124,48 +170,60 @@ class EmbeddedTriton:
     def __exit__(self, *_: object) -> None:
         self.stop()
 
-    def _launch(self, runtime: Runtime, workspace: Workspace) -> subprocess.Popen[bytes]:
-        backends = workspace.folder / "backends"
+    def _prepare(self, runtime: Runtime) -> dict[str, str]:
+        """Put the backends together and return the environment in which they run."""
+        backends = self._workspace.folder / "backends"
         runtime.compose_backends(backends)
-        models = workspace.folder / "models"
-        models.symlink_to(self.repository.resolve())  # the stub's command line is split at spaces; this name has none
         threads = self._threads or len(os.sched_getaffinity(0))
         environment = runtime.environment() | {"VIZWIZ_SERVING_THREADS": str(threads)}
+        environment.pop(KEY_VARIABLE, None)  # the stubs need not know
         check_stub(backends / "python" / STUB, environment)
-        arguments = self._arguments(models, backends, runtime.caches, workspace.shared_memory_prefix)
+        return environment
+
+    def _launch(self, report: Callable[[str], None]) -> None:
+        """Start the process, wait until it is ready, and watch over it."""
         with self.log.open("wb") as log:  # a file never blocks the server, as a full pipe would
-            return subprocess.Popen(
-                [sys.executable, "-I", "-S", launch.__file__, str(os.getpid()), str(runtime.server), *arguments],
-                env=environment,
-                cwd=workspace.folder,  # where the stubs would find modules first
+            self._process = subprocess.Popen(
+                [sys.executable, "-I", "-S", launch.__file__, str(os.getpid()), *self._command],
+                env=self._environment,
+                cwd=self._workspace.folder,  # where the stubs would find modules first
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                pass_fds=[workspace.lock],
+                pass_fds=[self._workspace.lock],
                 start_new_session=True,  # Ctrl-C comes to us, and we stop the server in order
             )
+        self._wait_until_ready(report)
+        hide_key(self._process.pid, self._key)
+        tidy = self._workspace.close_shared_memory
+        tidy()
+        self._watch = Watch(self._process.pid, self._log.models, self._wanted, tidy, self._control, report)
+        self._watch.start()
 
-    def _ensembles(self) -> list[str]:
-        """Those that the repository has: an older one has no raw ensemble."""
-        return [name for name in ENSEMBLES if (self.repository / name / "config.pbtxt").is_file()]
+    def _clean_up(self) -> None:
+        """Remove what a server that ended by itself left: its watch, its stubs, its shared memory."""
+        self._watch.stop()
+        with suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._workspace.remove_shared_memory()
 
-    def _arguments(self, models: Path, backends: Path, caches: Path, shared_memory_prefix: str) -> list[str]:
-        addresses = [f"--{service}-address={HOST}" for service in ("http", "grpc", "metrics")]
+    def _arguments(self, runtime: Runtime) -> list[str]:
         return [
-            f"--model-repository={models}",
-            f"--backend-directory={backends}",
+            f"--model-repository={self._log.models}",
+            f"--backend-directory={self._workspace.folder / 'backends'}",
             "--model-control-mode=explicit",
             *(f"--load-model={name}" for name in self._ensembles()),  # and their steps with them
             "--exit-on-error=false",  # it would unload what did load first: seconds, before an error can be told
             "--disable-auto-complete-config",  # what is served is what config.pbtxt says
-            *addresses,
+            *(f"{flag.replace('port', 'address')}={host}" for flag, host in self._hosts().items()),
             *(f"{flag}={port}" for flag, port in self._ports.items()),
-            f"--cache-directory={caches}",
+            *restrictions(self._key),
+            f"--cache-directory={runtime.caches}",
             f"--cache-config=local,size={CACHE_BYTES}",  # for the models whose config enables it
             f"--exit-timeout-secs={EXIT_S}",
             f"--log-verbose={int(self._verbose)}",
             # backends written in Python take the settings of the backend `python`
-            f"--backend-config=python,shm-region-prefix-name={shared_memory_prefix}",
+            f"--backend-config=python,shm-region-prefix-name={self._workspace.shared_memory_prefix}",
             f"--backend-config=python,stub-timeout-seconds={STUB_TIMEOUT_S}",
         ]
 
@@ -173,21 +231,25 @@ class EmbeddedTriton:
         start = reported = time.monotonic()
         while (status := self._readiness()) != http.HTTPStatus.OK:
             if status is not None or self._process.poll() is not None:
+                cause = self._log.cause() or f"tritonserver {self._outcome()}"
                 raise ServingError(
-                    f"Triton cannot serve {self.repository}: {self._cause()}\nits log says:\n{self._complaints()}"
+                    f"Triton cannot serve {self.repository}: {cause}\nits log says:\n{self._log.complaints()}"
                 )
             now = time.monotonic()
             if now - reported >= REPORT_INTERVAL_S:
-                report(f"waiting for {', '.join(self._loading())} to load ({now - start:.0f} s)")
+                report(
+                    f"waiting for {', '.join(self._log.loading() or ['tritonserver'])} to load ({now - start:.0f} s)"
+                )
                 reported = now
             time.sleep(PROBE_INTERVAL_S)
 
     def _readiness(self) -> int | None:
-        """The HTTP status of the ensembles; None while models load, because nothing listens before that is done."""
+        """The HTTP status of the ensembles; None as long as models load: nothing listens before that is done."""
         try:
-            return max(self._ask_http("GET", f"models/{name}/ready")[0] for name in self._ensembles())
+            statuses = [ask_http(self.http_url, "GET", f"models/{name}/ready")[0] for name in self._ensembles()]
         except OSError:
             return None
+        return next((status for status in statuses if status != http.HTTPStatus.OK), http.HTTPStatus.OK)
 
     def _drain(self) -> None:
         """Take no new request and wait for those in flight.
@@ -197,39 +259,22 @@ class EmbeddedTriton:
         deadline = time.monotonic() + DRAIN_S
         with suppress(OSError, http.client.HTTPException):  # the server is gone already
             for name in self._ensembles():
-                self._ask_http("POST", f"repository/models/{name}/unload")
-            while b"UNLOADING" in self._ask_http("POST", "repository/index")[1] and time.monotonic() < deadline:
+                self._control("POST", f"repository/models/{name}/unload")
+            while b"UNLOADING" in self._control("POST", "repository/index")[1] and time.monotonic() < deadline:
                 time.sleep(PROBE_INTERVAL_S)
 
-    def _ask_http(self, method: str, path: str) -> tuple[int, bytes]:
-        connection = http.client.HTTPConnection(self.http_url, timeout=5)  # urllib would ask a configured proxy
-        try:
-            connection.request(method, f"/v2/{path}")
-            response = connection.getresponse()
-            return response.status, response.read()
-        finally:
-            connection.close()
+    def _control(self, method: str, path: str) -> tuple[int, bytes]:
+        return ask_http(self.http_url, method, path, {HTTP_HEADER: self._key}, CONTROL_S)
 
-    def _log_text(self) -> str:
-        text = self.log.read_text(encoding="utf-8", errors="replace")
-        return text.replace(str(self.log.parent / "models"), str(self.repository.resolve()))  # as the user knows it
+    def _ensembles(self) -> list[str]:
+        """The ensembles to serve; the one that clients ask also where Triton will have to say what is wrong with it."""
+        return list(dict.fromkeys([ENSEMBLE, *ensembles(self.repository)]))
 
-    def _loading(self) -> list[str]:
-        text = self._log_text()
-        loading = re.findall(r'"loading: (\S+):\d+"', text)
-        return [name for name in loading if f"successfully loaded '{name}'" not in text] or ["tritonserver"]
+    def _wanted(self) -> list[str]:
+        return models_named(ensembles(self.repository))
 
-    def _cause(self) -> str:
-        """The first error about a model: those that follow are its consequences."""
-        error = re.search(
-            r'^E.* model_(?:lifecycle|repository_manager)\.cc:\d+\] "(.+)"$', self._log_text(), re.MULTILINE
-        )
-        return error[1].partition(r"\n")[0] if error else f"tritonserver {self._outcome()}"
-
-    def _complaints(self) -> str:
-        """The last lines of the log that are neither information nor tables."""
-        lines = [line for line in self._log_text().splitlines() if line and line[0] not in "I+|"]
-        return "\n".join(f"  {line[:_LINE_LENGTH]}" for line in lines[-_LOG_TAIL:])
+    def _hosts(self) -> dict[str, str]:
+        return {"--http-port": self._host, "--grpc-port": self._host, "--metrics-port": LOOPBACK}
 
     def _outcome(self) -> str:
         code = self._process.poll()

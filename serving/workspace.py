@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 PREFIX = "vizwiz-serving-"
@@ -39,6 +40,16 @@ class Workspace:
         _remove(self.folder)
         os.close(self.lock)
 
+    def close_shared_memory(self) -> None:
+        """Let no other user read the photos in it: the Python backend makes it readable, whatever the umask is."""
+        for region in _SHARED_MEMORY.glob(f"{self.folder.name}_*"):
+            with suppress(FileNotFoundError):
+                region.chmod(0o600)
+
+    def remove_shared_memory(self) -> None:
+        """Remove what the processes of the server left, once all have ended."""
+        _remove_shared_memory(self.folder)
+
 
 def remove_leftovers() -> None:
     """Remove the folders and the shared memory of servers of which no process is left."""
@@ -49,6 +60,19 @@ def remove_leftovers() -> None:
             continue
         _remove(folder)
         os.close(lock)
+
+
+def live_folders() -> list[Path]:
+    """The folders of servers that run, of this user; the one that started last comes last."""
+    folders = []
+    for folder in _temporary_folder().glob(f"{PREFIX}*"):
+        try:
+            os.close(_lock(folder))
+        except BlockingIOError:  # some process of its server holds the lock
+            folders.append(folder)
+        except OSError:  # another user's, or just removed
+            continue
+    return sorted(folders, key=lambda folder: folder.stat().st_mtime)
 
 
 def _lock(folder: Path) -> int:
@@ -75,6 +99,10 @@ def _temporary_folder() -> Path:
 
 
 def _remove(folder: Path) -> None:
+    _remove_shared_memory(folder)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _remove_shared_memory(folder: Path) -> None:
     for region in _SHARED_MEMORY.glob(f"{folder.name}_*"):
         region.unlink(missing_ok=True)
-    shutil.rmtree(folder, ignore_errors=True)

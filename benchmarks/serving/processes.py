@@ -18,7 +18,7 @@ from typing import IO
 from benchmarks.serving.job import Job, Record
 from benchmarks.serving.models import Served
 from serving import launch
-from serving.ports import claim_ports
+from serving.ports import LOOPBACK, claim_ports
 
 READY_WITHIN_S = 300
 STOP_WITHIN_S = 60
@@ -85,11 +85,11 @@ def triton(repository: Path, threads: int | None = None) -> Iterator[Server]:
 @contextmanager
 def plain(served: Served, *, bf16: bool) -> Iterator[Server]:
     """The plain FastAPI server (plain.py)."""
-    [port] = claim_ports({"--port": 0}).values()
+    [port] = claim_ports({"--port": 0}, {"--port": LOOPBACK}).values()
     options = [f"--checkpoint={served.checkpoint}", f"--run={served.run}", f"--port={port}", *["--bf16"] * bf16]
     process = _start(["-m", "benchmarks.serving.plain", *options])
     with _stopping(process):
-        url = f"http://127.0.0.1:{port}"
+        url = f"http://{LOOPBACK}:{port}"
         _wait_for(f"{url}/health", process)
         yield Server(url, process.pid)
 

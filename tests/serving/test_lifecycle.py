@@ -19,6 +19,7 @@ import pytest
 from tritonclient.grpc import InferenceServerClient
 
 from serving import __main__ as command
+from serving.admin import ask_http
 from serving.server import EmbeddedTriton
 from serving.workspace import PREFIX, remove_leftovers
 from tests.serving.tiny_repository import SIDE, TEXT_MODEL, ask, change_config, expected_answer
@@ -31,10 +32,10 @@ SERVE = [sys.executable, "-m", "serving", *(f"--{name}-port=0" for name in ("htt
 class Command:
     """A ``python -m serving`` that is ready, and where its traces are."""
 
-    def __init__(self, repository: Path) -> None:
+    def __init__(self, repository: Path, *flags: str) -> None:
         start = time.monotonic()
         self.process = subprocess.Popen(
-            [*SERVE, f"--repository={repository}"],
+            [*SERVE, f"--repository={repository}", *flags],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -111,9 +112,14 @@ def test_shared_memory_that_a_killed_server_left_is_removed(serve: Command) -> N
     assert eventually(lambda: remove_leftovers() or serve.leaves_no_trace())  # the lock goes with the last process
 
 
-def test_a_server_that_ends_by_itself_is_told(serve: Command) -> None:
-    os.kill(serve.triton(), signal.SIGKILL)
+def test_a_server_that_ends_by_itself_is_told_and_started_again_but_not_for_ever(serve: Command) -> None:
+    address = serve.addresses["http"]
+    for _ in range(3):
+        assert eventually(lambda: answers_http(address), 30)
+        os.kill(serve.triton(), signal.SIGKILL)
+        assert eventually(lambda: not answers_http(address))
     said = serve.end()
+    assert said.count("\nstarting it again\n") == 2
     assert "serving: error: tritonserver ended with SIGKILL, unasked; its log says:" in said
     assert serve.process.returncode == 1
     assert eventually(serve.leaves_no_trace)
@@ -145,7 +151,7 @@ def test_a_request_in_flight_is_answered_before_the_server_stops(own_repository:
     server.start()
     with ThreadPoolExecutor() as pool, InferenceServerClient(server.grpc_url) as client:
         answer = pool.submit(ask, client, image, tokens)
-        assert eventually(lambda: pending in metrics(server))
+        assert eventually(lambda: pending in metrics(server.metrics_url))
         server.stop()
         np.testing.assert_array_equal(answer.result().as_numpy("answer"), expected_answer(image, tokens))
 
@@ -158,9 +164,17 @@ def test_it_says_where_it_listens_and_what_to_type(server: EmbeddedTriton) -> No
     assert f'\n  vizwiz-client ask img.jpg "what is this?" --url {server.grpc_url}\n' in text
 
 
-def metrics(server: EmbeddedTriton) -> str:
+def answers_http(address: str) -> bool:
+    """Whether the ensemble at ``address`` is ready."""
     try:
-        with urllib.request.urlopen(server.metrics_url) as response:
+        return ask_http(address, "GET", f"models/{tensors.ENSEMBLE}/ready")[0] == 200
+    except OSError:
+        return False
+
+
+def metrics(url: str) -> str:
+    try:
+        with urllib.request.urlopen(url, timeout=10) as response:
             return str(response.read(), "utf-8")
     except OSError:  # Triton opens this port last, after the ensemble is ready
         return ""

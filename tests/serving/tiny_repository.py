@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import io
+import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,15 +14,20 @@ import numpy.typing as npt
 import onnx
 from google.protobuf import text_format
 from onnx import TensorProto, helper, numpy_helper
+from PIL import Image
 from tritonclient.grpc import InferenceServerClient, InferInput, InferRequestedOutput
 from tritonclient.grpc import model_config_pb2 as pb
 from tritonclient.utils import np_to_triton_dtype
 
 from vizwiz_client.contract import tensors
+from vizwiz_client.contract.geometry import load_photo, to_pixels
+from vizwiz_client.contract.tokens import tokenize
 
 IMAGE_MODEL, TEXT_MODEL, HEAD = "clip_image_000000000000", "clip_text_000000000000", "gated_head_000000000007"
 SIDE = 4
-TOKEN_VALUES = np.arange(100, dtype=np.float32) ** 2  # what a token id counts; ids from 100 on do not exist
+TOKEN_VALUES = (np.arange(49408, dtype=np.float32) % 100) ** 2  # what a token id counts; there are no others
+LABELS = ("red", "blue: dark", "green")
+GOLDEN_QUESTION = "what is this?"
 QUEUE_DELAY_US = 100_000  # long, so that requests sent together meet in a batch
 
 _IN_CONFIG = {"UINT8": pb.TYPE_UINT8, "INT32": pb.TYPE_INT32, "INT64": pb.TYPE_INT64, "FP32": pb.TYPE_FP32}
@@ -37,7 +44,7 @@ _IMAGE: Dims = {tensors.IMAGE: [SIDE, SIDE, 3]}
 _TOKENS: Dims = {tensors.TOKENS: [-1]}
 _IMAGE_FEATURES: Dims = {tensors.IMAGE_FEATURES: [3]}
 _TEXT_FEATURES: Dims = {tensors.TEXT_FEATURES: [3]}
-_ANSWERS: Dims = {tensors.ANSWER: [3], tensors.ANSWER_TYPE: [3], tensors.ANSWERABLE: [1], tensors.HEAD_ID: [1]}
+_FEATURES: Dims = {**_IMAGE_FEATURES, **_TEXT_FEATURES}
 
 
 def ask(
@@ -63,12 +70,48 @@ def write_repository(folder: Path) -> None:
     """Write two encoders, a head and their ensemble."""
     _write_model(folder / IMAGE_MODEL, _image_graph(), _IMAGE, _IMAGE_FEATURES)
     _write_model(folder / TEXT_MODEL, _text_graph(), _TOKENS, _TEXT_FEATURES)
-    _write_model(folder / HEAD, _head_graph(), {**_IMAGE_FEATURES, **_TEXT_FEATURES}, _ANSWERS)
-    (folder / HEAD / "answer.txt").write_text("red\nblue: dark\ngreen\n")
-    (folder / HEAD / "answer_type.txt").write_text("other\nnumber\nyes\n")
+    write_head(folder / HEAD)
     _write_ensemble(folder / tensors.ENSEMBLE)
     (folder / "README.md").write_text("A file beside the models disturbs nothing.")
     (folder / ".clip_image.1.partial" / "1").mkdir(parents=True)  # nor does what an interrupted publication leaves
+
+
+def write_head(folder: Path, labels: Sequence[str] = LABELS, factor: float = 1) -> None:
+    """Write the head that ``folder`` is named after, with its golden request.
+
+    Of n answers, the first three are the sum of both features times ``factor``, the others one less each.
+    """
+    _write_model(folder, _head_graph(folder.name, len(labels), factor), _FEATURES, _head_outputs(len(labels)))
+    (folder / "answer.txt").write_text("".join(f"{label}\n" for label in labels))
+    (folder / "answer_type.txt").write_text("other\nnumber\nyes\n")
+    (folder / "golden.jpg").write_bytes(golden_photo())
+    image, tokens = golden_inputs()
+    answer = head_answer(image, tokens, len(labels), factor)[0]
+    candidates = [{"answer": label, "confidence": float(value)} for label, value in zip(labels, answer, strict=True)]
+    expected = {"candidates": candidates, "answer_type": "other", "answerable": float(answer[0])}
+    golden = {"question": GOLDEN_QUESTION, "expected": expected, "tolerance": 0.01}
+    (folder / "golden.json").write_text(json.dumps(golden))
+
+
+def golden_photo() -> bytes:
+    """A JPEG of noise."""
+    photo = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8)).save(photo, "JPEG")
+    return photo.getvalue()
+
+
+def golden_inputs() -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int32]]:
+    """The golden request as pixels [1, 4, 4, 3] and tokens [1, T]."""
+    pixels = to_pixels(load_photo(golden_photo()), SIDE)
+    return pixels[None], np.asarray(tokenize(GOLDEN_QUESTION).ids, np.int32)[None]
+
+
+def head_answer(
+    image: npt.NDArray[np.uint8], tokens: npt.NDArray[np.int32], answers: int, factor: float
+) -> npt.NDArray[np.float32]:
+    """What the ensemble answers to uint8 [B, 4, 4, 3] and int32 [B, T] with such a head: fp32 [B, answers]."""
+    three = expected_answer(image, tokens) * np.float32(factor)
+    return np.concatenate([three[:, index % 3, None] - np.float32(index // 3) for index in range(answers)], axis=1)
 
 
 def change_config(model: Path, edit: Callable[[Any], None]) -> None:
@@ -107,7 +150,7 @@ def _write_ensemble(folder: Path) -> None:
     for model, taken, given in (
         (IMAGE_MODEL, _IMAGE, _IMAGE_FEATURES),
         (TEXT_MODEL, _TOKENS, _TEXT_FEATURES),
-        (HEAD, {**_IMAGE_FEATURES, **_TEXT_FEATURES}, _ANSWERS),
+        (HEAD, _FEATURES, _head_outputs(len(LABELS))),
     ):
         step = config.ensemble_scheduling.step.add(model_name=model, model_version=-1)
         step.input_map.update({spec.name: spec.name for spec in taken})
@@ -150,14 +193,28 @@ def _text_graph() -> tuple[list[Any], list[Any]]:
     return operators, [numpy_helper.from_array(value, name) for name, value in constants.items()]
 
 
-def _head_graph() -> tuple[list[Any], list[Any]]:
-    """The sum of both features as answer, its negative as type, its first value as answerable, and 7 as head."""
+def _head_outputs(answers: int) -> Dims:
+    return {tensors.ANSWER: [answers], tensors.ANSWER_TYPE: [3], tensors.ANSWERABLE: [1], tensors.HEAD_ID: [1]}
+
+
+def _head_graph(name: str, answers: int, factor: float) -> tuple[list[Any], list[Any]]:
+    """The answers, the negative of the first three as type, the first as answerable, and the head's number."""
     operators = [
-        helper.make_node("Add", ["image_features", "text_features"], ["answer"]),
-        helper.make_node("Neg", ["answer"], ["answer_type"]),
+        helper.make_node("Add", ["image_features", "text_features"], ["sum"]),
+        helper.make_node("Mul", ["sum", "factor"], ["three"]),
+        helper.make_node("Gather", ["three", "places"], ["many"], axis=1),
+        helper.make_node("Sub", ["many", "less"], ["answer"]),
+        helper.make_node("Neg", ["three"], ["answer_type"]),
         helper.make_node("Gather", ["answer", "first"], ["answerable"], axis=1),
         helper.make_node("Cast", ["answerable"], ["whole"], to=TensorProto.INT64),
         helper.make_node("Sub", ["whole", "whole"], ["zero"]),
-        helper.make_node("Add", ["zero", "seven"], ["head_id"]),
+        helper.make_node("Add", ["zero", "number"], ["head_id"]),
     ]
-    return operators, [numpy_helper.from_array(np.array([v]), name) for name, v in (("first", 0), ("seven", 7))]
+    constants = {
+        "factor": np.array([factor], np.float32),
+        "places": np.arange(answers) % 3,
+        "less": (np.arange(answers) // 3).astype(np.float32),
+        "first": np.array([0]),
+        "number": np.array([tensors.head_id(name.removeprefix(tensors.HEAD_PREFIX))]),
+    }
+    return operators, [numpy_helper.from_array(value, name) for name, value in constants.items()]

@@ -1,0 +1,238 @@
+"""A model repository as a server sees it: which ensembles it has, and which models answer for them.
+
+``export`` writes it. What is changed here is the one thing that going back to an earlier head changes: the steps of the
+ensembles.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2 as pb
+
+from serving.errors import ServingError
+from vizwiz_client.contract import tensors
+
+CONFIG_FILE = "config.pbtxt"
+GRAPH_FILE = "model.onnx"
+PYTHON_FILE = "model.py"  # of a model of Triton's Python backend
+VERSION = "1"  # the only one: a changed model is another model
+MADE_FROM_FILE = "made_from.json"  # in the folder of an immutable model: a head's holds what its encoders' hold
+
+Configs = dict[str, Any]  # model name -> its ModelConfig message
+
+
+def ensembles(repository: Path) -> Configs:
+    """The ensembles of ``repository`` in which a head answers, in the order of their names.
+
+    A configuration that cannot be read is not taken for an ensemble's: Triton says what is wrong with it.
+    """
+    found = {}
+    for path in sorted(repository.glob(f"[!.]*/{CONFIG_FILE}"), key=lambda path: path.parent.name):
+        try:
+            config = read_config(path.parent)
+        except ServingError:
+            continue
+        if any(name.startswith(tensors.HEAD_PREFIX) for name in steps(config)):
+            found[path.parent.name] = config
+    return found
+
+
+def steps(config: Any) -> list[str]:
+    """The models that an ensemble's ``config`` names."""
+    return [step.model_name for step in config.ensemble_scheduling.step]
+
+
+def models_named(configs: Configs) -> list[str]:
+    """The models that any of the ensembles names, each once, in the order of their steps."""
+    return list(dict.fromkeys(name for config in configs.values() for name in steps(config)))
+
+
+def read_config(folder: Path) -> Any:
+    """Parse the configuration of the model in ``folder``.
+
+    Raises:
+        ServingError: it is missing, or is not a configuration.
+    """
+    path = folder / CONFIG_FILE
+    try:
+        # fields of a newer Triton are left aside here, and kept by nothing: only ensembles are ever written
+        return text_format.Parse(path.read_text(encoding="utf-8"), pb.ModelConfig(), allow_unknown_field=True)
+    except (OSError, UnicodeDecodeError, text_format.ParseError) as error:
+        raise ServingError(
+            f"{path} cannot be read ({error}): publish the model again with `python -m export.to_onnx`"
+        ) from None
+
+
+def damages(folder: Path) -> list[str]:
+    """Which files of the model in ``folder`` are missing, or are not those that its configuration states digests of.
+
+    Raises:
+        ServingError: the configuration cannot be read.
+    """
+    found = []
+    config = read_config(folder)
+    for key, value in sorted(config.parameters.items()):
+        if (path := _described(folder, config, key)) is None:
+            continue
+        if not path.is_file():
+            found.append(f"{path} is missing")
+        elif _sha256(path) != value.string_value:
+            found.append(f"{path} is damaged or another one: its SHA-256 is not the one in {CONFIG_FILE}")
+    return found
+
+
+def find_head(repository: Path, wanted: str) -> str:
+    """The name of the head in ``repository`` whose digest begins with ``wanted``, or whose name that is.
+
+    Raises:
+        ServingError: there is none, or more than one.
+    """
+    heads = sorted(path.parent.name for path in repository.glob(f"{tensors.HEAD_PREFIX}*/{CONFIG_FILE}"))
+    found = [head for head in heads if head.startswith(tensors.HEAD_PREFIX + wanted.removeprefix(tensors.HEAD_PREFIX))]
+    if len(found) != 1:
+        raise ServingError(
+            f"{len(found) or 'no'} heads in {repository} have a digest that begins with {wanted!r}: there are "
+            f"{', '.join(head.removeprefix(tensors.HEAD_PREFIX) for head in heads) or 'none'}"
+        )
+    return found[0]
+
+
+def with_head(repository: Path, configs: Configs, head: str) -> Configs:
+    """The ensembles ``configs`` as they are when ``head`` answers: with the encoders that it was fitted on.
+
+    Raises:
+        ServingError: those encoders are not in ``repository`` any more.
+    """
+    changed = {}
+    for ensemble, config in configs.items():
+        changed[ensemble] = pb.ModelConfig()
+        changed[ensemble].CopyFrom(config)
+        for step in changed[ensemble].ensemble_scheduling.step:
+            step.model_name = _replacement(repository, step.model_name, head)
+        for step in changed[ensemble].ensemble_scheduling.step:
+            step.model_name = _fitting(repository, step.model_name, changed[ensemble])
+        _copy_dims(repository, changed[ensemble])
+    return changed
+
+
+def write_config(folder: Path, config: Any) -> None:
+    """Replace the configuration of the model in ``folder``: a crash at any moment leaves the old one or the new."""
+    path = folder / CONFIG_FILE
+    staging = path.with_name(f".{path.name}.{os.getpid()}.partial")  # the name of what export would tidy away
+    try:
+        with staging.open("w", encoding="utf-8") as file:
+            file.write(text_format.MessageToString(config))
+            file.flush()
+            os.fsync(file.fileno())
+        staging.replace(path)
+    finally:
+        staging.unlink(missing_ok=True)
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def locked(repository: Path, report: Callable[[str], None]) -> Iterator[None]:
+    """Keep exports, prunings and other swaps out of ``repository``, by the lock (flock) that export takes too."""
+    descriptor = os.open(repository, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            report(f"waiting for an export into {repository}, or another swap, to end")
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _described(folder: Path, config: Any, parameter: str) -> Path | None:
+    """The file whose digest the ``parameter`` of ``config`` states, if it states one."""
+    if parameter == tensors.MODEL_DIGEST_PARAMETER:
+        return folder / VERSION / (PYTHON_FILE if config.backend == "python" else GRAPH_FILE)
+    for prefix in (tensors.LABELS_DIGEST_PARAMETER, tensors.FILE_DIGEST_PARAMETER):
+        if parameter.startswith(prefix):
+            return folder / parameter.removeprefix(prefix)
+    return None
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _replacement(repository: Path, name: str, head: str) -> str:
+    """Which model takes the place of ``name`` in an ensemble whose head becomes ``head``."""
+    if name.startswith(tensors.HEAD_PREFIX):
+        return head
+    for prefix in (tensors.IMAGE_ENCODER_PREFIX, tensors.TEXT_ENCODER_PREFIX):
+        if name.startswith(prefix):
+            return _encoder(repository, prefix, name, head)
+    return name
+
+
+def _encoder(repository: Path, prefix: str, current: str, head: str) -> str:
+    """The encoder that ``head`` was fitted on; the current one where the repository does not say."""
+    wanted = _made_from(repository / head)
+    candidates = [repository / current, *sorted(repository.glob(f"{prefix}*"))]
+    for candidate in candidates:
+        origin = _made_from(candidate)
+        if origin.items() <= wanted.items():
+            return candidate.name
+    raise ServingError(
+        f"the encoder {prefix}... that {head} was fitted on is not in {repository} any more: export its run again"
+    )
+
+
+def _fitting(repository: Path, name: str, ensemble: Any) -> str:
+    """The model of ``name``'s kind whose outputs are as large as what the encoders of ``ensemble`` take.
+
+    That is ``name`` itself, but for the model that makes pixels, when the encoders of the new head take another size.
+    """
+    if name.startswith((tensors.HEAD_PREFIX, tensors.IMAGE_ENCODER_PREFIX, tensors.TEXT_ENCODER_PREFIX)):
+        return name
+    taken = {
+        tensor.name: [*tensor.dims]
+        for step in steps(ensemble)
+        if step.startswith((tensors.IMAGE_ENCODER_PREFIX, tensors.TEXT_ENCODER_PREFIX))
+        for tensor in read_config(repository / step).input
+    }
+    kind = name.rpartition("_")[0]
+    for candidate in [repository / name, *sorted(repository.glob(f"{kind}_*"))]:
+        given = {tensor.name: [*tensor.dims] for tensor in read_config(candidate).output}
+        if all(given.get(tensor) == dims for tensor, dims in taken.items()):
+            return candidate.name
+    raise ServingError(f"no {kind}_... in {repository} makes what the encoders of the head take: export its run again")
+
+
+def _made_from(folder: Path) -> Mapping[str, Any]:
+    try:
+        made_from = json.loads((folder / MADE_FROM_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return made_from if isinstance(made_from, dict) else {}
+
+
+def _copy_dims(repository: Path, ensemble: Any) -> None:
+    """Give each input of ``ensemble`` the dimensions that the model which takes it has now."""
+    for step in ensemble.ensemble_scheduling.step:
+        inputs = {tensor.name: tensor for tensor in read_config(repository / step.model_name).input}
+        for name, key in step.input_map.items():
+            for tensor in ensemble.input:
+                if tensor.name == key and name in inputs:
+                    tensor.dims[:] = inputs[name].dims

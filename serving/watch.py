@@ -1,0 +1,116 @@
+"""A watch over the processes that compute: Triton notices that one has died, fails its requests, and leaves it so.
+
+Triton 2.51 does not start a dead stub again, and goes on calling its model ready. So whoever watches unloads the model,
+which makes every ensemble that names it unready at once, and loads it again, which brings them back.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable, Collection
+from contextlib import suppress
+from pathlib import Path
+
+from serving.runtime import STUB
+
+INTERVAL_S = 0.5
+PATIENCE_S = 5.0
+RETRY_S = 5.0  # after a model that did not load again
+
+Ask = Callable[[str, str], tuple[int, bytes]]  # method, path -> status, body; OSError when the server does not answer
+
+
+class Watch:
+    """A thread that notices dead stubs of a tritonserver and has their models loaded again.
+
+    Args:
+        server: the process id of tritonserver, whose children the stubs are.
+        models: the folder of the models, as the stubs' command lines have it.
+        wanted: the models that ensembles name: others may stay away.
+        tidy: called at each look, for models that have been loaded since.
+        ask: sends Triton a request for model control.
+        report: told of each death and of what came of it.
+    """
+
+    def __init__(
+        self,
+        server: int,
+        models: Path,
+        wanted: Callable[[], Collection[str]],
+        tidy: Callable[[], None],
+        ask: Ask,
+        report: Callable[[str], None],
+    ) -> None:
+        self._server = server
+        self._models = models
+        self._wanted = wanted
+        self._tidy = tidy
+        self._ask = ask
+        self._report = report
+        self._stubs: dict[int, tuple[str, str]] = {}  # of those that lived when last looked at: pid -> instance, model
+        self._broken: dict[str, float] = {}  # model -> when to try it next, time.monotonic()
+        self._end = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="stub watch", daemon=True)
+
+    def start(self) -> None:
+        """Begin to watch."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Watch no longer; a model that is being loaded again is waited for, but not for long."""
+        self._end.set()
+        self._thread.join(PATIENCE_S)
+
+    def _run(self) -> None:
+        while not self._end.wait(INTERVAL_S):
+            with suppress(OSError, ValueError):  # the server is gone, or too busy to answer: look again
+                self._tidy()
+                self._look()
+
+    def _look(self) -> None:
+        living = stubs(self._server, self._models)
+        dead = {pid: stub for pid, stub in self._stubs.items() if pid not in living}
+        if dead:
+            states = self._states()
+            instances = {instance for instance, _ in living.values()}
+            for instance, model in dead.values():  # one that was unloaded, or replaced, has ended as it should
+                if states.get(model) == "READY" and instance not in instances:
+                    self._report(f"a process of {model} died: loading the model again")
+                    self._broken[model] = 0
+                    self._ask("POST", f"repository/models/{model}/unload")
+        self._stubs = living
+        for model in [model for model, when in self._broken.items() if when <= time.monotonic()]:
+            if model in self._wanted():
+                self._revive(model)
+            else:
+                del self._broken[model]
+
+    def _revive(self, model: str) -> None:
+        status, body = self._ask("POST", f"repository/models/{model}/load")
+        if status == 200:
+            del self._broken[model]
+            self._report(f"{model} is loaded again")
+        else:
+            self._broken[model] = time.monotonic() + RETRY_S
+            self._report(f"{model} does not load ({body.decode(errors='replace')}): trying again in {RETRY_S:.0f} s")
+
+    def _states(self) -> dict[str, str]:
+        return {entry["name"]: entry.get("state", "") for entry in json.loads(self._ask("POST", "repository/index")[1])}
+
+
+def stubs(server: int, models: Path) -> dict[int, tuple[str, str]]:
+    """The living stubs among the children of the process ``server``: pid -> (name of the instance, of its model)."""
+    found = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            if (folder / "stat").read_text().rpartition(")")[2].split()[1] != str(server):
+                continue
+            # of a zombie it is empty; https://github.com/triton-inference-server/python_backend, pb_stub.cc, main()
+            command = (folder / "cmdline").read_bytes().decode().split("\0")
+        except OSError:  # it ended meanwhile
+            continue
+        if command[0].endswith(STUB):
+            found[int(folder.name)] = command[8], Path(command[1]).relative_to(models).parts[0]
+    return found

@@ -1,0 +1,218 @@
+"""Private and closed by default: what others on the machine may do, and what of a question stays behind."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+from tritonclient.grpc import InferenceServerClient, InferInput, service_pb2, service_pb2_grpc
+from tritonclient.utils import InferenceServerException
+
+from serving import __main__ as command
+from serving.admin import GRPC_HEADER, HTTP_HEADER, KEY_VARIABLE, admin_key, ask_http, find_servers
+from serving.errors import ServingError
+from serving.ports import EXPOSE_FLAG, check_host
+from serving.server import EmbeddedTriton
+from tests.serving.test_lifecycle import Command
+from tests.serving.tiny_repository import HEAD, SIDE, TEXT_MODEL, TOKEN_VALUES, ask
+from vizwiz_client.contract import tensors
+
+CLOSED = [
+    ("POST", "repository/index"),
+    ("POST", f"repository/models/{HEAD}/load"),
+    ("POST", f"repository/models/{tensors.ENSEMBLE}/unload"),
+    ("GET", "systemsharedmemory/status"),
+    ("POST", "systemsharedmemory/region/x/register"),
+    ("GET", "cudasharedmemory/status"),
+    ("GET", "trace/setting"),
+    ("POST", "trace/setting"),
+    ("GET", "logging"),
+    ("POST", "logging"),
+]
+OPEN = [
+    ("GET", f"models/{tensors.ENSEMBLE}/versions/1/ready"),
+    ("GET", "health/live"),
+    ("GET", f"models/{tensors.ENSEMBLE}"),
+    ("GET", f"models/{tensors.ENSEMBLE}/config"),
+    ("GET", f"models/{tensors.ENSEMBLE}/ready"),
+    ("GET", f"models/{TEXT_MODEL}/stats"),
+]
+
+
+def key_of(server: EmbeddedTriton) -> str:
+    return next(found.key for found in find_servers() if found.grpc == server.grpc_url)
+
+
+@pytest.mark.parametrize(("method", "path"), CLOSED)
+def test_what_changes_the_server_asks_for_its_key_over_http(server: EmbeddedTriton, method: str, path: str) -> None:
+    for headers in ({}, {HTTP_HEADER: "guessed"}, {HTTP_HEADER: ""}):
+        status, body = ask_http(server.http_url, method, path, headers)
+        assert status == 403
+        assert b"This API is restricted" in body
+    assert server._readiness() == 200
+
+
+@pytest.mark.parametrize(("method", "path"), OPEN)
+def test_what_only_tells_or_answers_asks_for_none(server: EmbeddedTriton, method: str, path: str) -> None:
+    assert ask_http(server.http_url, method, path)[0] == 200
+
+
+def test_over_grpc_it_is_the_same(server: EmbeddedTriton) -> None:
+    region = {"name": "x", "key": "/x", "byte_size": 1}
+    closed: dict[str, Any] = {
+        "RepositoryIndex": service_pb2.RepositoryIndexRequest(),
+        "RepositoryModelLoad": service_pb2.RepositoryModelLoadRequest(model_name=HEAD),
+        "RepositoryModelUnload": service_pb2.RepositoryModelUnloadRequest(model_name=tensors.ENSEMBLE),
+        "SystemSharedMemoryStatus": service_pb2.SystemSharedMemoryStatusRequest(),
+        "SystemSharedMemoryRegister": service_pb2.SystemSharedMemoryRegisterRequest(**region),
+        "CudaSharedMemoryStatus": service_pb2.CudaSharedMemoryStatusRequest(),
+        "TraceSetting": service_pb2.TraceSettingRequest(),
+        "LogSettings": service_pb2.LogSettingsRequest(),
+    }
+    with grpc.insecure_channel(server.grpc_url) as channel:
+        stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+        for name, request in closed.items():
+            with pytest.raises(grpc.RpcError, match=f"restricted, expecting header '{GRPC_HEADER}'"):
+                getattr(stub, name)(request, timeout=20, metadata=[(GRPC_HEADER, "guessed")])
+        stub.ServerMetadata(service_pb2.ServerMetadataRequest(), timeout=20)
+        stub.ModelConfig(service_pb2.ModelConfigRequest(name=tensors.ENSEMBLE), timeout=20)
+        index = service_pb2.RepositoryIndexRequest()
+        assert stub.RepositoryIndex(index, timeout=20, metadata=[(GRPC_HEADER, key_of(server))]).models
+
+
+def test_the_key_is_for_its_user_alone(server: EmbeddedTriton) -> None:
+    key = key_of(server)
+    assert (server.log.with_name("server.json").stat().st_mode & 0o777) == 0o600
+    assert len(key) >= 40
+    command_line = Path(f"/proc/{server._process.pid}/cmdline").read_bytes()
+    assert f"{HTTP_HEADER}=".encode() in command_line, "it is given in another way: the test proves nothing"
+    assert key.encode() not in command_line  # which every user of the machine can read
+    assert key not in server.log.read_text()
+
+
+def test_a_key_of_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(KEY_VARIABLE, "twenty-letters-or-so")
+    assert admin_key() == "twenty-letters-or-so"
+    for wrong in ("short", "a key with spaces in it", "ключ-из-букв-которых-нет", ""):
+        monkeypatch.setenv(KEY_VARIABLE, wrong)
+        with pytest.raises(ServingError, match=f"{KEY_VARIABLE} holds {len(wrong)} characters, expected 16 or more of"):
+            admin_key()
+    monkeypatch.delenv(KEY_VARIABLE)
+    assert admin_key() != admin_key()
+
+
+# addresses
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "192.168.1.7", "8.8.8.8"])
+def test_another_interface_is_refused_with_the_reason(
+    host: str, tiny_repository: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command.main([f"--repository={tiny_repository}", f"--host={host}"]) == 1
+    said = capsys.readouterr().err
+    assert f"serving: error: {host} is reached from other machines, and the embedded server is not fit for that" in said
+    assert "CVE-2025-23319" in said
+    assert "no encryption" in said
+    assert EXPOSE_FLAG in said
+    with pytest.raises(ServingError, match="is reached from other machines"):
+        EmbeddedTriton(tiny_repository, host=host).start()
+
+
+def test_addresses_that_are_none_or_are_this_machines_own() -> None:
+    for wrong in ("localhost", "::1", "", "300.1.1.1"):
+        with pytest.raises(ServingError, match="expected an IPv4 address of this machine"):
+            check_host(wrong, expose=True)
+    check_host("127.0.0.2", expose=False)
+    check_host("0.0.0.0", expose=True)
+
+
+def test_the_flag_exposes_it_and_says_what_that_means(tiny_repository: Path) -> None:
+    served = subprocess.Popen(
+        [sys.executable, "-m", "serving", f"--repository={tiny_repository}", "--json", "--host=0.0.0.0", EXPOSE_FLAG,
+         *(f"--{name}-port=0" for name in ("http", "grpc", "metrics"))],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert served.stdout is not None
+    addresses = json.loads(served.stdout.readline())
+    port, metrics_port = addresses["http"].split(":")[1], addresses["metrics"].split(":")[2].split("/")[0]
+    assert ask_http(f"127.0.0.2:{port}", "GET", "health/ready")[0] == 200
+    with pytest.raises(ConnectionRefusedError):  # metrics stay where they were
+        ask_http(f"127.0.0.2:{metrics_port}", "GET", "metrics")
+    served.terminate()
+    said = served.communicate(timeout=60)[1]
+    assert f"warning: {EXPOSE_FLAG} lets other machines reach this server, and its Triton is 2.51" in said
+
+
+# privacy
+
+
+@pytest.fixture
+def verbose(tiny_repository: Path) -> Iterator[Command]:
+    served = Command(tiny_repository, "--log-verbose")
+    yield served
+    served.process.kill()
+    served.process.communicate()
+
+
+SECRET_PIXELS = b"SECRET-PHOTO"
+SECRET_TOKENS = np.array([[40007, 40009, 40013, 40031, 40037, 40039, 40063, 40087]], np.int32)
+SECRET_ANSWER = "blue: dark"
+
+
+def traces(folder: Path) -> bytes:
+    """All that a running server has written: its folder, its models left aside, and its shared memory."""
+    own = [path for path in folder.rglob("*") if path.is_file() and not path.is_relative_to(folder / "models")]
+    return b"".join(path.read_bytes() for path in own)
+
+
+def test_no_photo_question_or_answer_stays_behind(verbose: Command) -> None:
+    """Not in the log, verbose as it is, nor in a file; in shared memory no longer than the server lives."""
+    image = np.frombuffer(SECRET_PIXELS * 4, np.uint8).reshape(1, SIDE, SIDE, 3)
+    secrets = [SECRET_PIXELS, SECRET_TOKENS.tobytes(), SECRET_ANSWER.encode()]
+    secrets += [str(token).encode() for token in SECRET_TOKENS[0]]
+    body = {
+        "inputs": [
+            {"name": "image", "datatype": "UINT8", "shape": [1, SIDE, SIDE, 3], "data": image.ravel().tolist()},
+            {"name": "tokens", "datatype": "INT32", "shape": [1, 8], "data": SECRET_TOKENS.ravel().tolist()},
+        ]
+    }
+    with InferenceServerClient(verbose.addresses["grpc"]) as client:
+        assert any(
+            SECRET_ANSWER.encode() in answer for answer in ask(client, image, SECRET_TOKENS, 3).as_numpy("answer")[0]
+        )
+        with pytest.raises(InferenceServerException):
+            ask(client, image, SECRET_TOKENS + len(TOKEN_VALUES))
+    for text in (json.dumps(body), json.dumps(body)[:-30]):
+        connection = http.client.HTTPConnection(verbose.addresses["http"], timeout=20)
+        connection.request("POST", f"/v2/models/{tensors.ENSEMBLE}/infer", text)
+        connection.getresponse().read()
+        connection.close()
+    written = traces(verbose.folder)
+    assert b"[request id: " in written, "the server logs nothing: the test proves nothing"
+    assert [secret for secret in secrets if secret in written] == []
+    regions = verbose.shared_memory()
+    assert {path.stat().st_mode & 0o077 for path in regions} == {0}, "others on this machine can read it"
+    assert any(secret in path.read_bytes() for path in regions for secret in secrets[:2]), "the test looks elsewhere"
+    verbose.process.terminate()
+    said = verbose.end()
+    assert verbose.leaves_no_trace()
+    assert [secret for secret in secrets if secret.decode(errors="replace") in said] == []
+
+
+# request ids
+
+
+def test_errors_name_the_request(server: EmbeddedTriton) -> None:
+    """Those that Triton finds itself; of those that a backend finds, the backend has to say it."""
+    wrong = [InferInput("image", [1, 2, 2, 3], "UINT8").set_data_from_numpy(np.zeros((1, 2, 2, 3), np.uint8))]
+    with InferenceServerClient(server.grpc_url) as client, pytest.raises(InferenceServerException) as caught:
+        client.infer(tensors.ENSEMBLE, wrong, request_id="ask-4711", client_timeout=20)
+    assert "[request id: ask-4711]" in caught.value.message()

@@ -1,0 +1,313 @@
+"""`python -m serving reload` on a live server: nobody notices a good head, and a broken one changes nothing."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tritonclient.grpc import InferenceServerClient
+
+from export import store
+from serving import reload as command
+from serving.errors import ServingError
+from serving.golden import read_golden
+from serving.reload import reload
+from serving.repository import ensembles, locked, steps
+from serving.server import EmbeddedTriton
+from tests.serving.load import Load, Reply, ask_ensemble, errors
+from tests.serving.test_lifecycle import eventually
+from tests.serving.tiny_repository import HEAD, IMAGE_MODEL, SIDE, change_config, golden_inputs, head_answer, write_head
+from vizwiz_client.contract import tensors
+
+HEADS = {  # name -> its answers, and the factor of its values
+    HEAD: (("red", "blue: dark", "green"), 1.0),
+    "gated_head_00000000beef": (("mug", "cup", "spoon", "fork", "a: b"), 2.0),
+    "gated_head_0123456789ab": (("1", "2", "3", "4", "5", "6", "7"), 0.5),
+}
+FIRST, SECOND, THIRD = HEADS
+
+
+@dataclass(frozen=True)
+class Served:
+    """A server of a repository that the test may change."""
+
+    repository: Path
+    server: EmbeddedTriton
+    sound: Path  # a copy of the repository as it was at first
+
+    def restore(self) -> None:
+        """Make the repository what it was; a file that was not changed is not touched."""
+        for path in sorted(self.repository.rglob("*"), reverse=True):
+            if not (self.sound / path.relative_to(self.repository)).exists():
+                path.rmdir() if path.is_dir() else path.unlink()
+        for path in self.sound.rglob("*"):
+            copy = self.repository / path.relative_to(self.sound)
+            if path.is_file() and not (copy.is_file() and copy.read_bytes() == path.read_bytes()):
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(path, copy)
+
+    def swap(self, to: str | None = None) -> command.Swap:
+        return reload(self.server.grpc_url, to=to and to.removeprefix(tensors.HEAD_PREFIX))
+
+    def feed(self) -> Any:
+        return read_golden(self.repository, FIRST).feed(SIDE, -1)
+
+    def ask(self) -> dict[str, Reply]:
+        """Ask each ensemble once."""
+        with InferenceServerClient(self.server.grpc_url) as client:
+            configs = ensembles(self.repository)
+            return {name: ask_ensemble(client, config, self.feed(), 3) for name, config in configs.items()}
+
+    def states(self) -> dict[str, str]:
+        index = json.loads(self.server._control("POST", "repository/index")[1])
+        return {model["name"]: model["state"] for model in index if model.get("state")}
+
+    def name(self, head: str) -> None:
+        """What an export commits: the ensembles name ``head``."""
+        for name, config in ensembles(self.repository).items():
+            old = next(step for step in steps(config) if step.startswith(tensors.HEAD_PREFIX))
+            path = self.repository / name / "config.pbtxt"
+            path.write_text(path.read_text().replace(old, head))
+
+
+@pytest.fixture(scope="module")
+def server_with_heads(tiny_repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    sound = Path(shutil.copytree(tiny_repository, tmp_path_factory.mktemp("swaps") / "sound"))
+    for head in (SECOND, THIRD):
+        write_head(sound / head, *HEADS[head])
+    repository = Path(shutil.copytree(sound, sound.with_name("models")))
+    with EmbeddedTriton(repository) as server:
+        yield Served(repository, server, sound)
+
+
+@pytest.fixture
+def served(server_with_heads: Served) -> Iterator[Served]:
+    """The server, whose repository the test may change: all is as it was afterwards."""
+    yield server_with_heads
+    server_with_heads.restore()
+    server_with_heads.swap()
+
+
+def check(reply: Reply) -> None:
+    """A reply is one head's alone: its labels, its values."""
+    labels, factor = HEADS[reply.head]
+    expected = dict(zip(labels, head_answer(*golden_inputs(), len(labels), factor)[0], strict=True))
+    best = dict(sorted(expected.items(), key=lambda item: -item[1])[:3])
+    assert reply.answers == pytest.approx(best, abs=0.01)
+
+
+@pytest.mark.parametrize("swaps", [3, pytest.param(20, marks=pytest.mark.slow)])
+def test_swaps_under_load_fail_no_request_and_mix_no_answers(served: Served, swaps: int) -> None:
+    """Changes of vocabulary all of them; forth by what an export does, and back by a digest."""
+    returned: list[tuple[float, str]] = []
+    with Load(served.server.grpc_url, served.repository, served.feed()) as load:
+        for number in range(swaps):
+            load.wait_for(12)
+            head = [SECOND, FIRST, THIRD][number % 3]
+            if number % 2:
+                done = served.swap(to=head)
+            else:
+                served.name(head)
+                done = served.swap()
+            returned.append((time.monotonic(), head))
+            assert (done.heads, done.loaded) == ([head], [head])
+            assert len(done.unloaded) == 1
+        load.wait_for(12)
+    assert errors(load.replies) == set()
+    for reply in load.replies:
+        check(reply)
+        earlier = [head for when, head in returned if when <= reply.sent]
+        later = [head for when, head in returned if when > reply.sent]
+        assert reply.head in {(earlier or [FIRST])[-1], *later[:1]}, "a stale answer"
+    assert {reply.head for reply in load.replies} == {*[head for _, head in returned], FIRST}
+    assert sorted(name for name in served.states() if served.states()[name] == "READY") == sorted(
+        {name for config in ensembles(served.repository).values() for name in [config.name, *steps(config)]}
+    )
+
+
+def _nan_weights(repository: Path) -> None:
+    shutil.rmtree(repository / SECOND)
+    write_head(repository / SECOND, HEADS[SECOND][0], float("nan"))
+
+
+def _damaged_graph(repository: Path) -> None:
+    graph = repository / SECOND / "1" / "model.onnx"
+    graph.write_bytes(graph.read_bytes() + b"\0")
+
+
+def _other_labels(repository: Path) -> None:
+    labels = repository / SECOND / "answer.txt"
+    labels.write_text("".join(f"{label}\n" for label in reversed(HEADS[SECOND][0])))
+
+
+def _other_labels_with_their_digest(repository: Path) -> None:
+    _other_labels(repository)
+    digest = hashlib.sha256((repository / SECOND / "answer.txt").read_bytes()).hexdigest()
+    change_config(
+        repository / SECOND,
+        lambda config: config.parameters["labels_sha256_answer.txt"].__setattr__("string_value", digest),
+    )
+
+
+def _labels_under_the_digest_of_others(repository: Path) -> None:
+    change_config(
+        repository / SECOND,
+        lambda config: config.parameters["labels_sha256_answer.txt"].__setattr__("string_value", "0" * 64),
+    )
+
+
+def _another_golden_answer(repository: Path) -> None:
+    path = repository / SECOND / "golden.json"
+    golden = json.loads(path.read_text())
+    golden["expected"]["candidates"][0]["confidence"] += 1
+    path.write_text(json.dumps(golden))
+
+
+def _no_golden_request(repository: Path) -> None:
+    (repository / SECOND / "golden.jpg").unlink()
+
+
+def _another_heads_number(repository: Path) -> None:
+    other = repository / "gated_head_ffffffffffff"
+    write_head(other, *HEADS[SECOND])
+    shutil.copy(other / "1" / "model.onnx", repository / SECOND / "1" / "model.onnx")
+    digest = hashlib.sha256((other / "1" / "model.onnx").read_bytes()).hexdigest()
+    change_config(
+        repository / SECOND, lambda config: config.parameters["model_sha256"].__setattr__("string_value", digest)
+    )
+
+
+BROKEN: list[tuple[Callable[[Path], None], str]] = [
+    (_nan_weights, "'mug' has the probability nan"),
+    (_damaged_graph, "model.onnx is damaged or another one: its SHA-256 is not the one in config.pbtxt"),
+    (_other_labels, "'mug' has the probability"),
+    (_other_labels_with_their_digest, "'mug' has the probability"),
+    (_labels_under_the_digest_of_others, "answer.txt is damaged or another one"),
+    (_another_golden_answer, "'mug' has the probability"),
+    (_no_golden_request, f"{SECOND} has no golden request that can be asked (FileNotFoundError"),
+    (_another_heads_number, "the head that answered is ffffffffffff"),
+]
+
+
+@pytest.mark.parametrize("broken", [BROKEN[:3], pytest.param(BROKEN[3:], marks=pytest.mark.slow)])
+def test_a_broken_head_is_refused_before_any_ensemble_is_touched(
+    served: Served, broken: list[tuple[Callable[[Path], None], str]]
+) -> None:
+    loads = served.server.log.read_text().count(f"loading: {tensors.ENSEMBLE}")
+    with Load(served.server.grpc_url, served.repository, served.feed()) as load:
+        for number, (spoil, reason) in enumerate(broken):
+            spoil(served.repository)
+            exported = bool(number % 2)  # else the repository names it only if it is accepted
+            if exported:
+                served.name(SECOND)
+            with pytest.raises(ServingError) as caught:
+                served.swap(None if exported else SECOND)
+            assert reason in str(caught.value)
+            assert f"refused {SECOND}: " in str(caught.value)
+            assert "No ensemble was touched, the server answers as before" in str(caught.value)
+            named = {step for config in ensembles(served.repository).values() for step in steps(config)}
+            assert (SECOND in named) == exported, "the repository was changed"
+            assert served.server._readiness() == 200
+            assert served.states().get(SECOND) != "READY", "the refused head was left in the server"
+            served.restore()
+    assert errors(load.replies) == set()
+    assert {reply.head for reply in load.replies} == {FIRST}
+    assert served.server.log.read_text().count(f"loading: {tensors.ENSEMBLE}") == loads
+    served.swap(SECOND)  # with nothing broken it goes through
+    assert {reply.head for reply in served.ask().values()} == {SECOND}
+
+
+def test_an_ensemble_that_does_not_fit_its_models_is_taken_back(served: Served) -> None:
+    """It cannot come from an export; Triton drops an ensemble that does not load, so the old one is loaded again."""
+    served.name(SECOND)
+    change_config(served.repository / tensors.ENSEMBLE, lambda config: config.output[2].dims.append(7))
+    with pytest.raises(ServingError, match=r"inconsistent shape.*; the server answers as before"):
+        served.swap()
+    assert {reply.head for reply in served.ask().values()} == {FIRST}
+    assert served.states().get(SECOND) != "READY"
+
+
+def test_new_encoders_come_with_their_head_and_go_with_it(served: Served) -> None:
+    other = "clip_image_0000000000ff"
+    shutil.copytree(served.repository / IMAGE_MODEL, served.repository / other)
+    change_config(served.repository / other, lambda config: setattr(config, "name", other))
+    for model, clip in ((IMAGE_MODEL, "small"), (FIRST, "small"), (other, "large"), (SECOND, "large")):
+        made_from = {"clip": clip, **({"run": model} if model in HEADS else {})}
+        (served.repository / model / "made_from.json").write_text(json.dumps(made_from))
+    done = served.swap(SECOND)
+    assert done.loaded == [other, SECOND]
+    assert done.unloaded == [IMAGE_MODEL, FIRST]
+    assert {reply.head for reply in served.ask().values()} == {SECOND}
+    shutil.rmtree(served.repository / IMAGE_MODEL)
+    with pytest.raises(ServingError, match=f"encoder clip_image_... that {FIRST} was fitted on is not in "):
+        served.swap(FIRST)
+    assert {reply.head for reply in served.ask().values()} == {SECOND}
+
+
+def test_what_a_killed_swap_left_in_the_server_goes_with_the_next(served: Served) -> None:
+    served.server._control("POST", f"repository/models/{THIRD}/load")
+    assert served.states()[THIRD] == "READY"
+    assert served.swap(SECOND).unloaded == [FIRST, THIRD]
+
+
+def test_a_head_that_is_not_there_or_not_clear(served: Served) -> None:
+    with pytest.raises(ServingError, match=r"no heads in .* begins with 'abc': there are 000000000007, 00000000beef, "):
+        served.swap("abc")
+    with pytest.raises(ServingError, match=r"2 heads in .* have a digest that begins with '0000'"):
+        served.swap("0000")
+
+
+def test_a_swap_and_an_export_wait_for_each_other(served: Served, capsys: pytest.CaptureFixture[str]) -> None:
+    def export() -> None:
+        with store.locked(served.repository):
+            pass
+
+    said: list[str] = []
+    with ThreadPoolExecutor() as pool:
+        with locked(served.repository, said.append):
+            exporting = pool.submit(export)
+            assert eventually(lambda: "waiting for another export" in capsys.readouterr().err)
+            assert not exporting.done()
+        exporting.result(timeout=30)
+        assert said == []
+        with store.locked(served.repository):
+            swapping = pool.submit(reload, served.server.grpc_url, report=said.append)
+            assert eventually(lambda: said)
+            assert said == [f"waiting for an export into {served.repository}, or another swap, to end"]
+            assert not swapping.done()
+        assert command.describe(swapping.result(timeout=60)).endswith(": nothing was new")
+
+
+def test_without_the_key_nothing_is_swapped(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VIZWIZ_SERVING_ADMIN_KEY", "not-the-key-of-this-server")
+    with pytest.raises(ServingError, match="it asks for another key: give it in the environment variable VIZWIZ_SERV"):
+        served.swap(SECOND)
+    assert {reply.head for reply in served.ask().values()} == {FIRST}
+
+
+def test_a_server_that_is_not_there(tiny_repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command.main(["--url", "localhost:1", "--repository", str(tiny_repository)]) == 1
+    assert "reload: error: the server at localhost:1: failed to connect" in capsys.readouterr().err
+
+
+def test_wrong_arguments(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        command.main(["--to", "newest"])
+    assert caught.value.code == 2
+    assert "got 'newest', expected the hex digits of a head's name, or the first of them" in capsys.readouterr().err
+
+
+def test_the_golden_inputs_are_what_numpy_was_given(tiny_repository: Path) -> None:
+    feed = read_golden(tiny_repository, HEAD).feed(SIDE, -1)
+    image, tokens = golden_inputs()
+    np.testing.assert_array_equal(feed["image"], image)
+    np.testing.assert_array_equal(feed["tokens"], tokens)
