@@ -6,7 +6,7 @@ READY := $(VENV)/.installed
 # of VizWiz, for bench-training
 ANNOTATIONS ?= ../shared/data/vizwiz/Annotations
 
-.PHONY: help install demo lint test test-all bench-training bench-export clean
+.PHONY: help install demo lint test test-all bench-training bench-export bench-client clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 18
@@ -44,6 +44,9 @@ bench-training: $(READY)  ## tables: encoding, fitting at full size, real questi
 bench-export: $(READY)  ## table: CLIP's encoders in PyTorch and as graphs, and folds (docs/export.md)
 	$(BIN)/python -m benchmarks.export
 	$(BIN)/python -m benchmarks.folds
+
+bench-client: $(READY)  ## tables: start, install, photo to tensor, a question, and how busy a stream keeps the server
+	$(BIN)/python -m benchmarks.client
 
 clean:  ## DELETE your runs/, triton_models/ and encoded features; keeps .venv
 	rm -rf .cache data/demo runs img.jpg

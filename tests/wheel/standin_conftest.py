@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-HERE = Path(__file__).parent
 CHECKOUT_ONLY = {"torch", "clip", "export", "serving", "training"}
+CHECKOUT_FIXTURES = {"live_server", "vizwiz", "make_merges"}
 IMPORTS = re.compile(rf"^(?:from|import) (?:{'|'.join(CHECKOUT_ONLY)}|tests\.conftest)\b", re.MULTILINE)
 
 
@@ -24,14 +24,11 @@ def pytest_ignore_collect(collection_path: Path) -> bool | None:
     return True if is_module and IMPORTS.search(collection_path.read_text(encoding="utf-8")) else None
 
 
-@pytest.fixture(scope="session")
-def live_server() -> None:
-    pytest.skip("needs a server that only the checkout can start")
-
-
-@pytest.fixture(scope="session")
-def vizwiz() -> None:
-    pytest.skip("needs real VizWiz material beside the checkout")
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what asks for a server to start, real material, or a script of the checkout."""
+    for item in items:
+        if missing := CHECKOUT_FIXTURES & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.skip(reason=f"needs {', '.join(sorted(missing))} of the checkout"))
 
 
 @pytest.hookimpl(hookwrapper=True)
@@ -40,6 +37,6 @@ def pytest_runtest_call() -> Generator[None, Any, None]:
     outcome = yield
     error = outcome.excinfo and outcome.excinfo[1]
     if isinstance(error, ModuleNotFoundError) and error.name in CHECKOUT_ONLY:
-        frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith("<")]
-        if Path(frames[-1].filename).is_relative_to(HERE):
+        files = [frame.filename for frame in traceback.extract_tb(error.__traceback__)]
+        if not any("vizwiz_client" in Path(file).parts for file in files):
             outcome.force_exception(pytest.skip.Exception(f"needs {error.name}"))
