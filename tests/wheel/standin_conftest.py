@@ -15,7 +15,7 @@ import pytest
 
 CHECKOUT_ONLY = {"torch", "clip", "export", "serving", "training"}
 CHECKOUT_FIXTURES = {"live_server", "vizwiz", "make_merges"}
-IMPORTS = re.compile(rf"^(?:from|import) (?:{'|'.join(CHECKOUT_ONLY)}|tests\.conftest)\b", re.MULTILINE)
+IMPORTS = re.compile(rf"^(?:from|import) (?:{'|'.join(CHECKOUT_ONLY)}|tests\.conftest|tests\.client\.small_server)\b", re.MULTILINE)
 
 
 def pytest_ignore_collect(collection_path: Path) -> bool | None:
