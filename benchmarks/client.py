@@ -4,6 +4,7 @@
 
 Serves and asks the repository in triton_models/ (``make demo`` makes one). Some minutes. Figures are medians; what is
 compared runs in turns, so that other work on the machine falls on all alike; CPU is processor time, without the waits.
+The demo's encoder takes less time than decoding a photo does: only a CLIP of full size (--repository) can be kept busy.
 """
 
 from __future__ import annotations
