@@ -8,7 +8,7 @@ ANNOTATIONS ?= ../shared/data/vizwiz/Annotations
 # JPEG files for bench-serving; drawn ones are sent where there are none
 PHOTOS ?= ../shared/data/vizwiz/val
 
-.PHONY: help install demo lint test test-all bench-training bench-export bench-serving clean
+.PHONY: help install demo lint test test-all bench-training bench-export bench-serving bench-client clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 18
@@ -49,6 +49,9 @@ bench-export: $(READY)  ## table: CLIP's encoders in PyTorch and as graphs, and 
 
 bench-serving: $(READY)  ## tables, plot: load on the server, beside the bare encoders and FastAPI (docs/results.md)
 	$(BIN)/python -m benchmarks.serving $(if $(wildcard $(PHOTOS)),--photos "$(PHOTOS)")
+
+bench-client: $(READY)  ## tables: start, install, photo to tensor, a question, and how busy a stream keeps the server
+	$(BIN)/python -m benchmarks.client
 
 clean:  ## DELETE your runs/, triton_models/ and encoded features; keeps .venv
 	rm -rf .cache data/demo runs img.jpg

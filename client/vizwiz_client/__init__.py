@@ -14,6 +14,7 @@ from vizwiz_client._async_client import AsyncVizwizClient
 from vizwiz_client._client import VizwizClient
 from vizwiz_client._served import Served
 from vizwiz_client._settings import Tls
+from vizwiz_client._status import Check, Status
 from vizwiz_client.contract.errors import (
     ContractMismatch,
     DeadlineExceeded,
@@ -34,6 +35,7 @@ __all__ = [
     "Answer",
     "AsyncVizwizClient",
     "Candidate",
+    "Check",
     "ContractMismatch",
     "DeadlineExceeded",
     "ImageError",
@@ -44,6 +46,7 @@ __all__ = [
     "ServerError",
     "ServerFault",
     "ServerUnavailable",
+    "Status",
     "Timings",
     "Tls",
     "VizwizClient",

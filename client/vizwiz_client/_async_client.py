@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 from vizwiz_client._answer import Answer
 from vizwiz_client._settings import DEFAULT_RETRIES, DEFAULT_TIMEOUT_S, DEFAULT_URL, Settings, Tls
+from vizwiz_client._status import DEFAULT_MAX_LATENCY_S, Status
 from vizwiz_client._threads import as_async
 from vizwiz_client.contract.errors import VizwizError
 
@@ -57,6 +58,10 @@ class AsyncVizwizClient:
     async def check(self) -> Served:
         """Read from the server what it serves, and check that it fits. Raises a ServerError."""
         return await self._core.check()
+
+    async def status(self, *, max_latency_s: float = DEFAULT_MAX_LATENCY_S) -> Status:
+        """Whether the server is all right: see :meth:`vizwiz_client.VizwizClient.status`."""
+        return await self._core.status(max_latency_s)
 
     async def ask(self, image: Photo, question: str, *, top: int = 1) -> Answer:
         """Ask one question about one photo; ``top`` is how many candidate answers to return.

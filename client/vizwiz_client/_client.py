@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 from vizwiz_client._answer import Answer
 from vizwiz_client._settings import DEFAULT_RETRIES, DEFAULT_TIMEOUT_S, DEFAULT_URL, Settings, Tls
+from vizwiz_client._status import DEFAULT_MAX_LATENCY_S, Status
 from vizwiz_client._threads import ThreadIo, as_async, iterate, run
 from vizwiz_client.contract.errors import VizwizError
 
@@ -70,6 +71,14 @@ class VizwizClient:
     def check(self) -> Served:
         """Read from the server what it serves, and check that it fits. Raises a ServerError."""
         return run(self._core.check())
+
+    def status(self, *, max_latency_s: float = DEFAULT_MAX_LATENCY_S) -> Status:
+        """Ask the server, and about a built-in picture, whether server, models, contract and latency are right.
+
+        Never raises a ServerError: what is wrong is in the result, with what to do. ``max_latency_s``: an answer that
+        takes longer, in seconds, is not right.
+        """
+        return run(self._core.status(max_latency_s))
 
     def ask(self, image: Photo, question: str, *, top: int = 1) -> Answer:
         """Ask one question about one photo; ``top`` is how many candidate answers to return.

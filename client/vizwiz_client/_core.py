@@ -19,6 +19,7 @@ from vizwiz_client._failures import Failure, explain, pauses, speaks_http
 from vizwiz_client._prepare import Item
 from vizwiz_client._served import Served, read_served
 from vizwiz_client._settings import Settings
+from vizwiz_client._status import Status, read_status
 from vizwiz_client.contract import tensors
 from vizwiz_client.contract.errors import ContractMismatch, ImageError, ServerError, VizwizError
 from vizwiz_client.contract.geometry import Photo
@@ -72,6 +73,15 @@ class Core:
         """Read the server's configuration, whether or not it is known already."""
         self._served = None
         return await self._contract(self._deadline())
+
+    async def status(self, max_latency_s: float) -> Status:
+        """Check server, models, contract and latency."""
+        return await read_status(self, self._settings.url, max_latency_s)
+
+    async def call(self, method: str, arguments: dict[str, Any]) -> Any:
+        """Call this method of tritonclient's client, with retries, within a deadline. Raises a ServerError."""
+        reply, _ = await self._call(method, arguments, self._deadline())
+        return reply
 
     async def ask(self, image: Photo, question: str, top: int) -> Answer:
         """Ask one question."""

@@ -35,6 +35,9 @@ class InALoop:
     def check(self) -> Any:
         return self._run(self.client.check())
 
+    def status(self, *arguments: Any, **options: Any) -> Any:
+        return self._run(self.client.status(*arguments, **options))
+
     def ask(self, *arguments: Any, **options: Any) -> Any:
         return self._run(self.client.ask(*arguments, **options))
 

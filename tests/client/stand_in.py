@@ -31,6 +31,7 @@ class StandIn(service_pb2_grpc.GRPCInferenceServiceServicer):
     image_dims: tuple[int, ...] = (SIDE, SIDE, 3)
     max_batch_size: int = tensors.MAX_BATCH_SIZE
     models: tuple[str, ...] = MODELS
+    not_ready: tuple[str, ...] = ()
     labelled: bool = True
     answerable: float = 0.75
     labels: tuple[str, ...] = ()  # the answers, best first, instead of the numbers
@@ -46,6 +47,12 @@ class StandIn(service_pb2_grpc.GRPCInferenceServiceServicer):
 
     def __post_init__(self) -> None:
         self.gate.set()
+
+    def ServerMetadata(self, request, context):
+        return service_pb2.ServerMetadataResponse(name="stand-in", version="1.2")
+
+    def ModelReady(self, request, context):
+        return service_pb2.ModelReadyResponse(ready=request.name not in self.not_ready)
 
     def ModelConfig(self, request, context):
         self.config_reads += 1

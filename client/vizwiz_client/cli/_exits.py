@@ -1,0 +1,34 @@
+"""Exit codes: what they mean, and which error ends with which."""
+
+from __future__ import annotations
+
+from vizwiz_client.contract.errors import DeadlineExceeded, Overloaded, ServerError, ServerUnavailable
+
+OK = 0
+SOME_FAILED = 1
+USAGE = 2  # argparse's own
+TRY_LATER = 3
+WRONG_SERVER = 4
+INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+
+MEANINGS = {
+    OK: "everything that was asked was answered; a declined answer is an answer",
+    SOME_FAILED: "some photos or questions could not be used, the others were answered; or status: answers come slowly",
+    USAGE: "the command line, or the file it names, is wrong; nothing was asked",
+    TRY_LATER: "the server cannot be reached, is overloaded or too slow; what remains was not asked: try again later",
+    WRONG_SERVER: "the server is not right: another contract, a missing model or a fault; somebody has to repair it",
+    INTERRUPTED: "interrupted by Ctrl-C",
+}
+
+
+class UsageError(Exception):
+    """The command line, or a file it names, cannot be used; the text says what to do."""
+
+
+def code(error: BaseException) -> int:
+    """The exit code of a command that ``error`` ended."""
+    if isinstance(error, UsageError):
+        return USAGE
+    if isinstance(error, ServerUnavailable | Overloaded | DeadlineExceeded):
+        return TRY_LATER
+    return WRONG_SERVER if isinstance(error, ServerError) else SOME_FAILED

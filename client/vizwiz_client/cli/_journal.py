@@ -1,0 +1,109 @@
+"""What a batch has done so far, kept so that a run that was killed at any moment goes on where it was."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from vizwiz_client.cli._exits import UsageError
+from vizwiz_client.cli._rows import Format, Row, Writer
+
+SUFFIX = ".part"
+
+
+class Journal:
+    """The file OUTPUT.part: a line of ``settings``, then one for each row done, [input, output]; JSON, unlike OUTPUT.
+
+    A line counts when it is whole; what a kill left of the last one is cut off. ``done`` is how many rows there are.
+    Raises UsageError where OUTPUT exists, or OUTPUT.part was made by a run with other settings.
+    """
+
+    def __init__(self, output: Path, settings: dict[str, Any]) -> None:
+        self._output, self._path = output, output.with_name(output.name + SUFFIX)
+        if output.exists():
+            raise UsageError(f"{output} is there already; remove it, or choose another name")
+        try:
+            self._file = self._path.open("a+b")
+        except OSError as error:
+            raise UsageError(f"{self._path}: cannot be written ({error.strerror})") from error
+        self.done = self._cut_torn_line(settings)
+
+    def _cut_torn_line(self, settings: dict[str, Any]) -> int:
+        """Return how many whole rows there are; what follows the last of them is removed."""
+        self._file.seek(0)
+        lines, size = 0, 0
+        for line in self._file:
+            value = _parsed(line)
+            if value is None:
+                break
+            if not lines and value != settings:
+                self.close()
+                raise UsageError(
+                    f"{self._path} was begun with {_said(value)}, now it is {_said(settings)}; go on with the same "
+                    "options, or remove the file to begin again"
+                )
+            lines, size = lines + 1, size + len(line)
+        self._file.truncate(size)
+        if not lines:
+            self._append(settings)
+        return max(0, lines - 1)
+
+    def skip_done(self, rows: Iterator[Row]) -> int:
+        """Step over the ``rows`` that are done; return how many of them have an error.
+
+        Raises UsageError where they are not the rows that these answers belong to.
+        """
+        failed = 0
+        for done, answered in self.rows():
+            if next(rows, None) != done:
+                raise UsageError(f"{self._path} was begun with other input; remove it to begin again")
+            failed += answered["error"] is not None
+        return failed
+
+    def rows(self) -> Iterator[tuple[Row, Row]]:
+        """The rows done, (input, output)."""
+        with self._path.open("rb") as file:
+            next(file)  # the settings
+            for line in file:
+                row, answered = json.loads(line)
+                yield row, answered
+
+    def append(self, row: Row, answered: Row) -> None:
+        """Note a row as done."""
+        self._append([row, answered])
+
+    def publish(self, format: Format, columns: list[str]) -> None:
+        """Write OUTPUT, whole or not at all, and remove the journal."""
+        new = self._output.with_name(f".{self._output.name}.new")
+        with new.open("w", encoding="utf-8", errors="backslashreplace", newline="") as stream:
+            inputs = list(dict.fromkeys(name for row, _ in self.rows() for name in row))
+            writer = Writer(stream, format, [*inputs, *columns])
+            for row, answered in self.rows():
+                writer.write(row | answered)
+            os.fsync(stream.fileno())
+        new.replace(self._output)
+        self.close()
+        self._path.unlink()
+
+    def close(self) -> None:
+        """Close the file; what was noted is in it already."""
+        self._file.close()
+
+    def _append(self, value: Any) -> None:
+        self._file.write(json.dumps(value).encode() + b"\n")
+        self._file.flush()
+
+
+def _parsed(line: bytes) -> Any:
+    """The value in ``line``, or None where a kill or a loss of power left it incomplete."""
+    try:
+        return json.loads(line) if line.endswith(b"\n") else None
+    except ValueError:
+        return None
+
+
+def _said(settings: Any) -> str:
+    return ", ".join(f"{name} {value}" for name, value in settings.items()) if isinstance(settings, dict) else "others"

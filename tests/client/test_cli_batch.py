@@ -1,0 +1,309 @@
+"""``vizwiz-client batch``: files in and out, and that a run goes on where the last one ended, however it ended."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+from tests.client.stand_in import StandIn
+from vizwiz_client import VizwizClient, cli
+from vizwiz_client.cli import _exits
+from vizwiz_client.cli._batch import COLUMNS
+from vizwiz_client.cli._progress import Progress
+
+PROGRAM = [sys.executable, "-c", "import sys; from vizwiz_client.cli import main; sys.exit(main())"]
+Row = dict[str, Any]
+
+
+def write_csv(path: Path, rows: list[Row]) -> Path:
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    return path
+
+
+def write_json_lines(path: Path, rows: list[Row]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def read(path: Path) -> list[Row]:
+    text = path.read_text(encoding="utf-8")
+    if path.suffix == ".csv":
+        return list(csv.DictReader(io.StringIO(text, newline="")))
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def questions(photos: list[Path], count: int) -> list[Row]:
+    """Rows with a column of their own, which takes a comma, a quote, a line break and a letter beyond ASCII."""
+    return [
+        {"id": f'{number}, "ñ"\nx', "photo": photos[number % len(photos)].name, "question": f"what is this? {number}"}
+        for number in range(count)
+    ]
+
+
+@pytest.fixture
+def batch(stand_in: StandIn, capsys: pytest.CaptureFixture[str]):
+    """Run ``vizwiz-client batch``; return exit status, standard output, lines on standard error."""
+
+    def run(*arguments: object) -> tuple[int, str, list[str]]:
+        status = cli.main(["batch", *map(str, arguments), "--url", stand_in.url])
+        output = capsys.readouterr()
+        return status, output.out, output.err.splitlines()
+
+    return run
+
+
+class TestFormats:
+    @pytest.mark.parametrize("output", ["answers.csv", "answers.jsonl", "answers.ndjson", "answers.txt"])
+    @pytest.mark.parametrize("write", [write_csv, write_json_lines])
+    def test_every_row_is_kept_and_answered(self, batch, photos: list[Path], write, output: str) -> None:
+        folder = photos[0].parent
+        rows = questions(photos, 7)
+        path = write(folder / f"questions.{'csv' if write is write_csv else 'jsonl'}", rows)
+        status, out, notes = batch(path, "-o", folder / output)
+        assert (status, out, notes) == (0, "", ["7 of 7 rows answered"])
+        written = folder / output
+        if output.endswith("txt"):  # the suffix says nothing: as the input
+            written = written.rename(folder / f"answers{path.suffix}")
+        found = read(written)
+        assert [{name: row[name] for name in rows[0]} for row in found] == rows
+        assert list(found[0]) == [*rows[0], *COLUMNS]
+        assert all(row["answer"] and not row["error"] for row in found)
+        assert not list(folder.glob("*.part")) + list(folder.glob(".*"))
+
+    def test_answers_are_the_librarys(self, batch, stand_in: StandIn, photos: list[Path]) -> None:
+        rows = questions(photos, 5)
+        path = write_json_lines(photos[0].parent / "q.jsonl", rows)
+        _, out, _ = batch(path, "--top", 2)
+        with VizwizClient(stand_in.url) as client:
+            for row, line in zip(rows, out.splitlines(), strict=True):
+                expected = client.ask(photos[0].parent / row["photo"], row["question"], top=2).to_dict()
+                found = json.loads(line)
+                for name in set(COLUMNS) - {"error", "request_id"}:
+                    assert found[name] == expected[name]
+
+    def test_csv_from_a_pipe_to_a_pipe(self, stand_in: StandIn, photos: list[Path]) -> None:
+        rows = questions(photos, 3)
+        given = write_csv(photos[0].parent / "q.csv", rows).read_bytes()
+        command = [*PROGRAM, "batch", "-", "--photos", str(photos[0].parent), "--url", stand_in.url]
+        environment = os.environ | {"PYTHONIOENCODING": "ascii"}  # a file has its own encoding
+        done = subprocess.run(command, input=b"\xef\xbb\xbf" + given, capture_output=True, check=True, env=environment)
+        found = list(csv.DictReader(io.StringIO(done.stdout.decode(), newline="")))
+        assert [row["id"] for row in found] == [row["id"] for row in rows]
+        assert done.stderr == b"3 of 3 rows answered\n"  # no progress where there is no terminal
+
+    def test_json_out_of_csv(self, batch, photos: list[Path]) -> None:
+        path = write_csv(photos[0].parent / "q.csv", questions(photos, 2))
+        _, out, notes = batch(path, "--json", "--quiet")
+        assert [json.loads(line)["error"] for line in out.splitlines()] == [None, None]
+        assert notes == []
+
+    def test_the_column_may_be_called_image_as_vizwiz_does(self, batch, photos: list[Path], tmp_path: Path) -> None:
+        path = write_json_lines(tmp_path / "q.jsonl", [{"image": photos[0].name, "question": "what?", "n": {"m": [1]}}])
+        assert batch(path, "-o", tmp_path / "a.csv")[0] == 0
+        assert read(tmp_path / "a.csv")[0]["n"] == '{"m": [1]}'
+
+    def test_rows_with_different_keys(self, batch, photos: list[Path], tmp_path: Path) -> None:
+        rows = [{"photo": photos[0].name, "question": "what?", name: 1} for name in "ab"]
+        batch(write_json_lines(tmp_path / "q.jsonl", rows), "-o", tmp_path / "a.csv")
+        assert list(read(tmp_path / "a.csv")[0])[:4] == ["photo", "question", "a", "b"]
+
+    def test_an_empty_file(self, batch, tmp_path: Path) -> None:
+        (tmp_path / "q.csv").write_text("photo,question\n")
+        assert batch(tmp_path / "q.csv", "-o", tmp_path / "a.csv") == (0, "", ["0 of 0 rows answered"])
+        assert read(tmp_path / "a.csv") == []
+
+
+class TestErrors:
+    def test_they_have_a_column_and_the_exit_code_says_so(self, batch, photos: list[Path], tmp_path: Path) -> None:
+        rows = questions(photos, 4)
+        rows[1]["photo"], rows[2]["question"] = "missing.jpg", " "
+        path = write_csv(tmp_path / "q.csv", rows)
+        status, _, notes = batch(path, "-o", tmp_path / "a.csv")
+        assert status == _exits.SOME_FAILED
+        assert notes == [f"2 of 4 rows answered; the column error of {tmp_path / 'a.csv'} says why the others were not"]
+        found = read(tmp_path / "a.csv")
+        assert [bool(row["answer"]) for row in found] == [True, False, False, True]
+        assert "missing.jpg: cannot be read (No such file" in found[1]["error"]
+        assert "expected words" in found[2]["error"]
+
+    @pytest.mark.parametrize(
+        ("content", "text"),
+        [
+            ("a,b\n1,2\n", "line 2: got the columns a, b, expected photo or image, and question"),
+            ("photo,question\na.jpg\n", "line 2: got 1 cells, expected 2 as the header has"),
+            ("photo,question\na.jpg,what, now?\n", "line 2: got 3 cells, expected 2"),
+            ('photo,question\na.jpg,"what\n', "not CSV"),
+            ("photo,question,answer\na.jpg,b,c\n", "the answers need the column answer; rename it in the input"),
+            ('{"photo": "a.jpg", "question": "b"}\n{"photo"', "line 2: not JSON"),
+            ('{"photo": "a.jpg", "question": "b"}\n[1]\n', "line 2: got [1], expected a JSON object"),
+            ('{"photo": "a.jpg", "question": 3}\n', "line 1: question is 3, expected a text"),
+            ('[{"photo": "a.jpg"}]', "a JSON array, expected JSON Lines, one object a line: jq -c '.[]' makes them"),
+            ("photo,question\na.jpg,señor\n", "byte 0xf1 is not UTF-8; save the file as UTF-8"),
+        ],
+    )
+    def test_a_file_that_cannot_be_used_is_refused_whole(
+        self, batch, stand_in: StandIn, tmp_path: Path, content: str, text: str
+    ) -> None:
+        path = tmp_path / "q"
+        path.write_text(content, encoding="latin-1" if "ñ" in content else "utf-8")
+        status, out, notes = batch(path, "-o", tmp_path / "a.csv")
+        assert (status, out, stand_in.config_reads) == (_exits.USAGE, "", 0)
+        assert text in notes[0]
+        assert os.listdir(tmp_path) == ["q"]  # noqa: PTH208 - nothing else was written
+
+    def test_no_such_file(self, batch, tmp_path: Path) -> None:
+        assert "none.csv: cannot be read (No such file or directory)" in batch(tmp_path / "none.csv")[2][0]
+
+    def test_an_output_that_is_there_already(self, batch, photos: list[Path], tmp_path: Path) -> None:
+        path = write_csv(tmp_path / "q.csv", questions(photos, 1))
+        status, _, notes = batch(path, "-o", path)
+        assert (status, notes) == (_exits.USAGE, [f"Error: {path} is there already; remove it, or choose another name"])
+
+
+class TestGoingOn:
+    @pytest.fixture
+    def rows(self, photos: list[Path]) -> list[Row]:
+        return questions(photos, 40)
+
+    @pytest.fixture
+    def path(self, rows: list[Row], tmp_path: Path) -> Path:
+        return write_csv(tmp_path / "q.csv", rows)
+
+    def test_server_trouble_ends_it_and_the_same_command_goes_on(
+        self, batch, stand_in: StandIn, path: Path, tmp_path: Path, rows: list[Row]
+    ) -> None:
+        output = tmp_path / "a.csv"
+        stand_in.failure, stand_in.failures_left = (grpc.StatusCode.INTERNAL, "out of memory"), 1
+        status, _, notes = batch(path, "-o", output)
+        assert status == _exits.WRONG_SERVER
+        assert re.sub(r"\d+", "N", notes[0]).startswith("Stopped after N rows, kept in ")
+        assert notes[0].endswith("a.csv.part; the same command goes on there")
+        assert "out of memory" in notes[1]
+        assert not output.exists()
+        assert batch(path, "-o", output)[0] == 0
+        assert [row["id"] for row in read(output)] == [row["id"] for row in rows]
+
+    def test_it_is_written_down_with_keep_going(self, batch, stand_in: StandIn, path: Path, tmp_path: Path) -> None:
+        stand_in.failure, stand_in.failures_left = (grpc.StatusCode.INTERNAL, "out of memory"), 1
+        status, _, _ = batch(path, "-o", tmp_path / "a.csv", "--keep-going")
+        failed = [bool(row["error"]) for row in read(tmp_path / "a.csv")]
+        assert status == _exits.WRONG_SERVER
+        assert 0 < sum(failed) < len(failed) == 40
+
+    def test_after_kill_9(self, live_server, photos: list[Path], tmp_path: Path) -> None:
+        rows = questions(photos, 300)
+        rows[0]["photo"] = "missing.jpg"  # a failure of the first run counts in the last one's exit status
+        path, output = write_csv(tmp_path / "q.csv", rows), tmp_path / "a.csv"
+        journal = tmp_path / "a.csv.part"
+        command = [*PROGRAM, "batch", str(path), "-o", str(output), "--url", live_server.grpc_url]
+        kept = []
+        for _ in range(2):
+            before = len(kept)
+            process = subprocess.Popen(command)
+            while not journal.exists() or len(kept := journal.read_bytes().splitlines()) <= before + 20:
+                assert process.poll() is None
+                time.sleep(0.005)
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            kept = journal.read_bytes().splitlines()[:-1]  # the last may be torn
+            assert before < len(kept) < len(rows)
+        with journal.open("ab") as file:
+            file.write(b'[{"id": "torn')
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == _exits.SOME_FAILED
+        assert done.stderr.startswith("299 of 300 rows answered; the column error")
+        found = read(output)
+        assert [row["question"] for row in found] == [row["question"] for row in rows]
+        requests = {json.loads(line)[1]["request_id"] for line in kept[1:]} - {None}
+        assert requests < {row["request_id"] for row in found}  # these were not asked again
+        assert not journal.exists()
+
+    def test_other_input_or_options_are_refused(self, batch, stand_in: StandIn, path: Path, tmp_path: Path) -> None:
+        output = tmp_path / "a.csv"
+        stand_in.delay_s = 0.2
+        stop = subprocess.Popen([*PROGRAM, "batch", str(path), "-o", str(output), "--url", stand_in.url])
+        journal = tmp_path / "a.csv.part"
+        while not journal.exists() or len(journal.read_bytes().splitlines()) < 3:
+            time.sleep(0.005)
+        stop.kill()
+        stop.wait()
+        status, _, notes = batch(path, "-o", output, "--top", 3)
+        assert status == _exits.USAGE
+        assert "was begun with --top 1, --photos" in notes[0]
+        write_csv(path, [row | {"question": "another?"} for row in read(path)])
+        status, _, notes = batch(path, "-o", output)
+        assert (status, notes[0].split("a.csv.part ")[1]) == (
+            _exits.USAGE,
+            "was begun with other input; remove it to begin again",
+        )
+
+    @pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
+    def test_ctrl_c_says_how_to_go_on(self, stand_in: StandIn, photos: list[Path], tmp_path: Path) -> None:
+        path = write_csv(tmp_path / "q.csv", questions(photos, 400))
+        stand_in.delay_s = 0.5
+        heeding = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "  # a shell's & ignores it
+        command = [
+            *PROGRAM[:2],
+            heeding + PROGRAM[2],
+            "batch",
+            str(path),
+            "-o",
+            str(tmp_path / "a.csv"),
+            "--url",
+            stand_in.url,
+        ]
+        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        journal = tmp_path / "a.csv.part"
+        while not journal.exists() or len(journal.read_bytes().splitlines()) < 3:
+            time.sleep(0.005)
+        process.send_signal(signal.SIGINT)
+        said = process.communicate(timeout=60)[1]
+        assert process.returncode == _exits.INTERRUPTED
+        assert re.fullmatch(r"Stopped after \d+ rows, kept in .*a.csv.part; the same command goes on there\n", said)
+
+
+class TestProgress:
+    def terminal(self, monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
+        """Standard error as a terminal; inside the test, since pytest puts its own there between set-up and call."""
+        terminal = io.StringIO()
+        terminal.isatty = lambda: True  # type: ignore[method-assign]
+        monkeypatch.setattr(sys, "stderr", terminal)
+        monkeypatch.setenv("TERM", "xterm")
+        return terminal
+
+    def test_on_a_terminal(self, stand_in: StandIn, photos: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+        path = write_csv(photos[0].parent / "q.csv", questions(photos, 8))
+        shown = self.terminal(monkeypatch)
+        cli.main(["batch", str(path), "-o", str(path.with_name("a.csv")), "--url", stand_in.url])
+        lines = shown.getvalue().split("\r")
+        assert re.fullmatch(r"12%, 1 of 8 rows, [\d.]+ a second, \d+ s left", lines[1])
+        assert lines[-2:] == [" " * len(lines[1]), "8 of 8 rows answered\n"]  # cleared before what comes after it
+
+    def test_going_on_without_a_total(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        shown = self.terminal(monkeypatch)
+        Progress(None, 5, quiet=False).update(1_005, 3)
+        assert re.fullmatch(r"\r1,005 rows, 3 failed, [\d,.]+ a second", shown.getvalue())
+
+    @pytest.mark.parametrize(("quiet", "term"), [(True, "xterm"), (False, "dumb")])
+    def test_not_where_it_would_be_in_the_way(self, quiet: bool, term: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        shown = self.terminal(monkeypatch)
+        monkeypatch.setenv("TERM", term)
+        progress = Progress(8, 0, quiet=quiet)
+        progress.update(1, 0)
+        progress.close()
+        assert shown.getvalue() == ""
