@@ -35,8 +35,11 @@ def read_served(config: Any, url: str) -> Served:
         )
     models = tuple(step.model_name for step in config.ensemble_scheduling.step)
     side = next((tensor.dims[0] for tensor in config.input if tensor.name == tensors.IMAGE.name and tensor.dims), 0)
+    # a repository of an earlier export leaves the length open, and takes the contract's as well
+    is_open = any(tensor.name == tensors.TOKENS.name and list(tensor.dims) == [-1] for tensor in config.input)
+    length = (-1,) if is_open else tensors.TOKENS.shape
     differences = [
-        *_differences("input", config.input, {tensors.IMAGE: (side, side, 3), tensors.TOKENS: (-1,)}),
+        *_differences("input", config.input, {tensors.IMAGE: (side, side, 3), tensors.TOKENS: length}),
         *_differences("output", config.output, {spec: spec.shape for spec in tensors.HEAD_OUTPUTS}),
         *_missing(models, (tensors.IMAGE_ENCODER_PREFIX, tensors.TEXT_ENCODER_PREFIX, tensors.HEAD_PREFIX)),
     ]

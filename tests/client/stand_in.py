@@ -64,7 +64,7 @@ class StandIn(service_pb2_grpc.GRPCInferenceServiceServicer):
         response.config.name = request.name
         response.config.max_batch_size = self.max_batch_size
         response.config.input.add(name="image", data_type="TYPE_UINT8", dims=self.image_dims)
-        response.config.input.add(name="tokens", data_type="TYPE_INT32", dims=[-1])
+        response.config.input.add(name="tokens", data_type="TYPE_INT32", dims=tensors.TOKENS.shape)
         for spec in tensors.HEAD_OUTPUTS:
             response.config.output.add(name=spec.name, data_type=f"TYPE_{spec.datatype}", dims=spec.shape)
         for model in self.models:

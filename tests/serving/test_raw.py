@@ -226,20 +226,21 @@ def test_no_picture_is_taken_for_base64() -> None:
 
 @pytest.fixture
 def preprocess_alone(own_repository: Path, live_server: LiveServer) -> Path:
-    """The tiny repository, and the preprocess model as a raw ensemble of one step: quick to load."""
+    """The tiny repository, and an ensemble that has the preprocess model for one more step: quick to load."""
     (source,) = live_server.repository.glob("preprocess_*")
     shutil.copytree(source, own_repository / source.name)
-    shutil.copytree(live_server.repository / tensors.RAW_ENSEMBLE, own_repository / tensors.RAW_ENSEMBLE)
+    raw = Path(shutil.copytree(own_repository / tensors.ENSEMBLE, own_repository / tensors.RAW_ENSEMBLE))
 
-    def keep_one_step(config: Any) -> None:
-        del config.ensemble_scheduling.step[1:]
-        (step,) = config.ensemble_scheduling.step
-        for name in ("image", "tokens"):
-            del step.output_map[name]
-        del config.output[:-1]
-        assert config.output[0].name == "error"
+    def add_a_step(config: Any) -> None:
+        config.name = tensors.RAW_ENSEMBLE
+        step = config.ensemble_scheduling.step.add(model_name=source.name, model_version=-1)
+        for spec in (tensors.IMAGE_BYTES, tensors.QUESTION):
+            config.input.add(name=spec.name, data_type="TYPE_STRING", dims=[1])
+            step.input_map[spec.name] = spec.name
+        config.output.add(name=tensors.ERROR.name, data_type="TYPE_STRING", dims=[1])
+        step.output_map[tensors.ERROR.name] = tensors.ERROR.name
 
-    change_config(own_repository / tensors.RAW_ENSEMBLE, keep_one_step)
+    change_config(raw, add_a_step)
     return own_repository / source.name
 
 
