@@ -30,6 +30,21 @@ MADE_FROM_FILE = "made_from.json"  # in the folder of an immutable model: a head
 Configs = dict[str, Any]  # model name -> its ModelConfig message
 
 
+def check_repository(repository: Path) -> None:
+    """Check that ``repository`` has an ensemble to serve.
+
+    Raises:
+        ServingError: it does not.
+    """
+    if (repository / tensors.ENSEMBLE / CONFIG_FILE).is_file():
+        return
+    got = "does not exist" if not repository.exists() else f"has no model {tensors.ENSEMBLE}"
+    raise ServingError(
+        f"the model repository {repository} {got}: publish one with `python -m export.to_onnx`, or name another one "
+        f"with --repository"
+    )
+
+
 def ensembles(repository: Path) -> Configs:
     """The ensembles of ``repository`` in which a head answers, in the order of their names.
 

@@ -27,11 +27,11 @@ from serving.admin import (
 from serving.errors import ServingError
 from serving.log import Log
 from serving.ports import EVERY_INTERFACE, LOOPBACK
-from serving.repository import ensembles, models_named
+from serving.repository import CONFIG_FILE, check_repository, ensembles, models_named
 from serving.runtime import STUB, Runtime, check_stub, find_runtime
 from serving.watch import Watch
 from serving.workspace import Workspace, remove_leftovers
-from vizwiz_client.contract.tensors import ENSEMBLE
+from vizwiz_client.contract.tensors import ENSEMBLE, ENSEMBLES
 
 DRAIN_S = 10  # how long requests in flight may take to finish once the server is to stop
 EXIT_S = 10  # how long the server may then take to end: its backends take about 2
@@ -268,7 +268,8 @@ class EmbeddedTriton:
 
     def _ensembles(self) -> list[str]:
         """The ensembles to serve; the one that clients ask also where Triton will have to say what is wrong with it."""
-        return list(dict.fromkeys([ENSEMBLE, *ensembles(self.repository)]))
+        ours = [name for name in ENSEMBLES if (self.repository / name / CONFIG_FILE).is_file()]
+        return list(dict.fromkeys([ENSEMBLE, *ours, *ensembles(self.repository)]))
 
     def _wanted(self) -> list[str]:
         return models_named(ensembles(self.repository))
@@ -281,21 +282,6 @@ class EmbeddedTriton:
         if code is None:
             return "gives no reason"
         return f"ended with {signal.Signals(-code).name if code < 0 else f'exit status {code}'}"
-
-
-def check_repository(repository: Path) -> None:
-    """Check that ``repository`` has an ensemble to serve.
-
-    Raises:
-        ServingError: it does not.
-    """
-    if (repository / ENSEMBLE / "config.pbtxt").is_file():
-        return
-    got = "does not exist" if not repository.exists() else f"has no model {ENSEMBLE}"
-    raise ServingError(
-        f"the model repository {repository} {got}: publish one with `python -m export.to_onnx`, or name another one "
-        f"with --repository"
-    )
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:

@@ -6,6 +6,7 @@ which makes every ensemble that names it unready at once, and loads it again, wh
 
 from __future__ import annotations
 
+import itertools
 import json
 import threading
 import time
@@ -16,6 +17,7 @@ from pathlib import Path
 from serving.runtime import STUB
 
 INTERVAL_S = 0.5
+ROUND = 10  # looks from one comparison with the models that have to be there to the next
 PATIENCE_S = 5.0
 RETRY_S = 5.0  # after a model that did not load again
 
@@ -51,11 +53,13 @@ class Watch:
         self._report = report
         self._stubs: dict[int, tuple[str, str]] = {}  # of those that lived when last looked at: pid -> instance, model
         self._broken: dict[str, float] = {}  # model -> when to try it next, time.monotonic()
+        self._looks = itertools.count(1)
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._run, name="stub watch", daemon=True)
 
     def start(self) -> None:
         """Begin to watch."""
+        self._stubs = stubs(self._server, self._models)
         self._thread.start()
 
     def stop(self) -> None:
@@ -71,21 +75,29 @@ class Watch:
 
     def _look(self) -> None:
         living = stubs(self._server, self._models)
-        dead = {pid: stub for pid, stub in self._stubs.items() if pid not in living}
-        if dead:
-            states = self._states()
-            instances = {instance for instance, _ in living.values()}
-            for instance, model in dead.values():  # one that was unloaded, or replaced, has ended as it should
-                if states.get(model) == "READY" and instance not in instances:
-                    self._report(f"a process of {model} died: loading the model again")
-                    self._broken[model] = 0
-                    self._ask("POST", f"repository/models/{model}/unload")
+        suspects = {model for pid, (_, model) in self._stubs.items() if pid not in living}
+        if next(self._looks) % ROUND == 0:  # one that died before it was first seen is missed by comparing
+            suspects |= {*self._wanted()} - {model for _, model in living.values()}
+        if suspects:
+            self._unload_dead(suspects)
         self._stubs = living
         for model in [model for model, when in self._broken.items() if when <= time.monotonic()]:
             if model in self._wanted():
                 self._revive(model)
             else:
                 del self._broken[model]
+
+    def _unload_dead(self, suspects: Collection[str]) -> None:
+        """Unload those of ``suspects`` that are called ready and lack a process; others were unloaded, or replaced."""
+        states = self._states()
+        living = stubs(self._server, self._models)  # later than the states: what was ready has been started by now
+        instances = {instance for instance, _ in living.values()}
+        for model in suspects:
+            lost = {instance for instance, name in self._stubs.values() if name == model} - instances
+            if states.get(model) == "READY" and (lost or model not in {name for _, name in living.values()}):
+                self._report(f"a process of {model} died: loading the model again")
+                self._broken[model] = 0
+                self._ask("POST", f"repository/models/{model}/unload")
 
     def _revive(self, model: str) -> None:
         status, body = self._ask("POST", f"repository/models/{model}/load")
