@@ -120,7 +120,7 @@ def test_a_server_that_ends_by_itself_is_told_and_started_again_but_not_for_ever
         assert eventually(lambda: not answers_http(address))
     said = serve.end()
     assert said.count("\nstarting it again\n") == 2
-    assert "serving: error: tritonserver ended with SIGKILL, unasked; its log says:" in said
+    assert "tritonserver ended with SIGKILL" in said.rpartition("serving: error: ")[2]
     assert serve.process.returncode == 1
     assert eventually(serve.leaves_no_trace)
 
