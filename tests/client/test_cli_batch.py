@@ -233,12 +233,15 @@ class TestGoingOn:
         assert requests < {row["request_id"] for row in found}  # these were not asked again
         assert not journal.exists()
 
-    def test_other_input_or_options_are_refused(self, batch, stand_in: StandIn, path: Path, tmp_path: Path) -> None:
-        output = tmp_path / "a.csv"
-        stand_in.delay_s = 0.2
+    def test_other_input_or_options_are_refused(
+        self, batch, stand_in: StandIn, photos: list[Path], tmp_path: Path
+    ) -> None:
+        path, output = write_csv(tmp_path / "many.csv", questions(photos, 400)), tmp_path / "a.csv"
+        stand_in.delay_s = 0.5
         stop = subprocess.Popen([*PROGRAM, "batch", str(path), "-o", str(output), "--url", stand_in.url])
         journal = tmp_path / "a.csv.part"
         while not journal.exists() or len(journal.read_bytes().splitlines()) < 3:
+            assert stop.poll() is None
             time.sleep(0.005)
         stop.kill()
         stop.wait()
