@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.installed
+# two processes of tests, a file in one of them: much of a test of a server is waiting. Fixtures are made in each.
+PARALLEL ?= -n 2 --dist loadfile
 # of VizWiz, for bench-training
 ANNOTATIONS ?= ../shared/data/vizwiz/Annotations
 # JPEG files for bench-serving; drawn ones are sent where there are none
@@ -32,7 +34,7 @@ lint: $(READY)  ## style, import rules, types
 	$(BIN)/mypy
 
 test: lint  ## lint, types and tests
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" $(PARALLEL)
 
 test-all: lint  ## the slow tests too
 	$(BIN)/python -m pytest
