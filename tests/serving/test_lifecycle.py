@@ -115,7 +115,7 @@ def test_shared_memory_that_a_killed_server_left_is_removed(serve: Command) -> N
 def test_a_server_that_ends_by_itself_is_told_and_started_again_but_not_for_ever(serve: Command) -> None:
     address = serve.addresses["http"]
     for _ in range(3):
-        assert eventually(lambda: answers_http(address), 30)
+        assert eventually(lambda: answers_http(address), 120)
         os.kill(serve.triton(), signal.SIGKILL)
         assert eventually(lambda: not answers_http(address))
     said = serve.end()

@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
@@ -50,24 +49,24 @@ def test_a_photo_that_cannot_be_read_says_why_and_the_worker_goes_on(photo: Path
 
 def test_a_photo_that_kills_its_worker_is_named_and_another_worker_takes_over(photo: Path) -> None:
     trap = photo.with_name("trap.png")
-    os.mkfifo(trap)  # the worker waits for it, and is killed there
+    trap.write_bytes(photo.read_bytes())
     pixels = np.zeros((1, 32, 32, 3), np.uint8)
 
     with Decoder(1) as decoder:
         assert decoder.submit(photo, (0,), pixels).result() is None
-        killer = threading.Thread(target=_kill_child, args=(0.3,))
-        killer.start()
-        problem = decoder.submit(trap, (0,), pixels).result(timeout=20)
-        killer.join()
-        assert problem == f"{trap}: decoding it ended the worker process (exit status -9)"
+        worker = _worker()
+        os.kill(worker, signal.SIGSTOP)  # so that it is killed while it has the photo
+        waiting = decoder.submit(trap, (0,), pixels)
+        time.sleep(0.3)
+        os.kill(worker, signal.SIGKILL)
+        assert waiting.result(timeout=60) == f"{trap}: decoding it ended the worker process (exit status -9)"
         assert decoder.submit(photo, (0,), pixels).result() is None
 
 
-def _kill_child(after_s: float) -> None:
-    time.sleep(after_s)
+def _worker() -> int:
     children = [pid for task in Path("/proc/self/task").iterdir() for pid in (task / "children").read_text().split()]
     (worker,) = [pid for pid in children if b"training.decoding" in Path("/proc", pid, "cmdline").read_bytes()]
-    os.kill(int(worker), signal.SIGKILL)
+    return int(worker)
 
 
 def test_a_worker_needs_no_torch(photo: Path) -> None:
