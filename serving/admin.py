@@ -26,7 +26,7 @@ GRPC_HEADER = f"triton-grpc-protocol-{HTTP_HEADER}"  # Triton looks for the key 
 RESTRICTED = ("model-repository", "shared-memory", "trace", "logging")
 
 _RECORD_FILE = "server.json"
-_SHORTEST_KEY = 16  # characters
+_SHORTEST_KEY = 32  # characters, as deploy/serve.py wants it
 _HTTP_TIMEOUT_S = 5
 
 
@@ -48,9 +48,9 @@ def admin_key() -> str:
     """
     if (key := os.environ.get(KEY_VARIABLE)) is None:
         return secrets.token_urlsafe()
-    if len(key) < _SHORTEST_KEY or not all(char.isascii() and (char.isalnum() or char in "-_.~") for char in key):
+    if len(key) < _SHORTEST_KEY or not all(char.isascii() and (char.isalnum() or char in "-_") for char in key):
         raise ServingError(
-            f"{KEY_VARIABLE} holds {len(key)} characters, expected {_SHORTEST_KEY} or more of A-Z a-z 0-9 - _ . ~: "
+            f"{KEY_VARIABLE} holds {len(key)} characters, expected {_SHORTEST_KEY} or more of A-Z a-z 0-9 - _: "
             "give it another one, or unset it and each start makes its own"
         )
     return key

@@ -101,11 +101,11 @@ def test_the_key_is_for_its_user_alone(server: EmbeddedTriton) -> None:
 
 
 def test_a_key_of_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(KEY_VARIABLE, "twenty-letters-or-so")
-    assert admin_key() == "twenty-letters-or-so"
+    monkeypatch.setenv(KEY_VARIABLE, "thirty-two-letters-or-so-for-a-key")
+    assert admin_key() == "thirty-two-letters-or-so-for-a-key"
     for wrong in ("short", "a key with spaces in it", "ключ-из-букв-которых-нет", ""):
         monkeypatch.setenv(KEY_VARIABLE, wrong)
-        with pytest.raises(ServingError, match=f"{KEY_VARIABLE} holds {len(wrong)} characters, expected 16 or more of"):
+        with pytest.raises(ServingError, match=f"{KEY_VARIABLE} holds {len(wrong)} characters, expected 32 or more of"):
             admin_key()
     monkeypatch.delenv(KEY_VARIABLE)
     assert admin_key() != admin_key()
