@@ -24,7 +24,7 @@ _CHANNEL_ARGUMENTS = [
     ("grpc.initial_reconnect_backoff_ms", 100),  # or a retry would meet the last attempt's failure, not the server
     ("grpc.max_reconnect_backoff_ms", 2_000),  # a server that was away is found again in seconds, not in two minutes
     ("grpc.client_idle_timeout_ms", 60_000),  # an idle connection is closed before a network forgets it in silence
-    ("grpc.lb_policy_name", "round_robin"),  # a name with several addresses, such as a headless Service, is many servers
+    ("grpc.lb_policy_name", "round_robin"),  # over all addresses of a name, such as a headless Service
     ("grpc.use_local_subchannel_pool", 1),  # each client has its own connection, whatever another one waits for
 ]
 
