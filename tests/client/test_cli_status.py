@@ -67,7 +67,7 @@ class TestRealServer:
         code, lines = status(live_server.grpc_url)
         assert code == _exits.WRONG_SERVER
         assert lines["server"].startswith("right, ")
-        assert "does not serve 'another_model'; export a model to its repository first" in lines["models"]
+        assert "does not serve 'another_model'; export a model to its repository" in lines["models"]
         assert lines["contract"] == lines["latency"] == UNCHECKED
 
     def test_the_wrong_port(self, status, live_server) -> None:
