@@ -103,6 +103,15 @@ class TestAsk:
         assert 0.1 <= answer.timings.request_s < answer.timings.total_s
         assert answer.timings.prepare_s + answer.timings.request_s <= answer.timings.total_s
 
+    def test_fast_decoding_is_for_the_first_question_too(self, connect: Any, stand_in: StandIn, tmp_path: Path) -> None:
+        photo = tmp_path / "large.jpg"
+        noise = np.random.default_rng(0).integers(0, 256, (640, 640, 3), np.uint8)
+        Image.fromarray(noise).save(photo)
+        exact = connect(stand_in.url).ask(photo, "what is this?")
+        client = connect(stand_in.url, fast_decode=True)
+        first, second = (client.ask(photo, "what is this?") for _ in range(2))
+        assert first.answer == second.answer != exact.answer  # the stand-in answers with the sum of the pixels
+
     def test_an_answer_cannot_be_changed(self, client: Any, photos: list[Path]) -> None:
         answer = client.ask(photos[0], "what is this?")
         with pytest.raises(AttributeError):
