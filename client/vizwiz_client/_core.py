@@ -168,7 +168,7 @@ class Core:
         (tokens,) = await self._io.work([partial(_prepare.tokens, [question for _, question in pairs])])
         token_s = time.perf_counter() - start
         photos = {id(image): image for image, _ in pairs}  # asked about several times, a photo is decoded once
-        # what is wrong with a single photo is said before the server is called, unless only its side tells how to decode
+        # what is wrong with a single photo is said before the server is called, unless its decoding needs the side
         if self._served is None and len(pairs) == 1 and not self._settings.fast_decode:
             photos = dict(zip(photos, await self._io.work([partial(_prepare.loaded, *photos.values())]), strict=True))
         refusals = [_refusal(ids, photos[id(image)]) for ids, (image, _) in zip(tokens, pairs, strict=True)]
