@@ -28,7 +28,6 @@ VERSION = "1"  # the only one: a changed model is another model
 # Requests. Bounded on a step that is alone in its turn: of steps that run side by side, Triton 2.51 loses the requests
 # that it refuses, or crashes (measured; docs/architecture.md).
 MAX_PHOTOS_WAITING = 128
-QUEUE_TIMEOUT_US = 30_000_000  # half of what a client waits by default: an overloaded server refuses, and recovers
 
 _DATA_TYPES = {
     "UINT8": pb.TYPE_UINT8,
@@ -190,8 +189,9 @@ def _pixels_and_tokens(sizes: Sizes) -> dict[TensorSpec, Sequence[int]]:
 
 
 def _add_batching(config: Any) -> None:
-    """Batch what waits already, and delay nothing; refuse what has waited too long."""
-    policy = config.dynamic_batching.default_queue_policy
-    policy.timeout_action = pb.ModelQueuePolicy.REJECT
-    policy.default_timeout_microseconds = QUEUE_TIMEOUT_US
-    policy.allow_timeout_override = True
+    """Batch what waits already, and delay nothing.
+
+    No time limit of the queue: under one, Triton's batcher stops counting idle instances right, and waits half a second
+    with work in hand (https://github.com/triton-inference-server/server/issues/8870).
+    """
+    config.dynamic_batching.SetInParent()

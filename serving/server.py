@@ -161,7 +161,11 @@ class EmbeddedTriton:
                 raise ServingError(told)
             report(f"{told}\nstarting it again")
             self._clean_up()
-            self._launch(report)
+            try:
+                self._launch(report)
+            except ServingError:
+                if self._process.poll() is None:
+                    raise  # it lives, but cannot serve; one that ended before it was ready counts as another end
 
     def __enter__(self) -> EmbeddedTriton:
         self.start()

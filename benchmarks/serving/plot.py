@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 
 from benchmarks.serving.goals import figure as figure_of
 from benchmarks.serving.job import BARE
@@ -56,6 +57,7 @@ def _draw(axes: Any, results: Mapping[str, Any], model: str, name: str, label: s
     if logarithmic:
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))  # the labels of all nine would overlap
         axes.yaxis.set_minor_formatter("{x:g}")
     else:
         axes.set_ylim(bottom=0)

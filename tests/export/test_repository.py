@@ -91,8 +91,8 @@ def test_the_ensembles_tie_their_steps_together() -> None:
     assert list(raw.ensemble_scheduling.step)[1:] == list(config.ensemble_scheduling.step)
 
 
-def test_what_waits_too_long_is_refused_and_only_preprocess_bounds_its_queue(graph: Path) -> None:
-    """On steps that run side by side, ``max_queue_size`` makes Triton 2.51 lose requests or crash."""
+def test_only_preprocess_bounds_its_queue_and_none_sets_a_time_limit(graph: Path) -> None:
+    """Beside another step, ``max_queue_size`` makes Triton 2.51 lose requests or crash; a time limit stalls it."""
     (graph.parent / "model.py").write_text("")
     preprocess = repository.preprocess_config("preprocess_d", SIZES, graph.parent / "model.py")
     others = [
@@ -102,8 +102,8 @@ def test_what_waits_too_long_is_refused_and_only_preprocess_bounds_its_queue(gra
     ]
     for config in (preprocess, *others):
         policy = config.dynamic_batching.default_queue_policy
-        assert policy.timeout_action == pb.ModelQueuePolicy.REJECT
-        assert policy.default_timeout_microseconds == repository.QUEUE_TIMEOUT_US
+        assert config.HasField("dynamic_batching")
+        assert policy.default_timeout_microseconds == 0
         assert policy.max_queue_size == (repository.MAX_PHOTOS_WAITING if config is preprocess else 0)
     for config in repository.ensemble_configs(NAMES, SIZES):
         first, second = list(config.ensemble_scheduling.step)[:2]
