@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from tritonclient.grpc import InferenceServerClient
 
-from tests.client.stand_in import HEAD, MODELS, SIDE, StandIn
+from tests.client.stand_in import HEAD, MODELS, SIDE, StandIn, serve
 from vizwiz_client import Answer, Candidate, ImageError, QuestionError, Served, Timings, VizwizClient
 from vizwiz_client.contract import tensors
 from vizwiz_client.contract.geometry import load_photo, to_pixels
@@ -212,3 +213,21 @@ class TestBatch:
         pairs = [(Image.new("RGB", (40, 40)), "what?")] * tensors.MAX_BATCH_SIZE
         answers = client.ask_batch(pairs, top=3_000)  # 5.6 MB, over gRPC's own limit of 4 MiB for a reply
         assert {len(answer.candidates) for answer in answers} == {3_000}
+
+
+def test_a_name_with_several_addresses_shares_the_load(stand_in: StandIn) -> None:
+    """Without the option of the channel, gRPC would send everything to the first of them."""
+    from vizwiz_client._settings import Settings
+    from vizwiz_client._wire import connection_arguments
+
+    other = StandIn()
+    server, _ = serve(other)
+    arguments = connection_arguments(Settings(stand_in.url, 20, 0, None, {}, False))
+    arguments["url"] = f"ipv4:{stand_in.url},{other.url}"  # what a resolver makes of such a name
+    try:
+        with InferenceServerClient(**arguments) as channel:
+            for _ in range(50):  # the second connection may come a moment after the first
+                channel.get_model_config(tensors.ENSEMBLE)
+    finally:
+        server.stop(None).wait()
+    assert min(stand_in.config_reads, other.config_reads) > 10

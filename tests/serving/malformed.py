@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import base64
+import copy
 import http.client
 import json
 import random
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -28,11 +31,19 @@ Inputs = list[dict[str, Any]]
 
 
 def good_inputs(side: int) -> Inputs:
-    """A request that is answered, as HTTP's JSON has it."""
+    """A request that the tensor ensemble answers, as HTTP's JSON has it."""
     picture = [[[[7] * 3] * side] * side]
     return [
         {"name": "image", "datatype": "UINT8", "shape": [1, side, side, 3], "data": picture},
         {"name": "tokens", "datatype": "INT32", "shape": [1, 8], "data": [[1, 2, 3, 4, 5, 6, 7, 8]]},
+    ]
+
+
+def good_raw_inputs(photo: bytes) -> Inputs:
+    """A request that the raw ensemble answers, as HTTP's JSON has it; ``photo`` is a file."""
+    return [
+        {"name": "image_bytes", "datatype": "BYTES", "shape": [1, 1], "data": [base64.b64encode(photo).decode()]},
+        {"name": "question", "datatype": "BYTES", "shape": [1, 1], "data": ["what is this?"]},
     ]
 
 
@@ -62,9 +73,9 @@ def spoil(inputs: Inputs, dice: random.Random) -> dict[str, Any]:
     return request
 
 
-def http_body(side: int, dice: random.Random) -> tuple[bytes, dict[str, str]]:
-    """The body and headers of a wrong ``infer`` over HTTP."""
-    body = json.dumps(spoil(good_inputs(side), dice)).encode()
+def http_body(good: Inputs, dice: random.Random) -> tuple[bytes, dict[str, str]]:
+    """The body and headers of a wrong ``infer`` over HTTP, made of a ``good`` one."""
+    body = json.dumps(spoil(copy.deepcopy(good), dice)).encode()
     way = dice.randrange(10)
     if way == 0:
         return body[: dice.randrange(len(body))], {}
@@ -81,11 +92,11 @@ def http_body(side: int, dice: random.Random) -> tuple[bytes, dict[str, str]]:
     return body, {}
 
 
-def send_http(address: str, body: bytes, headers: dict[str, str]) -> int:
+def send_http(address: str, body: bytes, headers: dict[str, str], ensemble: str = tensors.ENSEMBLE) -> int:
     """The status of the answer; 0 where the server hung up instead."""
     connection = http.client.HTTPConnection(address, timeout=DEADLINE_S)
     try:
-        connection.request("POST", f"/v2/models/{tensors.ENSEMBLE}/infer", body, headers)
+        connection.request("POST", f"/v2/models/{ensemble}/infer", body, headers)
         response = connection.getresponse()
         response.read()
         return response.status
@@ -95,12 +106,27 @@ def send_http(address: str, body: bytes, headers: dict[str, str]) -> int:
         connection.close()
 
 
-def grpc_message(side: int, dice: random.Random) -> bytes:
-    """A wrong ``ModelInferRequest``, serialised, or bytes that are none."""
+def good_message(side: int) -> pb.ModelInferRequest:
+    """A request that the tensor ensemble answers, as gRPC has it."""
     request = pb.ModelInferRequest(model_name=tensors.ENSEMBLE, id="fuzz")
     request.inputs.add(name="image", datatype="UINT8", shape=[1, side, side, 3])
     request.inputs.add(name="tokens", datatype="INT32", shape=[1, 8])
     request.raw_input_contents.extend([b"\7" * 3 * side * side, b"\1\0\0\0" * 8])
+    return request
+
+
+def good_raw_message(photo: bytes) -> pb.ModelInferRequest:
+    """A request that the raw ensemble answers, as gRPC has it; ``photo`` is a file."""
+    request = pb.ModelInferRequest(model_name=tensors.RAW_ENSEMBLE, id="fuzz")
+    for name, value in (("image_bytes", photo), ("question", b"what is this?")):
+        request.inputs.add(name=name, datatype="BYTES", shape=[1, 1])
+        request.raw_input_contents.append(len(value).to_bytes(4, "little") + value)
+    return request
+
+
+def grpc_message(good: pb.ModelInferRequest, dice: random.Random) -> bytes:
+    """A wrong ``ModelInferRequest``, made of a ``good`` one and serialised, or bytes that are none."""
+    request = copy.deepcopy(good)
     index = dice.randrange(2)
     victim = request.inputs[index]
     ways: list[Callable[[], Any]] = [
@@ -111,7 +137,7 @@ def grpc_message(side: int, dice: random.Random) -> bytes:
         lambda: victim.ClearField("shape"),
         lambda: victim.shape.__setitem__(slice(None), dice.choice(_WRONG_SHAPES)),
         lambda: request.raw_input_contents.pop(),
-        lambda: request.raw_input_contents.__setitem__(index, dice.choice([b"", b"\0", _GIANT.encode()])),
+        lambda: request.raw_input_contents.__setitem__(index, dice.choice([b"", b"\0", b"\xff" * 8, _GIANT.encode()])),
         lambda: victim.contents.fp32_contents.extend([float("nan")] * 8),
         lambda: victim.contents.int_contents.extend([1] * 8),
         lambda: request.inputs.pop(index),
@@ -141,3 +167,24 @@ def send_grpc(channel: grpc.Channel, message: bytes) -> grpc.StatusCode:
     except grpc.RpcError as error:
         return error.code()
     return grpc.StatusCode.OK
+
+
+def send_all(
+    count: int, http_address: str, grpc_address: str, inputs: Inputs, message: pb.ModelInferRequest, dice: random.Random
+) -> Counter[Any]:
+    """The statuses of ``count`` wrong requests, half over HTTP and half over gRPC, made of these good ones."""
+    statuses: Counter[Any] = Counter()
+    with grpc.insecure_channel(grpc_address) as channel:
+        for _ in range(count // 2):
+            statuses[send_http(http_address, *http_body(inputs, dice), message.model_name)] += 1
+            statuses[send_grpc(channel, grpc_message(message, dice))] += 1
+    return statuses
+
+
+def check_refusals(statuses: Counter[Any]) -> None:
+    """Check that the server refused every wrong request in words, but for those after which it may hang up."""
+    code = grpc.StatusCode
+    refusals = {0, 400, 404, 500, code.INVALID_ARGUMENT, code.NOT_FOUND, code.INTERNAL, code.UNIMPLEMENTED}
+    assert statuses.keys() <= refusals | {code.RESOURCE_EXHAUSTED}, statuses
+    assert {400, code.INVALID_ARGUMENT} <= statuses.keys()
+    assert statuses[0] < 0.05 * statuses.total(), "the server hung up on many"

@@ -6,23 +6,28 @@ import base64
 import io
 import json
 import os
+import random
 import re
 import shutil
 import struct
 import subprocess
 import sys
 import zlib
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import grpc
 import numpy as np
 import pytest
 from PIL import Image
 from tritonclient.grpc import InferenceServerClient, InferInput
 
+from serving.server import EmbeddedTriton
 from tests.conftest import ROOT, LiveServer
+from tests.serving import malformed
 from tests.serving.test_refusals import first_line
 from tests.serving.tiny_repository import change_config
 from training.data import read_split
@@ -217,6 +222,26 @@ for width, height in ((16, 16), (11051, 20), (20, 11051), (300, 200), (0x2b2b, 0
                 count += 1
 print(count)
 """
+
+
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 5))])
+def test_malformed_requests_harm_nobody(live_server: LiveServer, photo: bytes, seed: int) -> None:
+    """500 of them; what is merely no photo, or no question, is answered with an ``error``."""
+    inputs, message = malformed.good_raw_inputs(photo), malformed.good_raw_message(photo)
+    dice = random.Random(seed)
+    statuses: Counter[Any] = Counter()
+    with EmbeddedTriton(live_server.repository) as server, InferenceServerClient(server.grpc_url) as client:
+        expected = ask_raw(client, [photo], [QUESTION])
+        body = json.dumps({"inputs": inputs}).encode()
+        assert malformed.send_http(server.http_url, body, {}, tensors.RAW_ENSEMBLE) == 200
+        for part in range(5):
+            statuses += malformed.send_all(100, server.http_url, server.grpc_url, inputs, message, dice)
+            again = ask_raw(client, [photo], [QUESTION])
+            assert again["error"] == [""], f"after part {part}"
+            np.testing.assert_array_equal(again["answer"], expected["answer"])
+    for fine in (200, grpc.StatusCode.OK):  # a word where a photo should be
+        del statuses[fine]
+    malformed.check_refusals(statuses)
 
 
 def test_no_picture_is_taken_for_base64() -> None:
