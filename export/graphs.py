@@ -9,6 +9,7 @@ from typing import Any
 
 import onnx
 import torch
+from google.protobuf.message import Message
 from torch import Tensor, nn
 
 from vizwiz_client.contract.tensors import TensorSpec
@@ -46,19 +47,56 @@ def write_graph(
     with warnings.catch_warnings():
         # two inputs share the batch axis, as they should
         warnings.filterwarnings("ignore", message=".*shares the same shape constraints")
-        torch.onnx.export(
+        program = torch.onnx.export(
             module.eval(),
             tuple(example),
-            path,
             input_names=[spec.name for spec in inputs],
             output_names=[spec.name for spec in outputs],
             dynamic_shapes=tuple(axes),
             opset_version=OPSET,
             dynamo=True,
-            external_data=False,  # one file, one digest; every OpenAI CLIP fits protobuf's 2 GB
             verbose=False,
         )
+    assert program is not None
+    save_graph(program.model_proto, path)
     _check_signature(path, inputs, outputs)
+
+
+def save_graph(model: onnx.ModelProto, path: Path) -> None:
+    """Write ``model``, whose weights are taken from it, to ``path``: one file, one digest.
+
+    It is what ``onnx.save`` writes, which holds five copies of the weights on its way; here it is one tensor at a time.
+    Every OpenAI CLIP fits protobuf's 2 GB.
+    """
+    weights = list(model.graph.initializer)
+    del model.graph.initializer[:]
+    graph = model.graph.SerializeToString()
+    model.ClearField("graph")
+    sizes = [weight.ByteSize() for weight in weights]
+    beginnings = [_beginning(onnx.GraphProto, "initializer", size) for size in sizes]
+    whole = len(graph) + sum(map(len, beginnings)) + sum(sizes)
+    with path.open("wb") as file:
+        file.write(model.SerializeToString())
+        file.write(_beginning(onnx.ModelProto, "graph", whole) + graph)
+        for beginning, weight in zip(beginnings, weights, strict=True):
+            file.write(beginning)
+            file.write(weight.SerializeToString())
+
+
+def _beginning(message: type[Message], field: str, size: int) -> bytes:
+    """What precedes the ``size`` bytes of a submessage: https://protobuf.dev/programming-guides/encoding/"""
+    length_prefixed = 2
+    return _varint(message.DESCRIPTOR.fields_by_name[field].number << 3 | length_prefixed) + _varint(size)
+
+
+def _varint(number: int) -> bytes:
+    """Seven bits a byte, the lowest first, and the eighth set on all but the last."""
+    encoded = bytearray()
+    while number > 0x7F:
+        encoded.append(number & 0x7F | 0x80)
+        number >>= 7
+    encoded.append(number)
+    return bytes(encoded)
 
 
 def _check_signature(path: Path, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> None:

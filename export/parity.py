@@ -72,7 +72,7 @@ def measure_image(graph: Graph, model: FrozenClip, inputs: Inputs) -> Features:
 
 
 def measure_text(graph: Graph, model: FrozenClip, inputs: Inputs) -> Features:
-    """Run the text encoder, each question at its own length, and its reference, all at 77 positions."""
+    """Run the text encoder, each question at its own length, and its reference, all at 77 positions and each once."""
     lengths = np.array([len(ids) for ids in inputs.questions])
     rows, parts = [], []
     for length in np.unique(lengths):
@@ -80,9 +80,10 @@ def measure_text(graph: Graph, model: FrozenClip, inputs: Inputs) -> Features:
         rows.append(found)
         parts.append(_run(graph, tensors.TOKENS.name, np.stack([inputs.questions[row] for row in found])))
     measured = np.concatenate(parts)[np.argsort(np.concatenate(rows))]
+    distinct, places = torch.unique(inputs.reference_questions, dim=0, return_inverse=True)
     with torch.inference_mode():
-        reference = [model.model.encode_text(part) for part in inputs.reference_questions.split(_TEXT_BATCH)]
-    return Features(torch.cat(reference).numpy(), measured)
+        reference = torch.cat([model.model.encode_text(part) for part in distinct.split(_TEXT_BATCH)])[places]
+    return Features(reference.numpy(), measured)
 
 
 def compare_features(

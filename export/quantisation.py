@@ -13,6 +13,8 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
+from export.graphs import save_graph
+
 _LEVELS = 127  # symmetric: -128 is not used
 
 
@@ -33,4 +35,4 @@ def quantise_products(path: Path) -> None:
         graph.node.insert(
             0, helper.make_node("DequantizeLinear", [f"{name}_int8", f"{name}_scale"], [name], f"{name}_widen", axis=1)
         )
-    onnx.save(model, path)
+    save_graph(model, path)

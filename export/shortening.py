@@ -10,6 +10,7 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from export.graphs import save_graph
 from vizwiz_client.contract import tensors
 from vizwiz_client.contract.tokens import END_OF_TEXT
 
@@ -48,4 +49,4 @@ def shorten_questions(path: Path) -> None:
     # a name of its own: ONNX Runtime plans memory for all sizes of one name alike
     graph.input[0].type.tensor_type.shape.dim[1].dim_param = "context"
     graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in constants.items())
-    onnx.save(model, path)
+    save_graph(model, path)
