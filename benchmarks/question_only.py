@@ -100,7 +100,7 @@ def encode(train: Sequence[Record], test: Sequence[Record]) -> Features:
 
 
 def read_split_of(folder: Path, split: str) -> Sequence[Record]:
-    """The records of ``split``: rebuilt ones (docs/data.md) where there are any, for the published figures are theirs."""
+    """The records of ``split``: rebuilt ones (docs/data.md) where there are any: the figures are theirs."""
     rebuilt = folder / f"{split}_reconstructed.json"
     return read_annotations(rebuilt if rebuilt.exists() else folder / f"{split}.json")
 
