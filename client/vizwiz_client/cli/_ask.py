@@ -6,6 +6,8 @@ import argparse
 import glob
 import os
 import sys
+import threading
+from importlib import import_module
 from itertools import product
 
 from vizwiz_client import Answer, ServerError, VizwizError
@@ -23,6 +25,8 @@ def run(arguments: argparse.Namespace) -> int:
     code = _exits.OK
     said: set[str] = set()  # what is wrong with a photo is said once, not once per question
     with connect(arguments) as client:
+        # gRPC takes longer to import than a photo to decode, which does without the interpreter's lock
+        threading.Thread(target=import_module, args=("vizwiz_client._wire",)).start()
         pairs = ((read.get(photo, photo), question) for photo, question in product(photos, questions))
         answers = client.ask_many(pairs, top=arguments.top)
         for (photo, question), answer in zip(product(photos, questions), answers, strict=True):
