@@ -26,7 +26,7 @@ from vizwiz_client.contract import geometry, tensors, tokens
 from vizwiz_client.contract.errors import ImageError, QuestionError
 
 RANDOM_PHOTOS = 4
-DRAWN_PHOTOS = 4
+DRAWN_PHOTOS = 12
 DRAWN_QUESTIONS = 24
 RUN_PHOTOS = 50  # at most: a photo costs ViT-L/14@336px 3 s on two cores
 RUN_QUESTIONS = 500
