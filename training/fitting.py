@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -70,18 +69,6 @@ class Examples:
             self.scores.pick(rows),
             self.answerable[there],
         )
-
-
-@contextmanager
-def quick_products() -> Iterator[None]:
-    """Let oneDNN multiply fp32 matrices on a CPU, exactly as MKL does but twice as fast on AMD."""
-    matmul = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
-    before = matmul.fp32_precision
-    matmul.fp32_precision = "ieee"
-    try:
-        yield
-    finally:
-        matmul.fp32_precision = before
 
 
 def _logits(head: GatedHead, batch: Batch) -> HeadLogits:
@@ -206,7 +193,6 @@ class Fitted(NamedTuple):
     best: Row
 
 
-@quick_products()
 def fit_head(
     recipe: Recipe,
     train: Examples,
