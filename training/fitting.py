@@ -72,7 +72,7 @@ class Examples:
 
 
 def _logits(head: GatedHead, batch: Batch) -> HeadLogits:
-    """The logits of a step, fp32, from products in bf16 where the CPU has them: quicker, and as good (docs/training.md).
+    """The logits of a step, fp32, from products in bf16 where a CPU has them: quicker, as good (docs/training.md).
 
     For steps alone: what is scored, kept and compared is computed in fp32.
     """
