@@ -29,6 +29,8 @@ import tritonclient.grpc
 from PIL import Image
 
 from benchmarks.client_install import install_sizes
+from serving.errors import ServingError
+from serving.repository import check_repository
 from serving.server import EmbeddedTriton
 from vizwiz_client import Answer, VizwizClient
 from vizwiz_client.contract import tensors
@@ -51,6 +53,10 @@ def main() -> None:
     parser.add_argument("--photos", type=int, default=1_000, help="photos for ask_many (default: %(default)s)")
     parser.add_argument("--without-install", action="store_true", help="leave out what needs a package index")
     arguments = parser.parse_args()
+    try:
+        check_repository(arguments.repository)
+    except ServingError as error:
+        parser.error(str(error))
     photo = large_photo()
     table("Start, as processes", start(arguments.rounds))
     table("Photo and question to tensors", prepare(photo, questions()))
