@@ -20,7 +20,7 @@ install: $(READY)  ## create .venv and install everything into it
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 10) <= v <= (3, 12) else f"Python 3.10 to 3.12 is needed, this is {v[0]}.{v[1]}: make PYTHON=python3.11 ...")'
 	$(PYTHON) -m venv $(VENV)
-	@echo "installing the packages into $(VENV): a few minutes, 7 GB of disk"
+	@$(PYTHON) -c 'import shutil; free = shutil.disk_usage(".").free >> 30; print(f"installing the packages into $(VENV): a few minutes, 7 GB of disk ({free} GB are free)")'
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch $@
 

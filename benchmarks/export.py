@@ -92,7 +92,8 @@ def runner(case: Case, cache: Path, device: torch.device) -> Callable[[], object
         feed = {(tensors.TOKENS if case.length else tensors.IMAGE).name: inputs}
         return lambda: graph(feed)
     if case.side == "naive":
-        naive, pixels = open_graph(graph_path(case, cache), Target("portable", "fp32")), normalised(inputs).numpy()
+        # fused-fp32: the target in fp32 that runs on a GPU, where there is one
+        naive, pixels = open_graph(graph_path(case, cache), Target("fused", "fp32")), normalised(inputs).numpy()
         return lambda: naive({"image": pixels})
     if case.side == "transformers":
         theirs, given = transformers_model(case.clip).to(device), normalised(inputs).to(device)

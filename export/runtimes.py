@@ -20,11 +20,17 @@ def open_graph(path: Path, target: Target) -> Graph:
     """Open the graph of ``target`` at ``path``, on a GPU where there is one and the target is not for CPUs."""
     if target.accelerator == OPENVINO:
         return _open_openvino(path, target)
-    providers = ["CPUExecutionProvider"]
-    if torch.cuda.is_available():
+    providers: list[Any] = ["CPUExecutionProvider"]
+    if torch.cuda.is_available() and target.device != "cpu":
         onnxruntime.preload_dlls()
-        providers.insert(0, "CUDAExecutionProvider")
+        # TF32, which is on by default, has 10 bits of mantissa: no fp32 graph would pass
+        providers.insert(0, ("CUDAExecutionProvider", {"use_tf32": "0"} if target.precision == "fp32" else {}))
     session = onnxruntime.InferenceSession(path, providers=providers)
+    if len(providers) > len(session.get_providers()):
+        raise TargetError(
+            f"ONNX Runtime cannot use CUDA here, for which {target.name} is meant: see what it said above, or choose "
+            "--target cpu"
+        )
     return lambda inputs: session.run(None, dict(inputs))
 
 

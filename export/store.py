@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -172,8 +173,9 @@ def _beside(repository: Path) -> Path:
 def _remove_litter(repository: Path) -> None:
     """Delete what killed processes left; the caller holds the lock, so whatever is half-written here is abandoned."""
     beside = _beside(repository)
+    own = re.compile(rf"\.{re.escape(beside.name)}\.\d+{re.escape(STAGING_SUFFIX)}")  # .NAME.cuda.123 is NAME.cuda's
     for leftover in (
-        *beside.parent.glob(f".{beside.name}.*{STAGING_SUFFIX}"),
+        *(path for path in beside.parent.glob(f".*{STAGING_SUFFIX}") if own.fullmatch(path.name)),
         *(path for name in tensors.ENSEMBLES for path in (repository / name).glob(f".*{STAGING_SUFFIX}")),
     ):
         shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()

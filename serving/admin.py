@@ -109,7 +109,7 @@ def ask_http(
     """
     connection = http.client.HTTPConnection(address, timeout=timeout_s)  # urllib would ask a configured proxy
     try:
-        connection.request(method, f"/v2/{path}", headers=dict(headers or {}))
+        connection.request(method, f"/v2/{path}".rstrip("/"), headers=dict(headers or {}))
         response = connection.getresponse()
         return response.status, response.read()
     finally:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from typing import Any
 
 from google.protobuf import json_format
@@ -65,11 +64,9 @@ class Control:
             time.sleep(_PROBE_INTERVAL_S if remaining else 0)
         return remaining
 
-    def config(self, model: str) -> Any | None:
-        """The configuration that ``model`` is served under now, or None when it is not served."""
-        with suppress(InferenceServerException):
-            return self._client.get_model_config(model, client_timeout=_CALL_S).config
-        return None
+    def config(self, model: str) -> Any:
+        """The configuration that ``model``, which is ready, is served under now."""
+        return self._call(self._client.get_model_config, model, client_timeout=_CALL_S).config
 
     def ask(self, model: str, inputs: Sequence[Any], outputs: Sequence[Any] | None = None) -> Any:
         """Return what ``model`` answers to ``inputs``, as tritonclient's ``InferResult``."""

@@ -55,7 +55,7 @@ def reload(
             f"{_candidates()}: give the server's gRPC address with --url, and the repository that it serves with "
             "--repository"
         )
-    key = os.environ.get(KEY_VARIABLE) or (server.key if server else None)
+    key = server.key if server else os.environ.get(KEY_VARIABLE)  # a server that was found has said what its key is
     folder = repository or Path(server.repository if server else "")
     return swap(folder, url or (server.grpc if server else ""), key, to=to, report=report)
 
@@ -99,7 +99,11 @@ def _loopback(url: str) -> str:
 
 def _candidates() -> str:
     servers = [f"{server.grpc} (serves {server.repository})" for server in find_servers()]
-    return f"there are several embedded servers here: {', '.join(servers)}" if servers else "no embedded server is here"
+    return (
+        f"which embedded server is meant is not clear: {', '.join(servers)}"
+        if servers
+        else "no embedded server is here"
+    )
 
 
 def _say(line: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import json
 import os
 import signal
 import subprocess
@@ -27,10 +28,10 @@ from serving.admin import (
 from serving.errors import ServingError
 from serving.log import Log
 from serving.ports import EVERY_INTERFACE, LOOPBACK
-from serving.repository import CONFIG_FILE, check_repository, ensembles, models_named
+from serving.repository import CONFIG_FILE, check_repository, ensembles
 from serving.runtime import STUB, Runtime, check_stub, find_runtime
 from serving.watch import Watch
-from serving.workspace import Workspace, remove_leftovers
+from serving.workspace import PREFIX, Workspace, remove_leftovers
 from vizwiz_client.contract.tensors import ENSEMBLE, ENSEMBLES
 
 DRAIN_S = 10  # how long requests in flight may take to finish once the server is to stop
@@ -102,6 +103,11 @@ class EmbeddedTriton:
         return f"http://{LOOPBACK}:{self._ports['--metrics-port']}/metrics"
 
     @property
+    def _id(self) -> str:
+        """What the server calls itself, and no other one does."""
+        return f"triton-{self._workspace.folder.name.removeprefix(PREFIX)}"
+
+    @property
     def _near(self) -> str:
         """The address at which this machine reaches the server."""
         return LOOPBACK if self._host == EVERY_INTERFACE else self._host
@@ -138,7 +144,8 @@ class EmbeddedTriton:
         """Let requests in flight finish, end the server, and remove what it left; at once if interrupted again."""
         with self._resources:
             self._watch.stop()
-            self._drain()
+            if self._process.poll() is None:  # else another server may have its ports by now
+                self._drain()
             self._process.terminate()
             with suppress(subprocess.TimeoutExpired):
                 self._process.wait(EXIT_S)
@@ -197,8 +204,9 @@ class EmbeddedTriton:
                 pass_fds=[self._workspace.lock],
                 start_new_session=True,  # Ctrl-C comes to us, and we stop the server in order
             )
+        self._served_steps: dict[str, list[str]] = {}
         self._wait_until_ready(report)
-        hide_key(self._process.pid, self._key)
+        self._wanted()
         tidy = self._workspace.close_shared_memory
         tidy()
         self._watch = Watch(self._process.pid, self._log.models, self._wanted, tidy, self._control, report)
@@ -213,6 +221,7 @@ class EmbeddedTriton:
 
     def _arguments(self, runtime: Runtime) -> list[str]:
         return [
+            f"--id={self._id}",
             f"--model-repository={self._log.models}",
             f"--backend-directory={self._workspace.folder / 'backends'}",
             "--model-control-mode=explicit",
@@ -233,7 +242,12 @@ class EmbeddedTriton:
 
     def _wait_until_ready(self, report: Callable[[str], None]) -> None:
         start = reported = time.monotonic()
-        while (status := self._readiness()) != http.HTTPStatus.OK:
+        hidden = False
+        while (status := self._readiness()) != http.HTTPStatus.OK or not hidden:
+            if not hidden and self.log.stat().st_size:  # it logs once it has read its arguments
+                hidden = True
+                if not hide_key(self._process.pid, self._key):
+                    report("other users of this machine can read the admin key in the list of processes")
             if status is not None or self._process.poll() is not None:
                 cause = self._log.cause() or f"tritonserver {self._outcome()}"
                 raise ServingError(
@@ -248,10 +262,15 @@ class EmbeddedTriton:
             time.sleep(PROBE_INTERVAL_S)
 
     def _readiness(self) -> int | None:
-        """The HTTP status of the ensembles; None as long as models load: nothing listens before that is done."""
+        """The HTTP status of the ensembles; None as long as models load: nothing listens before that is done.
+
+        Nothing of ours: whoever started meanwhile may have taken the port.
+        """
         try:
+            if json.loads(ask_http(self.http_url, "GET", "")[1]).get("name") != self._id:
+                return None
             statuses = [ask_http(self.http_url, "GET", f"models/{name}/ready")[0] for name in self._ensembles()]
-        except OSError:
+        except (OSError, http.client.HTTPException, ValueError):
             return None
         return next((status for status in statuses if status != http.HTTPStatus.OK), http.HTTPStatus.OK)
 
@@ -272,11 +291,21 @@ class EmbeddedTriton:
 
     def _ensembles(self) -> list[str]:
         """The ensembles to serve; the one that clients ask also where Triton will have to say what is wrong with it."""
-        ours = [name for name in ENSEMBLES if (self.repository / name / CONFIG_FILE).is_file()]
-        return list(dict.fromkeys([ENSEMBLE, *ours, *ensembles(self.repository)]))
+        repository = self._log.models  # as it was at the start, whatever the working directory is now
+        ours = [name for name in ENSEMBLES if (repository / name / CONFIG_FILE).is_file()]
+        return list(dict.fromkeys([ENSEMBLE, *ours, *ensembles(repository)]))
 
-    def _wanted(self) -> list[str]:
-        return models_named(ensembles(self.repository))
+    def _wanted(self) -> set[str]:
+        """The models that the ensembles name as they are served, or were when they last were.
+
+        The repository may be ahead of the server: an export waits there for a reload.
+        """
+        for name in self._ensembles():
+            status, body = ask_http(self.http_url, "GET", f"models/{name}/config")
+            if status == http.HTTPStatus.OK:
+                steps = json.loads(body)["ensemble_scheduling"]["step"]
+                self._served_steps[name] = [step["model_name"] for step in steps]
+        return {model for steps in self._served_steps.values() for model in steps}
 
     def _hosts(self) -> dict[str, str]:
         return {"--http-port": self._host, "--grpc-port": self._host, "--metrics-port": LOOPBACK}

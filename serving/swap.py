@@ -71,16 +71,17 @@ def swap(
     with locked(repository, report), Control(url, key) as server:
         before = _ensembles(repository)
         after = with_head(repository, before, find_head(repository, to)) if to else before
-        served = {name: config for name in after if (config := server.config(name)) is not None}
-        loaded = _load(server, repository, after, report)
+        states = server.states()
+        served = {name: server.config(name) for name in after if states.get(name) == "READY"}
+        loaded = _load(server, repository, after, served, report)
         try:
             _commit(server, repository, before, after, report)
-        except ServingError as error:
-            _go_back(server, repository, before, served, [*(after.keys() - served.keys()), *loaded])
-            raise ServingError(f"{error}; the server answers as before") from error
-        stale = _stale(server, served, after)
-        for name in server.unload(stale):
-            report(f"{name} still has requests to answer; it goes with the last of them")
+        except (ServingError, OSError) as error:
+            unneeded = [*(after.keys() - served.keys()), *_unneeded(loaded, served)]
+            failed = _go_back(server, repository, before, served, unneeded)
+            outcome = f"and not all could be undone: {'; '.join(failed)}" if failed else "the server answers as before"
+            raise ServingError(f"{error}; {outcome}") from error
+        stale = _unload_stale(server, served, after, report)
     heads = [name for name in models_named(after) if name.startswith(tensors.HEAD_PREFIX)]
     return Swap(list(after), heads, loaded, stale, time.monotonic() - start)
 
@@ -94,7 +95,9 @@ def _ensembles(repository: Path) -> Configs:
     return found
 
 
-def _load(server: Control, repository: Path, after: Configs, report: Callable[[str], None]) -> list[str]:
+def _load(
+    server: Control, repository: Path, after: Configs, served: Configs, report: Callable[[str], None]
+) -> list[str]:
     """Load what the server lacks and ask it the golden request, before any ensemble is touched; returns the names."""
     states = server.states()
     new = [name for name in models_named(after) if states.get(name) != "READY"]
@@ -110,7 +113,7 @@ def _load(server: Control, repository: Path, after: Configs, report: Callable[[s
             _probe(server, repository, config)
     except ServingError as error:
         with suppress(ServingError):
-            server.unload(loaded)
+            server.unload(_unneeded(loaded, served))
         raise ServingError(
             f"refused {_heads(after)}: {error}. No ensemble was touched, the server answers as before; publish again "
             f"with `python -m export.to_onnx`, or go back with `python -m serving reload --to DIGEST`"
@@ -148,15 +151,40 @@ def _commit(server: Control, repository: Path, before: Configs, after: Configs, 
         _check(golden, server.ask(name, inputs, golden.outputs()), name)
 
 
-def _go_back(server: Control, repository: Path, before: Configs, served: Configs, new: Sequence[str]) -> None:
-    """Undo a commit that failed half-way."""
+def _go_back(server: Control, repository: Path, before: Configs, served: Configs, new: Sequence[str]) -> list[str]:
+    """Undo a commit that failed half-way, each part whatever became of the others; returns what could not be undone."""
+    failed = []
     for name, config in before.items():
-        if config != read_config(repository / name):
-            write_config(repository / name, config)
+        try:
+            if config != read_config(repository / name):
+                write_config(repository / name, config)
+        except (ServingError, OSError) as error:
+            failed.append(str(error))
     for name, config in served.items():
-        server.load(name, config)  # as it was served, which may differ from what the repository says
+        try:
+            server.load(name, config)  # as it was served, which may differ from what the repository says
+        except ServingError as error:
+            failed.append(str(error))
     with suppress(ServingError):
         server.unload(new)
+    return failed
+
+
+def _unneeded(loaded: Sequence[str], served: Configs) -> list[str]:
+    """Which of the models ``loaded`` no ensemble that is served names: one that was being loaded again is named."""
+    return [name for name in loaded if name not in models_named(served)]
+
+
+def _unload_stale(server: Control, served: Configs, after: Configs, report: Callable[[str], None]) -> list[str]:
+    """Unload what no ensemble names any more; returns the names. The swap is done: a failure is told, not raised."""
+    try:
+        stale = _stale(server, served, after)
+        for name in server.unload(stale):
+            report(f"{name} still has requests to answer; it goes with the last of them")
+    except ServingError as error:
+        report(f"the new head answers, but old models are loaded still ({error}): the next reload unloads them")
+        return []
+    return stale
 
 
 def _stale(server: Control, served: Configs, after: Configs) -> list[str]:

@@ -30,7 +30,7 @@ class Watch:
     Args:
         server: the process id of tritonserver, whose children the stubs are.
         models: the folder of the models, as the stubs' command lines have it.
-        wanted: the models that ensembles name: others may stay away.
+        wanted: the models that ensembles name, as they are served: others may stay away.
         tidy: called at each look, for models that have been loaded since.
         ask: sends Triton a request for model control.
         report: told of each death and of what came of it.
@@ -117,7 +117,7 @@ def stubs(server: int, models: Path) -> dict[int, tuple[str, str]]:
     found = {}
     for folder in Path("/proc").glob("[0-9]*"):
         try:
-            if (folder / "stat").read_text().rpartition(")")[2].split()[1] != str(server):
+            if (folder / "stat").read_text(errors="replace").rpartition(")")[2].split()[1] != str(server):
                 continue
             # of a zombie it is empty; https://github.com/triton-inference-server/python_backend, pb_stub.cc, main()
             command = (folder / "cmdline").read_bytes().decode().split("\0")

@@ -7,9 +7,11 @@ the folder away under a server that runs for weeks.
 
 from __future__ import annotations
 
+import glob
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -42,7 +44,7 @@ class Workspace:
 
     def close_shared_memory(self) -> None:
         """Let no other user read the photos in it: the Python backend makes it readable, whatever the umask is."""
-        for region in _SHARED_MEMORY.glob(f"{self.folder.name}_*"):
+        for region in _regions(self.folder):
             with suppress(FileNotFoundError):
                 region.chmod(0o600)
 
@@ -52,11 +54,11 @@ class Workspace:
 
 
 def remove_leftovers() -> None:
-    """Remove the folders and the shared memory of servers of which no process is left."""
-    for folder in _temporary_folder().glob(f"{PREFIX}*"):
+    """Remove the folders and the shared memory of this user's servers of which no process is left."""
+    for folder in _folders():
         try:
             lock = _lock(folder)
-        except OSError:  # alive, another user's, or just removed
+        except OSError:  # alive, or just removed
             continue
         _remove(folder)
         os.close(lock)
@@ -65,14 +67,21 @@ def remove_leftovers() -> None:
 def live_folders() -> list[Path]:
     """The folders of servers that run, of this user; the one that started last comes last."""
     folders = []
+    for folder in _folders():
+        with suppress(FileNotFoundError):  # just removed
+            try:
+                os.close(_lock(folder))
+            except BlockingIOError:  # some process of its server holds the lock
+                folders.append((folder.stat().st_mtime, folder))
+    return [folder for _, folder in sorted(folders)]
+
+
+def _folders() -> Iterator[Path]:
+    """The temporary folders of this user's servers; anybody may make one with such a name, and write what they like."""
     for folder in _temporary_folder().glob(f"{PREFIX}*"):
-        try:
-            os.close(_lock(folder))
-        except BlockingIOError:  # some process of its server holds the lock
-            folders.append(folder)
-        except OSError:  # another user's, or just removed
-            continue
-    return sorted(folders, key=lambda folder: folder.stat().st_mtime)
+        with suppress(FileNotFoundError):
+            if folder.lstat().st_uid == os.getuid():
+                yield folder
 
 
 def _lock(folder: Path) -> int:
@@ -104,5 +113,9 @@ def _remove(folder: Path) -> None:
 
 
 def _remove_shared_memory(folder: Path) -> None:
-    for region in _SHARED_MEMORY.glob(f"{folder.name}_*"):
+    for region in _regions(folder):
         region.unlink(missing_ok=True)
+
+
+def _regions(folder: Path) -> list[Path]:
+    return list(_SHARED_MEMORY.glob(f"{glob.escape(folder.name)}_*"))

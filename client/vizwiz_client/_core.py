@@ -175,8 +175,14 @@ class Core:
         if all(refusals):
             return [error for error in refusals if error]
         side = (await self._contract(deadline)).image_side
-        tasks = [partial(_prepare.pixels, photo, side, self._settings.fast_decode) for photo in photos.values()]
-        pixels = dict(zip(photos, await self._io.work(tasks), strict=True))
+        tasks = [
+            partial(_in_time, deadline, partial(_prepare.pixels, photo, side, self._settings.fast_decode))
+            for photo in photos.values()
+        ]
+        try:
+            pixels = dict(zip(photos, await self._io.work(tasks), strict=True))
+        except Failure as failure:
+            raise await self._explain(failure, 0, None) from failure
         return [_prepare.item(pixels[id(image)], ids, token_s) for ids, (image, _) in zip(tokens, pairs, strict=True)]
 
     async def _infer(self, items: Sequence[Item], top: int, deadline: float, start: float) -> list[Answer]:
@@ -202,11 +208,11 @@ class Core:
         return answers
 
     async def _contract(self, deadline: float) -> Served:
-        if self._served is None:
+        served = self._served  # read once: another thread may forget it meanwhile
+        if served is None:
             response, _ = await self._call("get_model_config", {"model_name": tensors.ENSEMBLE}, deadline)
             self._served = served = read_served(response.config, self._settings.url)
-            return served
-        return self._served
+        return served
 
     async def _call(
         self, method: str, arguments: dict[str, Any], deadline: float, request_id: str | None = None
@@ -238,6 +244,12 @@ class Core:
 
     def _deadline(self) -> float:
         return time.monotonic() + self._settings.timeout_s
+
+
+def _in_time(deadline: float, task: Callable[[], T]) -> T:
+    if time.monotonic() >= deadline:
+        raise Failure("DEADLINE_EXCEEDED", "the time was up before all photos were decoded")
+    return task()
 
 
 def _refusal(tokens: object, photo: object) -> VizwizError | None:

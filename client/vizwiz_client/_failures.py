@@ -10,6 +10,7 @@ from vizwiz_client.contract import errors
 from vizwiz_client.contract.errors import ServerError
 
 _QUEUE_TEXTS = ("Exceeds maximum queue size", "Request timeout expired")  # Triton's, both with status UNAVAILABLE
+_GATEWAY_FAILED = (502, 503, 504)  # what a proxy, which may well speak gRPC too, says of a server that is away
 _FIRST_PAUSE_S = 0.25
 _LONGEST_PAUSE_S = 4.0
 
@@ -62,12 +63,13 @@ def speaks_http(url: str, timeout_s: float) -> bool:
     connection = http.client.HTTPConnection(url, timeout=timeout_s)
     try:
         connection.request("GET", "/v2/health/live")
-        connection.getresponse().close()
-    except (OSError, http.client.HTTPException):
+        response = connection.getresponse()
+        response.close()
+    except (OSError, UnicodeError, http.client.HTTPException):  # UnicodeError: a host such as 10.0.0..5
         return False
     finally:
         connection.close()
-    return True
+    return response.status not in _GATEWAY_FAILED
 
 
 def _unavailable(failure: Failure, settings: Settings, speaks_http: bool) -> tuple[type[ServerError], str]:

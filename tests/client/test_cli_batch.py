@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from tests.client.stand_in import StandIn
 from vizwiz_client import VizwizClient, cli
 from vizwiz_client.cli import _exits
 from vizwiz_client.cli._batch import COLUMNS
-from vizwiz_client.cli._journal import SUFFIX
+from vizwiz_client.cli._journal import SUFFIX, Journal
 from vizwiz_client.cli._progress import Progress
 
 PROGRAM = [sys.executable, "-c", "import sys; from vizwiz_client.cli import main; sys.exit(main())"]
@@ -207,6 +208,33 @@ class TestGoingOn:
         assert not output.exists()
         assert batch(path, "-o", output)[0] == 0
         assert [row["id"] for row in read(output)] == [row["id"] for row in rows]
+
+    def test_two_runs_do_not_share_a_file(self, batch, stand_in: StandIn, path: Path, tmp_path: Path) -> None:
+        output = tmp_path / "a.csv"
+        with closing(Journal(output, {})):
+            status, _, notes = batch(path, "-o", output)
+        assert status == _exits.USAGE
+        assert notes == [f"Error: {output}.part: another run is writing it; wait for it, or choose another name"]
+        output.with_name("a.csv.part").unlink()
+        assert batch(path, "-o", output)[0] == 0
+
+    def test_the_answers_are_on_disk_before_the_journal_goes(
+        self, batch, path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        synced: list[int] = []
+        monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append(os.fstat(descriptor).st_size))
+        assert batch(path, "-o", tmp_path / "a.csv")[0] == 0
+        assert synced[0] == (tmp_path / "a.csv").stat().st_size
+        assert len(synced) == 2, "the folder too"
+
+    def test_a_full_disk_is_told(self, batch, path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        def full(*_: object) -> None:
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(Journal, "append", full)
+        status, _, notes = batch(path, "-o", tmp_path / "a.csv")
+        assert status == _exits.NOT_WRITTEN
+        assert notes[-1] == "Error: [Errno 28] No space left on device"
 
     def test_it_is_written_down_with_keep_going(self, batch, stand_in: StandIn, path: Path, tmp_path: Path) -> None:
         stand_in.failure, stand_in.failures_left = (grpc.StatusCode.INTERNAL, "out of memory"), 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import socket
 from pathlib import Path
 
@@ -39,7 +40,7 @@ class TestRealServer:
         code, lines = status(live_server.grpc_url, "--max-latency", "60")
         assert code == _exits.OK
         assert list(lines) == ["server", "models", "contract", "latency"]
-        assert lines["server"] == f"right, triton 2.51.0 at {live_server.grpc_url}"
+        assert re.fullmatch(f"right, triton-[^ ]+ 2.51.0 at {live_server.grpc_url}", lines["server"])
         assert lines["models"].startswith(f"right, {tensors.ENSEMBLE} answers with {tensors.IMAGE_ENCODER_PREFIX}")
         assert lines["contract"].startswith(f"right, version {tensors.CONTRACT_VERSION}, pictures of ")
         assert lines["latency"].startswith("right, an answer takes ")

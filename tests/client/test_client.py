@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 from tritonclient.grpc import InferenceServerClient
 
 from tests.client.stand_in import HEAD, MODELS, SIDE, StandIn, serve
@@ -231,3 +231,13 @@ def test_a_name_with_several_addresses_shares_the_load(stand_in: StandIn) -> Non
     finally:
         server.stop(None).wait()
     assert min(stand_in.config_reads, other.config_reads) > 10
+
+
+def test_the_first_question_sees_the_photo_as_the_second_does(client: Any, tmp_path: Path) -> None:
+    """Before the first, the photo is decoded without knowing the server: a phone's photo must not be turned twice."""
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    path = tmp_path / "phone.jpg"
+    Image.effect_noise((64, 48), 90).save(path, exif=exif)
+    first, second = (client.ask(path, "what is this?") for _ in range(2))
+    assert first.answer == second.answer

@@ -26,8 +26,10 @@ from vizwiz_client import (
     ServerUnavailable,
     VizwizError,
     WrongServer,
+    _prepare,
 )
-from vizwiz_client._failures import pauses
+from vizwiz_client._failures import pauses, speaks_http
+from vizwiz_client._prepare import pixels
 from vizwiz_client.contract import tensors
 
 
@@ -224,3 +226,45 @@ class TestFailures:
         client.close()
         with pytest.raises(RuntimeError, match="closed"):
             client.ask(photos[0], "what is this?")
+
+
+class TestProxies:
+    """An address that answers HTTP: is it the wrong port, or a proxy whose server is away?"""
+
+    @pytest.mark.parametrize(
+        ("status", "wrong_port"), [(200, True), (404, True), (502, False), (503, False), (504, False)]
+    )
+    def test_a_gateway_that_has_no_server_is_not_a_wrong_port(self, status: int, wrong_port: bool) -> None:
+        class Proxy(http.server.BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                self.send_response(status)
+                self.end_headers()
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Proxy) as server:
+            threading.Thread(target=server.serve_forever).start()
+            assert speaks_http(f"127.0.0.1:{server.server_port}", 5) == wrong_port
+            server.shutdown()
+
+    def test_a_host_that_is_none(self) -> None:
+        assert not speaks_http("10.0.0..5:8001", 0.1)
+
+
+def test_no_photo_is_decoded_after_the_deadline(
+    connect: Connect, stand_in: StandIn, photos: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoded = []
+
+    def slow(photo: Any, side: int, fast: bool) -> Any:
+        decoded.append(photo)
+        time.sleep(0.3)
+        return pixels(photo, side, fast)
+
+    monkeypatch.setattr(_prepare, "pixels", slow)
+    many = [(photos[0].read_bytes(), "what?") for _ in range(40)]  # different objects, each decoded
+    with pytest.raises(DeadlineExceeded, match="before all photos were decoded"):
+        connect(stand_in.url, timeout_s=0.5).ask_batch(many)
+    assert 0 < len(decoded) < 40
+    assert stand_in.shapes == []

@@ -168,3 +168,31 @@ class TestShrinking:
 
     def test_other_formats_are_left_alone(self) -> None:
         assert load_photo(png(noise(480, 640, 3)), 60).size == (640, 480)
+
+
+class TestTurnedOnce:
+    """A picture that was taken on its side is turned when it is loaded, and not again when that is loaded."""
+
+    @pytest.mark.parametrize("orientation", range(1, 9))
+    def test_loaded_twice(self, orientation: int) -> None:
+        exif = Image.Exif()
+        exif[ExifTags.Base.Orientation] = orientation
+        buffer = io.BytesIO()
+        Image.fromarray(noise(30, 40, 3)).save(buffer, "PNG", exif=exif)
+        upright = load_photo(buffer.getvalue())
+        assert upright.size == ((40, 30) if orientation < 5 else (30, 40))
+        for again in (load_photo(upright), load_photo(keep(Image.open(buffer))), load_photo(Image.open(buffer))):
+            np.testing.assert_array_equal(again, upright)
+
+    def test_an_image_that_is_kept_is_a_copy(self) -> None:
+        """As of a GIF that is stepped through, which is one object at every frame."""
+        image = Image.fromarray(noise(30, 40, 3))
+        kept = keep(image)
+        image.paste("black", (0, 0, *image.size))
+        np.testing.assert_array_equal(load_photo(kept), noise(30, 40, 3))
+
+    def test_transparency_is_kept(self) -> None:
+        """It lies beside the orientation in Pillow's ``info``."""
+        image = Image.new("P", (40, 30), 3)
+        image.info["transparency"] = 3
+        assert load_photo(keep(image)).getpixel((5, 5)) == (255, 255, 255)

@@ -7,6 +7,8 @@ import os
 import random
 import signal
 import socket
+import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -20,16 +22,26 @@ import pytest
 from tritonclient.grpc import InferenceServerClient, InferInput
 from tritonclient.utils import InferenceServerException
 
-from serving import watch
+from serving import ports, watch
 from serving.admin import ask_http
+from serving.errors import ServingError
 from serving.golden import read_golden
-from serving.repository import read_config
+from serving.repository import ensembles, read_config
 from serving.server import EmbeddedTriton
 from tests.serving import malformed
 from tests.serving.load import Load
 from tests.serving.slow_encoder import slow_down
 from tests.serving.test_lifecycle import Command, eventually, metrics
-from tests.serving.tiny_repository import HEAD, IMAGE_MODEL, SIDE, TEXT_MODEL, ask, change_config, expected_answer
+from tests.serving.tiny_repository import (
+    HEAD,
+    IMAGE_MODEL,
+    SIDE,
+    TEXT_MODEL,
+    ask,
+    change_config,
+    expected_answer,
+    write_head,
+)
 from vizwiz_client.contract import tensors
 
 IMAGE, TOKENS = np.ones((1, SIDE, SIDE, 3), np.uint8), np.ones((1, 8), np.int32)
@@ -94,6 +106,52 @@ def test_a_backend_process_that_is_killed_comes_back(watched: tuple[EmbeddedTrit
     assert said[-2:] == [f"a process of {model} died: loading the model again", f"{model} is loaded again"]
     assert [reply for reply in load.replies if reply.error], "no request met the dead process: the test proves nothing"
     assert not [reply.error for reply in load.replies if reply.error and reply.sent > came_back]
+
+
+def test_a_process_that_dies_between_an_export_and_its_reload_comes_back(own_repository: Path) -> None:
+    """The repository names another head by then; what is served is what has to come back."""
+    new = "gated_head_0000000000aa"
+    said: list[str] = []
+    server = EmbeddedTriton(own_repository)
+    server.start(report=said.append)
+    try:
+        write_head(own_repository / new, ("mug", "cup", "unanswerable"), 2.0)
+        for name in ensembles(own_repository):
+            config = own_repository / name / "config.pbtxt"
+            config.write_text(config.read_text().replace(HEAD, new))
+        stubs = watch.stubs(server._process.pid, server._log.models)
+        os.kill(next(pid for pid, (_, name) in stubs.items() if name == HEAD), signal.SIGKILL)
+        assert eventually(lambda: said[-1:] == [f"{HEAD} is loaded again"], RECOVERED_WITHIN_S), said
+        assert eventually(lambda: server._readiness() == 200, RECOVERED_WITHIN_S)
+    finally:
+        server.stop()
+
+
+def test_two_servers_on_one_port(tiny_repository: Path) -> None:
+    """The second one is not ready because the first one answers there, and does not take its ensembles down."""
+    with EmbeddedTriton(tiny_repository) as first:
+        second = EmbeddedTriton(tiny_repository)
+        claimed, taken = ports.claim_ports, first._ports["--http-port"]
+        with pytest.MonkeyPatch.context() as patch:  # as if the first one had not listened yet when that was checked
+            patch.setattr(ports, "claim_ports", lambda wanted, hosts: claimed(wanted, hosts) | {"--http-port": taken})
+            with pytest.raises(ServingError, match="Triton cannot serve"):
+                second.start()
+        assert first._readiness() == 200
+
+
+def test_a_process_with_an_odd_name_hinders_nobody() -> None:
+    """The kernel cuts a name at 15 bytes, in the middle of a letter."""
+    rename = "ctypes.CDLL(None).prctl(15, 'выдающийся'.encode())"  # PR_SET_NAME, prctl(2)
+    script = f"import ctypes, time; {rename}; print(flush=True); time.sleep(60)"
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE) as process:
+        try:
+            assert process.stdout is not None
+            process.stdout.readline()
+            with pytest.raises(UnicodeDecodeError):
+                Path(f"/proc/{process.pid}/stat").read_text()
+            assert watch.stubs(os.getpid(), Path("/")) == {}
+        finally:
+            process.kill()
 
 
 def test_a_server_that_is_killed_and_started_again_is_found_by_its_clients(tiny_repository: Path) -> None:

@@ -18,10 +18,11 @@ from tritonclient.grpc import InferenceServerClient
 
 from export import store
 from serving import reload as command
+from serving import swap as swap_module
 from serving.errors import ServingError
 from serving.golden import read_golden
 from serving.reload import reload
-from serving.repository import ensembles, locked, steps
+from serving.repository import ensembles, locked, steps, write_config
 from serving.server import EmbeddedTriton
 from tests.serving.load import Load, Reply, ask_ensemble, errors
 from tests.serving.test_lifecycle import eventually
@@ -55,8 +56,8 @@ class Served:
                 copy.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy(path, copy)
 
-    def swap(self, to: str | None = None) -> command.Swap:
-        return reload(self.server.grpc_url, to=to and to.removeprefix(tensors.HEAD_PREFIX))
+    def swap(self, to: str | None = None, report: Callable[[str], None] = lambda line: None) -> command.Swap:
+        return reload(self.server.grpc_url, to=to and to.removeprefix(tensors.HEAD_PREFIX), report=report)
 
     def feed(self) -> Any:
         return read_golden(self.repository, FIRST).feed(SIDE, -1)
@@ -236,6 +237,35 @@ def test_an_ensemble_that_does_not_fit_its_models_is_taken_back(served: Served) 
     assert served.states().get(SECOND) != "READY"
 
 
+def test_a_repository_that_cannot_be_written_changes_nothing(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first configuration fails after it was written: it is put back."""
+    written: list[Path] = []
+
+    def full(folder: Path, config: Any) -> None:
+        write_config(folder, config)
+        written.append(folder)
+        if len(written) == 1:
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(swap_module, "write_config", full)
+    with pytest.raises(ServingError, match="No space left on device; the server answers as before"):
+        served.swap(SECOND)
+    assert SECOND not in {step for config in ensembles(served.repository).values() for step in steps(config)}
+    assert served.states().get(SECOND) != "READY"
+    assert {reply.head for reply in served.ask().values()} == {FIRST}
+
+
+def test_a_swap_that_is_done_is_not_called_refused(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    def late(*_: object) -> list[str]:
+        raise ServingError("the server at X: Deadline Exceeded")
+
+    said: list[str] = []
+    monkeypatch.setattr(swap_module, "_stale", late)
+    assert served.swap(SECOND, report=said.append).unloaded == []
+    assert "the new head answers, but old models are loaded still" in said[-1]
+    assert {reply.head for reply in served.ask().values()} == {SECOND}
+
+
 def test_new_encoders_come_with_their_head_and_go_with_it(served: Served) -> None:
     other = "clip_image_0000000000ff"
     shutil.copytree(served.repository / IMAGE_MODEL, served.repository / other)
@@ -287,11 +317,17 @@ def test_a_swap_and_an_export_wait_for_each_other(served: Served, capsys: pytest
         assert command.describe(swapping.result(timeout=60)).endswith(": nothing was new")
 
 
-def test_without_the_key_nothing_is_swapped(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("VIZWIZ_SERVING_ADMIN_KEY", "not-the-key-of-this-server")
+def test_without_the_key_nothing_is_swapped(served: Served) -> None:
     with pytest.raises(ServingError, match="it asks for another key: give it in the environment variable VIZWIZ_SERV"):
-        served.swap(SECOND)
+        swap_module.swap(served.repository, served.server.grpc_url, "not-the-key-of-this-server", to=SECOND)
     assert {reply.head for reply in served.ask().values()} == {FIRST}
+
+
+def test_a_server_that_was_found_says_what_its_key_is(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The variable may hold the key of a container, for which the documents have it set."""
+    monkeypatch.setenv("VIZWIZ_SERVING_ADMIN_KEY", "the-key-of-another-server-" + "x" * 20)
+    served.swap(SECOND)
+    assert {reply.head for reply in served.ask().values()} == {SECOND}
 
 
 def test_a_server_that_is_not_there(tiny_repository: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -32,3 +32,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python's own flush would fail again
         return _exits.OK
+    except OSError as error:  # a full disk, say; what is wrong with a photo or with the server came as another error
+        print(f"Error: {error}", file=sys.stderr, flush=True)
+        return _exits.NOT_WRITTEN

@@ -9,14 +9,16 @@ SOME_FAILED = 1
 USAGE = 2  # argparse's own
 TRY_LATER = 3
 WRONG_SERVER = 4
+NOT_WRITTEN = 5
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
 MEANINGS = {
     OK: "everything that was asked was answered; a declined answer is an answer",
     SOME_FAILED: "some photos or questions could not be used, the others were answered; or status: answers come slowly",
-    USAGE: "the command line, or the file it names, is wrong; nothing was asked",
+    USAGE: "the command line, or the file it names, is wrong; of a stream, what came before the mistake was asked",
     TRY_LATER: "the server cannot be reached, is overloaded or too slow; what remains was not asked: try again later",
     WRONG_SERVER: "the server is not right: another contract, a missing model or a fault; somebody has to repair it",
+    NOT_WRITTEN: "the answers cannot be written, or a file cannot be read any more: a full disk, say",
     INTERRUPTED: "interrupted by Ctrl-C",
 }
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from vizwiz_client.cli._exits import UsageError
 from vizwiz_client.cli._rows import Format, Row, Writer
@@ -23,12 +25,20 @@ class Journal:
 
     def __init__(self, output: Path, settings: dict[str, Any]) -> None:
         self._output, self._path = output, output.with_name(output.name + SUFFIX)
-        if output.exists():
-            raise UsageError(f"{output} is there already; remove it, or choose another name")
         try:
             self._file = self._path.open("a+b")
         except OSError as error:
             raise UsageError(f"{self._path}: cannot be written ({error.strerror})") from error
+        try:
+            lock(self._file)
+        except OSError:
+            self.close()
+            raise UsageError(f"{self._path}: another run is writing it; wait for it, or choose another name") from None
+        if output.exists():
+            if not self._path.stat().st_size:
+                self._path.unlink()
+            self.close()
+            raise UsageError(f"{output} is there already; remove it, or choose another name")
         self.done = self._cut_torn_line(settings)
 
     def _cut_torn_line(self, settings: dict[str, Any]) -> int:
@@ -83,8 +93,10 @@ class Journal:
             writer = Writer(stream, format, [*inputs, *columns])
             for row, answered in self.rows():
                 writer.write(row | answered)
+            stream.flush()
             os.fsync(stream.fileno())
         new.replace(self._output)
+        flush_folder(self._output.parent)  # the new name outlasts a loss of power: only then may the journal go
         self.close()
         self._path.unlink()
 
@@ -95,6 +107,31 @@ class Journal:
     def _append(self, value: Any) -> None:
         self._file.write(json.dumps(value).encode() + b"\n")
         self._file.flush()
+
+
+def lock(file: BinaryIO) -> None:
+    """Lock an open file until it is closed, or its process ends. Raises OSError where another has it."""
+    if sys.platform == "win32":
+        import msvcrt
+
+        place = file.tell()
+        file.seek(1 << 40)  # past all content: there, others may not read what is locked
+        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        file.seek(place)
+    else:
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def flush_folder(folder: Path) -> None:
+    """Write a folder's list of names to disk, where the system opens folders (Windows does not)."""
+    with suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def _parsed(line: bytes) -> Any:

@@ -29,7 +29,7 @@ GEOMETRY_VERSION = 1  # raised when a file gives other pixels than before: featu
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")  # of an animation, the first frame
 MIN_SIDE = 16  # pixels; the smallest photos of VizWiz are 48 x 64
-MAX_PIXELS = 110_000_000  # a 108-megapixel phone's photo; 330 MB decoded
+MAX_PIXELS = 110_000_000  # a 108-megapixel phone's photo; 440 MB decoded (Pillow keeps 4 bytes a pixel)
 MAX_FILE_BYTES = 500_000_000  # of a file object, which may have no end; MAX_PIXELS uncompressed are 330 MB
 MAX_ASPECT_RATIO = 10  # bounds the resized picture too: without it, 1 x 20,000 pixels become S x 20,000 S
 
@@ -57,6 +57,8 @@ _UPRIGHT = {  # EXIF orientation -> what undoes it; https://www.cipa.jp/std/docu
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+# Keys of a picture's ``info`` in which Pillow's getexif() looks for the orientation.
+_ORIENTATION_IN = ("exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp")
 _NAME = "the photo"  # of what has no name
 _warnings_lock = threading.Lock()
 
@@ -97,7 +99,7 @@ def keep(source: Photo) -> str | os.PathLike[str] | bytes | Image.Image:
     if isinstance(source, Image.Image):
         _check_size(*source.size, _NAME)
         _load(source, _NAME)
-        return source
+        return _upright(source.copy(), _turn(source))
     if isinstance(source, np.ndarray):
         return _from_array(source)
     if hasattr(source, "read"):
@@ -205,8 +207,7 @@ def _finish(image: Image.Image, name: str) -> Image.Image:
         raise
     except _DAMAGE as error:
         raise _damaged(name, error) from error
-    turn = _turn(image)
-    return rgb if turn is None else rgb.transpose(turn)
+    return _upright(rgb, _turn(image))
 
 
 def _load(image: Image.Image, name: str) -> None:
@@ -232,8 +233,9 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
     if image.mode == "F":
         raise ImageError(f"{name}: the picture has mode 'F', whose range is unknown; convert it to 'RGB' or 'L'")
     if image.mode in _16_BIT_MODES:  # Pillow's own convert() would cut every value at 255
-        grey = np.asarray(image).astype(np.int64).clip(0, 65535)
-        image = Image.fromarray(((grey * 255 + 32767) // 65535).astype(np.uint8))
+        to_8_bits = ((np.arange(1 << 16) * 255 + 32767) // 65535).astype(np.uint8)  # a table: no wider copy of them all
+        grey = np.asarray(image)
+        image = Image.fromarray(to_8_bits[grey.clip(0, 65535) if image.mode == "I" else grey])
     if not image.has_transparency_data:
         return image.convert("RGB")
     rgba = image.convert("RGBA")
@@ -248,6 +250,13 @@ def _turn(image: Image.Image) -> Image.Transpose | None:
             return _UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation, 1))
     except _DAMAGE:
         return None  # damaged metadata is no reason to lose the picture
+
+
+def _upright(copy: Image.Image, turn: Image.Transpose | None) -> Image.Image:
+    """``copy`` turned, and without the tags that would have it turned again: Pillow's copies carry them along."""
+    for tag in _ORIENTATION_IN:
+        copy.info.pop(tag, None)
+    return copy if turn is None else copy.transpose(turn)
 
 
 def _damaged(name: str, error: BaseException) -> ImageError:
