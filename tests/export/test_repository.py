@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -123,3 +124,13 @@ def test_committing_replaces_one_file_of_each_ensemble(tmp_path: Path) -> None:
     for name in tensors.ENSEMBLES:
         assert sorted(path.name for path in (tmp_path / name).iterdir()) == ["1", "config.pbtxt"]
         assert "gated_head_d" in (tmp_path / name / "config.pbtxt").read_text(encoding="utf-8")
+
+
+def test_what_an_export_into_a_sibling_writes_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "models").mkdir()
+    ours, theirs = (tmp_path / f".{name}.{os.getpid()}.partial" for name in ("models", "models.cuda"))
+    for folder in (ours, theirs):
+        folder.mkdir()
+    with store.locked(tmp_path / "models"):
+        assert not ours.exists()
+        assert theirs.is_dir()
