@@ -57,7 +57,7 @@ def settings(cores: int) -> list[Setting]:
     ]
     others += [Setting("half the threads for each model", threads=cores // 2)] if cores > 1 else []
     others += [Setting(f"waiting up to {delay} ms for a batch", _delay(delay)) for delay in (2, 10)]
-    others += [Setting(f"{size} at once preferred", _preferred(size)) for size in (4, 8)]
+    others += [Setting(f"{size} at once preferred", _preferred(size)) for size in (4, 16)]
     return [Setting("as published"), *others]
 
 

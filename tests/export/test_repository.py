@@ -73,6 +73,21 @@ def test_a_cpu_target_asks_for_its_accelerator(precision: str, accelerated: list
     assert all(accelerator.parameters["inference_precision"] == "bf16" for accelerator in accelerators)
 
 
+@pytest.mark.parametrize(
+    ("target", "preferred"),
+    [
+        (Target("portable", "fp32"), [8]),
+        (Target("portable", "bf16"), [8]),
+        (Target("portable", "fp16"), []),
+        (Target("fused", "fp16"), []),
+    ],
+)
+def test_a_cpu_takes_eight_at_once(target: Target, preferred: list[int], graph: Path) -> None:
+    for make in (repository.image_config, repository.text_config):
+        assert list(make("name", SIZES, graph, target).dynamic_batching.preferred_batch_size) == preferred
+    assert list(repository.head_config("name", SIZES, graph).dynamic_batching.preferred_batch_size) == []
+
+
 def test_the_ensembles_tie_their_steps_together() -> None:
     raw, config = repository.ensemble_configs(NAMES, SIZES)
     assert (raw.name, config.name) == (tensors.RAW_ENSEMBLE, tensors.ENSEMBLE)  # the commit point comes last
