@@ -206,7 +206,10 @@ class EmbeddedTriton:
             )
         self._served_steps: dict[str, list[str]] = {}
         self._wait_until_ready(report)
-        self._wanted()
+        if not hide_key(self._process.pid, self._key):
+            report("other users of this machine can read the admin key in the list of processes")
+        with suppress(OSError, http.client.HTTPException):  # it ended just now: that is noticed elsewhere
+            self._wanted()
         tidy = self._workspace.close_shared_memory
         tidy()
         self._watch = Watch(self._process.pid, self._log.models, self._wanted, tidy, self._control, report)
@@ -242,12 +245,9 @@ class EmbeddedTriton:
 
     def _wait_until_ready(self, report: Callable[[str], None]) -> None:
         start = reported = time.monotonic()
-        hidden = False
-        while (status := self._readiness()) != http.HTTPStatus.OK or not hidden:
-            if not hidden and self.log.stat().st_size:  # it logs once it has read its arguments
-                hidden = True
-                if not hide_key(self._process.pid, self._key):
-                    report("other users of this machine can read the admin key in the list of processes")
+        while (status := self._readiness()) != http.HTTPStatus.OK:
+            if self.log.stat().st_size:  # it has read its arguments
+                hide_key(self._process.pid, self._key)
             if status is not None or self._process.poll() is not None:
                 cause = self._log.cause() or f"tritonserver {self._outcome()}"
                 raise ServingError(

@@ -79,7 +79,8 @@ def load_photo(source: Photo, fast_side: int | None = None) -> Image.Image:
     side over MAX_ASPECT_RATIO times the other, a file that cannot be read or has over MAX_FILE_BYTES, or ``source`` is
     of another kind.
     """
-    kept = keep(source)
+    # an image need not be kept: it is read here and now
+    kept = source if isinstance(source, Image.Image) else keep(source)
     if isinstance(kept, Image.Image):
         return _finish(kept, _NAME)
     if isinstance(kept, bytes):
