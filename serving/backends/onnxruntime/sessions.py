@@ -20,7 +20,8 @@ import triton_python_backend_utils as triton
 # OpenVINO, when imported, reports to its maker and keeps a client id in the home folder, unless this cannot be imported
 sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 
-PRECISION_PARAMETER = "inference_precision"  # as in the contract, which this process may not have
+PRECISION_PARAMETER = "inference_precision"  # as in the contract, which this process may not have, like the next
+GROUP_PARAMETER = "dynamic_quantization_group_size"
 
 Feed = dict[str, npt.NDArray[Any]]  # input name -> its tensor, the first axis the batch
 
@@ -42,15 +43,14 @@ def open_session(graph: Path, args: Mapping[str, str], config: Mapping[str, Any]
     """Open ``graph`` on the device that Triton chose for this instance, with the accelerator that ``config`` asks for.
 
     Raises:
-        LoadError: an accelerator that is not known.
+        LoadError: an accelerator that is not known, or an option of it that is none.
     """
     chosen = providers(args, config)
     if accelerator := cpu_accelerator(config):
         on_gpu = chosen[0] != "CPUExecutionProvider"
         if not on_gpu and importlib.util.find_spec(_OPENVINO) is not None:
-            precision = accelerator.get("parameters", {}).get(PRECISION_PARAMETER, "bf16")
-            session = OpenVinoSession(graph, precision, threads(config))
-            triton.Logger.log_info(f"{args['model_name']} runs on OpenVINO, in {session.precision}")
+            session = OpenVinoSession(graph, accelerator.get("parameters", {}), threads(config))
+            triton.Logger.log_info(f"{args['model_name']} runs on OpenVINO, in {session.arithmetic}")
             return session
         if not on_gpu:
             triton.Logger.log_warn(
@@ -107,14 +107,24 @@ class Tensor(NamedTuple):
 class OpenVinoSession:
     """OpenVINO on the CPU, with the methods of ONNX Runtime's session that are used here."""
 
-    def __init__(self, graph: Path, precision: str, thread_count: int) -> None:
-        """Compile ``graph``; ``precision`` is the least that it may compute in, as far as the CPU can."""
+    def __init__(self, graph: Path, parameters: Mapping[str, str], thread_count: int) -> None:
+        """Compile ``graph`` as the ``parameters`` of its accelerator say.
+
+        Raises:
+            LoadError: an option that is none.
+        """
         import openvino  # needed for models that ask for it alone
 
         core = openvino.Core()
+        precision = parameters.get(PRECISION_PARAMETER, "bf16")
         able = precision.upper() in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-        self.precision = precision if able else "f32"
-        options = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": self.precision}
+        hint = self.arithmetic = precision if able else "f32"
+        options: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": hint}
+        if (group := parameters.get(GROUP_PARAMETER)) is not None:
+            if not group.isdecimal():
+                raise LoadError(f"config.pbtxt has {GROUP_PARAMETER} {group!r}, expected a whole number")
+            options["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = int(group)
+            self.arithmetic += f", its products of 8-bit weights in groups of {group}"
         self._model = core.compile_model(graph, "CPU", {**options, "INFERENCE_NUM_THREADS": thread_count})
         self._request = self._model.create_infer_request()
 
