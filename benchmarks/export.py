@@ -3,8 +3,9 @@
     python -m benchmarks.export                              # everything: an hour on two cores; `make bench-export`
     python -m benchmarks.export --only ViT-L/14@336px --batch 1
 
-Random weights. Every measurement is a process of its own, so that its peak memory is its own; the graphs are written
-before, by another. What was measured is kept in --results and not measured again: delete that file to start afresh.
+Random weights. Every measurement is a process of its own, so that its peak memory is its own (the host's: a GPU's is
+not counted); the graphs are written before, by another. What was measured is kept in --results and not measured again:
+delete that file to start afresh.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -28,9 +30,11 @@ from benchmarks.architectures import ARCHITECTURES, write_full_size
 from benchmarks.machine import peak_gb, rates
 from export.encoders import write_image_encoder, write_text_encoder
 from export.graphs import OPSET
+from export.publication import EXPORT_FORMAT
 from export.runtimes import open_graph
 from export.targets import TARGETS, Target
-from training.clip_models import load_clip, normalise_pixels
+from training.clip_models import FrozenClip, load_clip, normalise_pixels
+from training.storage import staged_file, write_json
 from vizwiz_client.contract import tensors, tokens
 
 CLIPS = ("ViT-B/32", "ViT-L/14@336px", "RN50x64")
@@ -59,7 +63,7 @@ class Case:
 
 def cases(clips: list[str], batches: list[int], lengths: list[int], cuda: bool) -> list[Case]:
     """Everything to measure, eager fp32 first among what is compared with it."""
-    gpu = [name for name, target in BY_NAME.items() if target.accelerator is None]
+    gpu = [name for name, target in BY_NAME.items() if target.device != "cpu"]
     cpu = [name for name, target in BY_NAME.items() if target.precision != "fp16"]
     sides = ["eager fp32", "eager fp16" if cuda else "eager bf16", "naive", *(gpu if cuda else cpu)]
     found = []
@@ -93,13 +97,14 @@ def runner(case: Case, cache: Path, device: torch.device) -> Callable[[], object
         return lambda: graph(feed)
     if case.side == "naive":
         # fused-fp32: the target in fp32 that runs on a GPU, where there is one
-        naive, pixels = open_graph(graph_path(case, cache), Target("fused", "fp32")), normalised(inputs).numpy()
-        return lambda: naive({"image": pixels})
+        naive = open_graph(graph_path(case, cache), Target("fused", "fp32"))
+        plain = {"image": normalised(inputs).numpy()}
+        return lambda: naive(plain)
     if case.side == "transformers":
-        theirs, given = transformers_model(case.clip).to(device), normalised(inputs).to(device)
-        return torch.inference_mode()(lambda: theirs.get_image_features(given))
+        theirs, pixels = transformers_model(case.clip).to(device), normalised(inputs)
+        return torch.inference_mode()(lambda: theirs.get_image_features(pixels.to(device)))
     model = clip_model(case, cache, device)
-    given = (torch.from_numpy(inputs) if case.length else normalised(inputs)).to(device)
+    given = torch.from_numpy(inputs) if case.length else normalised(inputs)
     encode = model.encode_text if case.length else model.encode_image
     if case.side == "torch.compile":
         encode = torch.compile(encode)
@@ -108,8 +113,7 @@ def runner(case: Case, cache: Path, device: torch.device) -> Callable[[], object
     @torch.inference_mode()
     def run() -> object:
         with torch.autocast(device.type, reduced, enabled=reduced is not None):
-            features = encode(given)
-        return features.cpu() if isinstance(features, torch.Tensor) else features
+            return encode(given.to(device)).cpu()  # there and back, as a graph's inputs and outputs go
 
     return run
 
@@ -141,18 +145,29 @@ def checkpoint(name: str, cache: Path) -> Path:
     """The checkpoint of a CLIP, written when it is not there."""
     path = cache / name.replace("/", "-") / "clip.pt"
     path.parent.mkdir(parents=True, exist_ok=True)
-    return path if path.exists() else write_full_size(name, path)
+    if not path.exists():
+        with staged_file(path) as staging:
+            write_full_size(name, staging)
+    return path
 
 
 def graph_path(case: Case, cache: Path) -> Path:
-    """Where the graph of a case lies."""
-    return cache / case.clip.replace("/", "-") / f"{case.side}-{'text' if case.length else 'image'}.onnx"
+    """Where the graph of a case lies: others, once the export writes others."""
+    file = f"{case.side}-{'text' if case.length else 'image'}-{EXPORT_FORMAT}.onnx"
+    return cache / case.clip.replace("/", "-") / file
 
 
 def write(case: Case, cache: Path) -> dict[str, float]:
     """Write the graph of a case; returns what that took."""
-    model, path = load_clip(checkpoint(case.clip, cache)), graph_path(case, cache)
+    model = load_clip(checkpoint(case.clip, cache))
     started = time.perf_counter()
+    with staged_file(graph_path(case, cache)) as staging:
+        write_graph_of(model, case, staging)
+    return {"export_s": time.perf_counter() - started, "export_peak_gb": peak_gb()}
+
+
+def write_graph_of(model: FrozenClip, case: Case, path: Path) -> None:
+    """Write the graph of a case to ``path``."""
     if case.side == "naive":
         pixels, batch = torch.zeros(2, 3, model.side, model.side), torch.export.Dim("batch")
         torch.onnx.export(
@@ -168,7 +183,6 @@ def write(case: Case, cache: Path) -> dict[str, float]:
         )
     else:
         (write_text_encoder if case.length else write_image_encoder)(model, BY_NAME[case.side], path)
-    return {"export_s": time.perf_counter() - started, "export_peak_gb": peak_gb()}
 
 
 def measure(case: Case, cache: Path, device: torch.device) -> dict[str, float]:
@@ -179,6 +193,8 @@ def measure(case: Case, cache: Path, device: torch.device) -> dict[str, float]:
     while len(times) < LEAST or (sum(times) < SECONDS and len(times) < MOST):
         started = time.perf_counter()
         run()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
         times.append(time.perf_counter() - started)
     return {"median_ms": 1e3 * statistics.median(times), "least_ms": 1e3 * min(times), "peak_gb": peak_gb()}
 
@@ -199,7 +215,9 @@ def child(task: str, case: Case | None, arguments: argparse.Namespace) -> dict[s
     """Do ``task`` in a process of its own; what went wrong there is a result too."""
     command = [sys.executable, "-m", "benchmarks.export", "--cache", str(arguments.cache), "--task", task]
     command += ["--device", arguments.device, "--case", json.dumps(case and asdict(case))]
-    done = subprocess.run(command, capture_output=True, text=True)
+    # ONNX Runtime takes a GPU where it sees one
+    env = os.environ if arguments.device == "cuda" else {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(command, capture_output=True, text=True, env=env)
     if done.returncode:
         return {"error": (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]}
     return dict(json.loads(done.stdout.splitlines()[-1]))
@@ -225,17 +243,19 @@ def row(case: Case, results: dict[str, Any]) -> str:
     )
 
 
-def run_all(arguments: argparse.Namespace) -> None:
-    """Measure what is not measured yet, and print every line as it comes."""
+def run_all(arguments: argparse.Namespace) -> int:
+    """Measure what is not measured yet, and print every line as it comes; returns the exit status."""
     arguments.cache.mkdir(parents=True, exist_ok=True)
     results = json.loads(arguments.results.read_text()) if arguments.results.exists() else {}
 
     def fill(key: str, task: str, case: Case | None = None) -> None:
-        if key not in results:
+        if "error" in results.get(key, {"error": ""}):  # what failed may not fail again
             results[key] = child(task, case, arguments)
-            arguments.results.write_text(json.dumps(results, indent=1))
+            write_json(arguments.results, results)
 
     fill("rates", "rates")
+    if "error" in results["rates"]:
+        raise SystemExit(f"nothing can be measured on {arguments.device}: {results['rates']['error']}")
     print("matrix products, GFLOP/s:", ", ".join(f"{name} {rate:.0f}" for name, rate in results["rates"].items()))
     print(f"{'':<44}{'median ms':>9} {'least ms':>9} {'speed-up':>9}{'GB':>8}  share of the matrix rate")
     for case in cases(arguments.only, arguments.batch, arguments.lengths, arguments.device == "cuda"):
@@ -245,14 +265,16 @@ def run_all(arguments: argparse.Namespace) -> None:
         fill(flop.key, "flop", flop)
         graph = graph_path(case, arguments.cache)
         if (case.side in BY_NAME or case.side == "naive") and case.key not in results and not graph.exists():
-            fill(f"export {graph.relative_to(arguments.cache)}", "write", case)
+            results.pop(written := f"export {graph.relative_to(arguments.cache)}", None)
+            fill(written, "write", case)
         fill(case.key, "measure", case)
         print(row(case, results), flush=True)
     if arguments.json:
         print(json.dumps(results))
+    return int(any("error" in found for found in results.values()))
 
 
-def main() -> None:
+def main() -> int:
     """Measure everything, or do one task as a child."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=ARCHITECTURES, default=list(CLIPS), help="which CLIPs")
@@ -270,8 +292,7 @@ def main() -> None:
     arguments = parser.parse_args()
     arguments.results = arguments.results or arguments.cache / f"results-{arguments.device}.json"
     if not arguments.task:
-        run_all(arguments)
-        return
+        return run_all(arguments)
     device = torch.device(arguments.device)
     case = Case(**arguments.case) if arguments.case else None
     tasks: dict[str, Callable[[], dict[str, float]]] = {"rates": lambda: rates(device)}
@@ -280,7 +301,8 @@ def main() -> None:
         tasks["write"] = lambda: write(case, arguments.cache)
         tasks["measure"] = lambda: measure(case, arguments.cache, device)
     print(json.dumps(tasks[arguments.task]()))
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,7 +1,8 @@
 """Load on the embedded server, beside the bare encoders and a plain FastAPI + PyTorch server; `make bench-serving`.
 
-    python -m benchmarks.serving                                      # everything: 25 minutes on two idle cores
+    python -m benchmarks.serving                                      # everything: 45 minutes on two idle cores
     python -m benchmarks.serving --model demo --concurrency 1 16      # a part of it
+    python -m benchmarks.serving --precision int8                     # encoders in 8 bits
     python -m benchmarks.serving --model demo --quick                 # a minute: does it run?
 
 A closed loop: so many requests are always under way. Models have random weights (the demo's own apart) and a head of
@@ -35,12 +36,14 @@ def main() -> None:
     """Measure what is missing, and print everything."""
     arguments = _parser().parse_args()
     arguments.cache.mkdir(parents=True, exist_ok=True)
-    results = arguments.results or arguments.cache / ("quick.json" if arguments.quick else "results.json")
+    kind = "-".join(filter(None, ("quick" if arguments.quick else "results", arguments.precision)))
+    results = arguments.results or arguments.cache / f"{kind}.json"
     photos = arguments.photos or demo_photos(arguments.cache) / "train"
     print(_conditions(photos), flush=True)
     started = time.monotonic()
     for name in arguments.model:
-        Bench(prepare(name, arguments.cache), photos, _options(arguments), results, _progress).run()
+        served = prepare(name, arguments.cache, arguments.precision)
+        Bench(served, photos, _options(arguments), results, _progress).run()
     found = json.loads(results.read_text()) if results.exists() else {}
     draw(found, results.with_suffix(".png"))
     for table in tables(found):
@@ -80,11 +83,16 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m benchmarks.serving", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--model", nargs="+", choices=MODELS, default=list(MODELS))
+    parser.add_argument(
+        "--precision", choices=("fp32", "bf16", "int8"), help="of the encoders (default: as export recommends)"
+    )
     parser.add_argument("--system", nargs="+", help='names or their first words: vizwiz_vqa_raw, bare, "fastapi bf16"')
     parser.add_argument("--concurrency", nargs="+", type=int, choices=plan.CONCURRENCIES)
     parser.add_argument("--batch", nargs="+", type=int, choices=plan.BATCHES)
     parser.add_argument("--seconds", type=float, help="length of each measurement (default: by model)")
-    parser.add_argument("--requests", type=int, help="of the memory's measurement; 0 leaves it out (default: 20,000)")
+    parser.add_argument(
+        "--requests", type=int, help="of the memory's measurement; 0 leaves it out (default: 40,000)"
+    )
     parser.add_argument("--threads", type=int, help="threads of each model of the embedded server (default: its own)")
     parser.add_argument("--quick", action="store_true", help="short measurements, few of them, kept in quick.json")
     parser.add_argument("--photos", type=Path, help="folder of JPEG files to send (default: drawn ones)")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -46,10 +47,11 @@ def _added(results: Mapping[str, Any]) -> Iterator[Goal]:
 
 
 def _speedups(results: Mapping[str, Any]) -> Iterator[Goal]:
-    ours = figure(results, Cell(LARGE, tensors.ENSEMBLE, BUSY), "questions_per_s")
-    for system, least in LEAST_SPEEDUPS.items():
+    # FastAPI's is given a photo's file, as the raw ensemble is; a client of the other one has decoded it
+    for (system, least), ensemble in itertools.product(LEAST_SPEEDUPS.items(), tensors.ENSEMBLES):
+        ours = figure(results, Cell(LARGE, ensemble, BUSY), "questions_per_s")
         wanted = f"at least {least:g} x" if least > 1 else "more than"
-        text = f"{LARGE}, concurrency {BUSY}: {wanted} the throughput of {system}"
+        text = f"{LARGE}, concurrency {BUSY}: {ensemble} {wanted} the throughput of {system}"
         theirs = figure(results, Cell(LARGE, system, BUSY), "questions_per_s")
         if ours is None or theirs is None:
             yield Goal(text, "", None)

@@ -21,6 +21,7 @@ class Job:
     concurrency: int = 1
     batch: int = 1
     repeated: bool = False  # questions come again
+    one_photo: bool = False  # the same photo in every request
     length: int = 0  # positions of every question; 0 is as VizWiz's are
     seed: int = 0
     prepared: int = 1_000  # requests with questions of their own; then these come again

@@ -18,10 +18,12 @@ from benchmarks.serving.plan import PACES, Cell
 from benchmarks.serving.processes import Generator, Server, counters, plain, triton
 from benchmarks.serving.statistics import memory_slope, summarise
 from benchmarks.serving.watch import Watch
+from export.publication import EXPORT_FORMAT
 from training.storage import write_json
 from vizwiz_client.contract import tensors
 
 Results = dict[str, Any]  # key of a measurement -> its figures
+CONDITIONS = "conditions"  # one more key: what all of them depend on
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,7 @@ class Bench:
     def run(self) -> None:
         """Measure what is not measured yet."""
         self.results: Results = json.loads(self.path.read_text()) if self.path.exists() else {}
+        self._check_conditions()
         try:
             self._embedded()
             for system in filter(self.options.wants, plan.PLAIN):
@@ -62,6 +65,23 @@ class Bench:
         finally:
             self.generator.close()
             self.in_process.close()
+
+    def _check_conditions(self) -> None:
+        """Keep with the results what they depend on beside their keys, or refuse results of something else."""
+        conditions: Results = {
+            "export format": EXPORT_FORMAT,
+            "encoders": self.served.target.name,
+            "photos": str(self.photos.resolve()),
+            "threads": self.options.threads,
+            "seconds": self.options.seconds,
+        }
+        found = self.results.setdefault(CONDITIONS, conditions)
+        others = [f"{name} {found.get(name)}, now {now}" for name, now in conditions.items() if found.get(name) != now]
+        if others:
+            raise SystemExit(
+                f"{self.path} holds what was measured under other conditions ({'; '.join(others)}): delete it, or name "
+                "another file with --results"
+            )
 
     def _embedded(self) -> None:
         name, options = self.served.name, self.options
@@ -84,7 +104,9 @@ class Bench:
         """Measure ``cells`` in turn, unless all of them are measured."""
         if all(cell.key in self.results for cell in cells):
             return
-        rounds = plan.ROUNDS if any(cell.system == BARE for cell in cells) else 1
+        for cell in cells:  # compared in turn, or not at all
+            self.results.pop(cell.key, None)
+        rounds = plan.ROUNDS if cells[0].concurrency == 1 else 1
         jobs = {cell: self._job(cell, server, rounds) for cell in cells}
         records: dict[Cell, list[Record]] = {cell: [] for cell in cells}
         samples: dict[Cell, list[Any]] = {cell: [] for cell in cells}
@@ -116,7 +138,9 @@ class Bench:
             prepared=max(int(pace.fastest * seconds), plan.FIRST_REQUESTS),
             ramp=cell.concurrency,
             seconds=seconds,
-            least=max(least, cell.concurrency),
+            least=max(
+                least, 2 * cell.concurrency if cell.concurrency > 1 else 1
+            ),  # two bursts, where it comes in bursts
         )
 
     def _new_job(self, system: str, **changes: Any) -> Job:
@@ -135,12 +159,13 @@ class Bench:
 
     def _ask_first(self, server: LazyServer, ensemble: str, **changes: Any) -> Results:
         most = plan.FIRST_REQUESTS
-        job = self._new_job(ensemble, url=server().url, ramp=0, most=most, seconds=1e9, prepared=most, **changes)
-        record = self.generator.run(job)
-        times = [1e3 * (end - start) for start, end in zip(record.starts, record.ends, strict=True)]
+        changes |= {"one_photo": True, "seed": zlib.crc32(ensemble.encode()), "ramp": 0, "most": most, "prepared": most}
+        record = self.generator.run(self._new_job(ensemble, url=server().url, seconds=1e9, **changes))
+        times = [1e3 * (end - start) for start, end in zip(record.starts, record.ends, strict=True)] or [float("nan")]
         return {"first_ms": times[0], "tenth_ms": times[-1], "errors": len(record.errors)}
 
     def _memory(self, server: LazyServer, ensemble: str) -> Results:
+        """The server's memory over many requests, once as many others have filled the response cache."""
         most = self.options.memory_requests
         job = self._new_job(
             ensemble,
@@ -149,8 +174,10 @@ class Bench:
             prepared=most,
             most=most,
             seconds=1e9,
-            at_most_s=600.0,
+            at_most_s=0.05 * most,  # three times what the slower ensemble takes
         )
+        filling = replace(job, system=tensors.ENSEMBLE, seed=job.seed + 1)
+        self.generator.run(filling)  # by the quicker ensemble for both
         with Watch(server().pid) as watch:
             record = self.generator.run(job)
         return memory_slope(record, watch.samples)

@@ -14,7 +14,7 @@ import torch
 
 from benchmarks.architectures import write_full_size
 from export.publication import export_run
-from export.targets import Target, recommend, this_machine
+from export.targets import Precision, Target, recommend, this_machine
 from training.clip_models import FrozenClip, load_clip
 from training.data import read_split
 from training.demo import DEMO_CLIP, ensure_demo_dataset
@@ -43,10 +43,13 @@ class Served:
     side: int  # S in pixels
 
 
-def prepare(name: str, cache: Path) -> Served:
-    """Write, fit and export the model ``name`` of :data:`MODELS` into ``cache``, unless it is there."""
+def prepare(name: str, cache: Path, precision: Precision | None = None) -> Served:
+    """Write, fit and export the model ``name`` of :data:`MODELS` into ``cache``, unless it is there.
+
+    In ``precision``, or as an export recommends for this machine's CPU.
+    """
     folder = cache / name.replace("/", "-")
-    target = recommend(replace(this_machine(), cuda=False))[0]
+    target = Target("portable", precision) if precision else recommend(replace(this_machine(), cuda=False))[0]
     checkpoint = DEMO_CLIP if name == "demo" else folder / "clip.pt"
     folder.mkdir(parents=True, exist_ok=True)
     if not checkpoint.exists():

@@ -126,7 +126,7 @@ def encoder_graphs(repository: Path) -> tuple[Path, Path]:
 
 
 def _photo_batches(job: Job) -> list[list[bytes]]:
-    files = photo_files(Path(job.photos))
+    files = photo_files(Path(job.photos))[: 1 if job.one_photo else None]
     count = len(files) if job.batch == 1 else BATCHES
     return [[files[(number * job.batch + item) % len(files)] for item in range(job.batch)] for number in range(count)]
 

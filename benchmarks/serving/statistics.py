@@ -10,25 +10,20 @@ import numpy as np
 from benchmarks.serving.job import BARE, Job, Record
 from benchmarks.serving.watch import Sample
 
-SETTLED = 0.1  # share of the requests, the first, that the slope of the memory leaves out: caches and pools fill
+SETTLED = 0.5  # share of the requests, the first, that the slope of the memory leaves out: caches and pools fill
+BURST = 0.1  # of the median latency: answers that far apart may have been computed together
 
 
 def summarise(job: Job, records: Sequence[Record], samples: Sequence[Sample] = ()) -> dict[str, Any]:
     """The figures of a measurement that was made in one or several rounds.
 
-    A round is measured from the end of the last request of its ramp to the last end before the sending stopped: between
-    two ends, a closed loop is neither filling nor draining. ``samples`` are the server's.
+    A round is measured from the end of its ramp to the end of its sending: between them, a closed loop is neither
+    filling nor draining. A server that computes in batches answers in bursts; the window begins and ends with a whole
+    one, or a part of the last would be missing. ``samples`` are the server's.
     """
     latencies, requests, seconds, cpu_s = [], 0, 0.0, 0.0
     for record in records:
-        start = (
-            record.ends[job.ramp - 1] if job.ramp and len(record.ends) >= job.ramp else min(record.starts, default=0)
-        )
-        measured = [
-            (begun, end)
-            for begun, end in zip(record.starts[job.ramp :], record.ends[job.ramp :], strict=True)
-            if end <= record.stopped
-        ]
+        start, measured = _window(job, record)
         if not measured:
             continue
         stop = measured[-1][1]
@@ -42,7 +37,7 @@ def summarise(job: Job, records: Sequence[Record], samples: Sequence[Sample] = (
     return {
         "p50_ms": p50,
         "p95_ms": p95,
-        "p99_ms": p99,
+        "p99_ms": p99 if requests >= 100 else None,  # of fewer, it would be the slowest
         "requests": requests,
         "seconds": seconds,
         "requests_per_s": requests / seconds,
@@ -56,6 +51,17 @@ def summarise(job: Job, records: Sequence[Record], samples: Sequence[Sample] = (
         "errors": len(errors),
         **({"error": errors[0]} if errors else {}),
     }
+
+
+def _window(job: Job, record: Record) -> tuple[float, list[tuple[float, float]]]:
+    """When the measuring began, and start and end of each request in it."""
+    if len(record.ends) <= job.ramp:
+        return 0.0, []
+    together = BURST * float(np.median(np.subtract(record.ends, record.starts)))
+    ramped = record.ends[job.ramp - 1] + together if job.ramp else 0.0
+    start = max((end for end in record.ends if end <= ramped), default=min(record.starts))
+    times = zip(record.starts, record.ends, strict=True)
+    return start, [(begun, end) for begun, end in times if start < end <= record.stopped + together]
 
 
 def cpu_between(samples: Sequence[Sample], start: float, stop: float) -> float:

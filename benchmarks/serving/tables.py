@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 _COLUMNS = {
+    "requests": "requests",
     "p50 ms": "p50_ms",
     "p95 ms": "p95_ms",
     "p99 ms": "p99_ms",
