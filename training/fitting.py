@@ -113,10 +113,14 @@ class Fitting:
             positive = train.targets.answerable.sum()
             self.positive_weight = (len(train) - positive) / positive.clamp(min=1)
 
+    @property
+    def _device(self) -> torch.device:
+        return self.train.texts.device
+
     def run_epoch(self) -> float:
         """One pass over the training records in random order; returns the mean loss per record, dropout included."""
         self.head.train()
-        device = self.train.texts.device
+        device = self._device
         order = torch.randperm(len(self.train)).to(device)
         parts = order.split(self.recipe.batch_size)
         total = torch.zeros((), dtype=torch.float64, device=device)  # read once an epoch: a GPU need not wait for it
@@ -155,7 +159,7 @@ class Fitting:
             "optimiser": self.optimiser.state_dict(),
             "average": self.average.state_dict() if self.average else None,
             "random": torch.get_rng_state(),
-            "random_cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
+            "random_cuda": torch.cuda.get_rng_state(self._device) if self._device.type == "cuda" else None,
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -169,7 +173,7 @@ class Fitting:
             self.average.load_state_dict(state["average"])
         torch.set_rng_state(state["random"])
         if state["random_cuda"] is not None:
-            torch.cuda.set_rng_state(state["random_cuda"])
+            torch.cuda.set_rng_state(state["random_cuda"], self._device)
 
 
 def _start_at_the_base_rate(head: GatedHead, targets: Targets, answers: int) -> None:
@@ -227,7 +231,8 @@ def fit_head(
                 f"the training loss of epoch {epoch} is {train_loss}: try a --learning-rate below "
                 f"{recipe.learning_rate:g}; if that does not help, the CLIP's weights are not finite"
             )
-        row = {"epoch": epoch, "train_loss": train_loss, **evaluate(fitting.scored(), val, recipe)}
+        scored = evaluate(fitting.scored(), val, recipe, fitting.positive_weight)
+        row = {"epoch": epoch, "train_loss": train_loss, **scored}
         fitting.record(row)
         if checkpoints:
             checkpoints.save(name, fitting.state())
@@ -238,10 +243,12 @@ def fit_head(
 
 
 @torch.inference_mode()
-def evaluate(head: GatedHead, examples: Examples, recipe: Recipe) -> dict[str, float]:
-    """Loss and official metrics of ``head`` on labelled examples."""
+def evaluate(
+    head: GatedHead, examples: Examples, recipe: Recipe, positive_weight: Tensor | None = None
+) -> dict[str, float]:
+    """Loss, of the kind that steps minimise, and official metrics of ``head`` on labelled examples."""
     head.eval()
-    loss, best, answerable = MeanLoss(recipe), [], []
+    loss, best, answerable = MeanLoss(recipe, positive_weight), [], []
     for batch in examples.batches():
         logits = head(batch.texts, batch.images)
         loss.add(logits, batch.targets)

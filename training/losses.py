@@ -58,8 +58,8 @@ def answer_loss(logits: Tensor, targets: Targets, recipe: Recipe) -> tuple[Tenso
 class MeanLoss:
     """:func:`loss_of` of a whole split, from its batches."""
 
-    def __init__(self, recipe: Recipe) -> None:
-        self.recipe = recipe
+    def __init__(self, recipe: Recipe, positive_weight: Tensor | None = None) -> None:
+        self.recipe, self.positive_weight = recipe, positive_weight
         self.answer, self.taught, self.rest, self.records = 0.0, 0, 0.0, 0
 
     def add(self, logits: HeadLogits, targets: Targets) -> None:
@@ -68,7 +68,7 @@ class MeanLoss:
         self.taught += int(taught)
         self.rest += functional.cross_entropy(logits.answer_type, targets.answer_type, reduction="sum").item()
         self.rest += functional.binary_cross_entropy_with_logits(
-            logits.answerable, targets.answerable, reduction="sum"
+            logits.answerable, targets.answerable, reduction="sum", pos_weight=self.positive_weight
         ).item()
         self.records += len(logits.answer)
 

@@ -18,13 +18,13 @@ from training.reliability import DECLINE_BELOW, Coverage, Reliability
 _BLUE, _ORANGE, _GREY = "#0b5cad", "#c2500a", "#666666"  # told apart with any color vision, by lightness too
 
 
-def plot_curves(history: list[dict[str, Any]], best_epoch: int, constant_accuracy: float, path: Path) -> None:
+def plot_curves(history: list[dict[str, Any]], kept_epoch: int | None, constant_accuracy: float, path: Path) -> None:
     """Draw :func:`curves` to a PNG."""
-    curves(history, best_epoch, constant_accuracy).savefig(path, dpi=120)
+    curves(history, kept_epoch, constant_accuracy).savefig(path, dpi=120)
 
 
-def curves(history: list[dict[str, Any]], best_epoch: int | None, constant_accuracy: float) -> Figure:
-    """Loss and VQA accuracy (percent) per epoch, with the best epoch and a constant answer marked.
+def curves(history: list[dict[str, Any]], kept_epoch: int | None, constant_accuracy: float) -> Figure:
+    """Loss and VQA accuracy (percent) per epoch, with the epoch that is kept and a constant answer marked.
 
     Rows that name a ``fold`` or a ``clip`` are a line of their own for each.
     """
@@ -41,8 +41,8 @@ def curves(history: list[dict[str, Any]], best_epoch: int | None, constant_accur
     accuracies.set(title=f"VQA accuracy on {scored_on}", xlabel="epoch", ylabel="percent")
 
     for axes in (losses, accuracies):
-        if best_epoch is not None:
-            axes.axvline(best_epoch, color=_GREY, linewidth=0.8, linestyle=":", label="best epoch")
+        if kept_epoch is not None:
+            axes.axvline(kept_epoch, color=_GREY, linewidth=0.8, linestyle=":", label="kept epoch")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
         axes.legend()

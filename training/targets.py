@@ -64,7 +64,8 @@ def _graded(record: Record, grading: str) -> dict[str | None, float]:
     votes = [one_line(answer) for answer in record.answers]
     if grading == ANNOTATORS:
         return {answer: count / len(votes) for answer, count in Counter(votes).items()}
-    return {answer: accuracy_leave_one_out(answer, votes) for answer in dict.fromkeys(votes)}
+    # as it would be predicted: "dont know" is normalised to "don't know", which nobody gave
+    return {answer: accuracy_leave_one_out(normalise(answer), votes) for answer in dict.fromkeys(votes)}
 
 
 def _answerable(record: Record, source: str) -> float:

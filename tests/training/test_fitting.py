@@ -136,6 +136,10 @@ def test_weighing_makes_both_kinds_of_record_count_alike() -> None:
     positive = int(examples.answerable.sum())
     assert fitting.positive_weight is not None
     assert fitting.positive_weight.item() == pytest.approx((100 - positive) / positive)
+    batch = examples.batch(slice(None))
+    expected = loss_of(fitting.head.eval()(batch.texts, batch.images), batch, TINY, fitting.positive_weight).item()
+    found = evaluate(fitting.head, examples, TINY, fitting.positive_weight)["val_loss"]
+    assert found == pytest.approx(expected, rel=1e-5)  # one axis of the plot holds both
 
 
 def test_the_average_of_weights_is_what_is_kept() -> None:

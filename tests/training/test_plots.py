@@ -21,7 +21,7 @@ def test_curves_show_every_epoch() -> None:
     lines = {line.get_label(): line.get_xydata().tolist() for line in losses.lines + accuracies.lines}
     assert lines["validation"] == [[1, 3.5], [2, 4.5], [3, 5.5]]
     assert lines["leave-one-out"] == [[1, 51], [2, 52], [3, 53]]
-    assert [x for x, _ in lines["best epoch"]] == [2, 2]
+    assert [x for x, _ in lines["kept epoch"]] == [2, 2]
     assert [y for _, y in lines["most frequent answer, always"]] == [40, 40]
 
 

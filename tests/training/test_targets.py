@@ -32,6 +32,13 @@ def test_what_a_record_teaches() -> None:
     assert taught(split, Recipe(targets="accuracy")) == {"mug": 1.0, "cup": 0.6}
 
 
+def test_an_answer_is_worth_what_it_scores_as_a_prediction() -> None:
+    """The official evaluation turns a predicted "dont know" into "don't know", which these annotators did not say."""
+    vocabulary = Vocabulary("report", ["dont know", "mug"], Counter())
+    targets = make_targets([record(*["dont know"] * 7 + ["mug"] * 3)], vocabulary, Recipe(targets="accuracy"))
+    assert targets.weights[0, :2].tolist() == pytest.approx([0.0, 0.9])
+
+
 def test_an_answer_outside_the_list_is_not_taught() -> None:
     outside = record(*["jar"] * 6 + ["cup"] * 4)
     assert taught(outside, Recipe()) == {}

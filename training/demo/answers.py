@@ -6,10 +6,10 @@ from collections import Counter
 from random import Random
 from typing import Any
 
+from training.data import ANSWERS_PER_QUESTION
 from training.demo.pen import COLOURS
 from training.demo.scene import Scene
 
-ANSWERS_PER_QUESTION = 10
 UNANSWERABLE = "unanswerable"
 
 _OTHER_NAMES: dict[str, tuple[str, ...]] = {
