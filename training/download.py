@@ -5,7 +5,7 @@
 
 Run it again after any interruption: what has arrived is kept. We know of no published checksums, so an archive is
 checked by the size that the server states and by the CRC-32 of every file in it; its SHA-256 is written to
-archives.json, and ``--sha256 train.zip=...`` holds a later download to it.
+archives.json, and ``--sha256 train.zip=...`` holds a later download, or a folder that is there already, to it.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import json
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 from training.archives import ArchiveError, unpack
 from training.data import DatasetError, read_split
@@ -47,26 +48,36 @@ def download(
     A folder that is there already is left alone. Each folder appears whole or not at all.
 
     Args:
-        sha256: the digests that archives must have, by file name, such as ``train.zip``.
+        sha256: the digests that archives must have, by file name, such as ``train.zip``. A folder that is there already
+            is held to what archives.json says of its archive.
         keep_archives: keep each archive after it is unpacked.
         transfer: how patiently to download.
 
     Raises:
         DownloadError: the server cannot be reached, breaks off again and again or refuses, or the disk is too small.
         ArchiveError: what arrived is damaged or not what was expected; the archive is removed, so that the next run
-            fetches it again.
+            fetches it again. Or a folder that is there already came from another archive than was expected, or a digest
+            is given for one that is not asked for: nothing is fetched then.
         DatasetError: what was unpacked is not a readable VizWiz folder.
     """
+    expected = sha256 or {}
+    asked = {folder: Path(ARCHIVES[folder]).name for folder in ("Annotations", *splits)}
+    if unasked := sorted(expected.keys() - asked.values()):
+        raise ArchiveError(
+            f"a SHA-256 is given for {', '.join(unasked)}, but asked for are {', '.join(asked.values())}: ask for more "
+            "with --splits, or leave that SHA-256 out"
+        )
     out.mkdir(parents=True, exist_ok=True)
-    for folder in ("Annotations", *splits):
-        if (out / folder).exists():
-            print(f"{out / folder}: there already")
-            continue
+    missing = {folder: name for folder, name in asked.items() if not (out / folder).exists()}
+    for folder, name in asked.items():
+        if folder not in missing:  # all of these first: a wrong one is told before gigabytes are fetched
+            _check_present(out, folder, name, expected.get(name))
+    for folder, name in missing.items():
         url = f"{base_url.rstrip('/')}/{ARCHIVES[folder]}"
-        archive = out / Path(url).name
+        archive = out / name
         fetch(url, archive, transfer or Transfer())
         try:
-            digest = _check_digest(archive, (sha256 or {}).get(archive.name))
+            digest = _check_digest(archive, expected.get(name))
             files = unpack(archive, out / folder, _SUFFIXES[folder])
         except ArchiveError:
             archive.unlink()
@@ -79,6 +90,24 @@ def download(
         print(f"{split}: {len(read_split(out, split, labelled=split != 'test').records)} records, all photos there")
 
 
+def _check_present(out: Path, folder: str, archive: str, expected: str | None) -> None:
+    print(f"{out / folder}: there already")
+    if expected is None:
+        return
+    recorded = _ledger(out).get(archive, {}).get("sha256")
+    if recorded is None:
+        print(
+            f"{out / folder}: {LEDGER} says nothing of {archive}, so that its SHA-256 cannot be compared; delete the "
+            "folder to have it fetched and compared",
+            file=sys.stderr,
+        )
+    elif recorded != expected.lower():
+        raise ArchiveError(
+            f"{out / folder} was unpacked from a {archive} whose SHA-256 is {recorded}, expected {expected.lower()}: "
+            "delete the folder to have it fetched again"
+        )
+
+
 def _check_digest(archive: Path, expected: str | None) -> str:
     digest = file_digest(archive)
     if expected is not None and digest != expected.lower():
@@ -87,9 +116,15 @@ def _check_digest(archive: Path, expected: str | None) -> str:
 
 
 def _record(out: Path, archive: Path, url: str, digest: str) -> None:
+    entry = {"url": url, "bytes": archive.stat().st_size, "sha256": digest}
+    write_json(out / LEDGER, _ledger(out) | {archive.name: entry})
+
+
+def _ledger(out: Path) -> dict[str, dict[str, Any]]:
+    """What is recorded of the archives that the folders of ``out`` were unpacked from, by file name."""
     ledger = out / LEDGER
-    known = json.loads(ledger.read_text(encoding="utf-8")) if ledger.exists() else {}
-    write_json(ledger, known | {archive.name: {"url": url, "bytes": archive.stat().st_size, "sha256": digest}})
+    known: dict[str, dict[str, Any]] = json.loads(ledger.read_text(encoding="utf-8")) if ledger.exists() else {}
+    return known
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -106,7 +141,13 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--base-url", default=BASE_URL, help=f"a mirror of {BASE_URL}")
     parser.add_argument(
-        "--sha256", nargs="+", type=_named_digest, default=[], metavar="FILE=HEX", help="refuse other bytes than these"
+        "--sha256",
+        nargs="+",
+        action="extend",
+        type=_named_digest,
+        default=[],
+        metavar="FILE=HEX",
+        help="refuse other bytes than these, also where the folder is there already",
     )
     parser.add_argument("--keep-archives", action="store_true", help="keep the archives after they are unpacked")
     parser.add_argument(

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from training.answer_types import TYPE_SETS
-from training.checkpoints import Checkpoints
+from training.checkpoints import Checkpoints, FitRunningError, locked_checkpoints
 from training.clip_models import ClipError, FrozenClip, check_clip_source, choose_device, load_clip
 from training.data import DatasetError, Split, read_split
 from training.demo import DEMO_CLIP, ensure_demo_dataset
@@ -70,11 +70,12 @@ def fit(
 
     Raises:
         DatasetError: nothing to learn from in ``train``, or a photo that cannot be read.
+        FitRunningError: another process is fitting the same among ``runs``.
     """
     rows = np.arange(len(train.records)) if holdout is None else holdout_rows(train, holdout, recipe.seed)[0]
     clips = [clip] if isinstance(clip, FrozenClip) else list(clip)
     material = Material(train, rows, val, clips, choose_vocabulary(recipe, take(train, rows)))
-    config = describe_material(material, recipe)
+    config = describe_material(material, recipe, cache)
     config["data"]["limit"] = limit
     config["holdout"] = None if holdout is None else {"fraction": holdout, "seed": recipe.seed}
     if holdout is not None:
@@ -83,10 +84,10 @@ def fit(
         f"vocabulary ({recipe.vocabulary}): {len(material.vocabulary.answers)} answers of {len(rows)} training records"
     )
     print(f"  always giving the best of them would score {config['vocabulary']['ceiling']:.2f} on val")
-    checkpoints = Checkpoints(runs, config, resume=resume)
-    result = fit_ensemble(material, recipe, checkpoints, cache)
-    folder = write_result(result, material, config, checkpoints.folder, runs)
-    checkpoints.clear()
+    with locked_checkpoints(runs, config, resume=resume) as checkpoints:
+        result = fit_ensemble(material, recipe, checkpoints, cache)
+        folder = write_result(result, material, config, checkpoints.folder, runs)
+        checkpoints.clear()
     return folder
 
 
@@ -242,11 +243,15 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command; errors that have a remedy are one line and exit code 2."""
     try:
         run_command(parse_arguments(argv))
-    except (DatasetError, ClipError, RecipeError, DivergedError, OSError) as error:
+    except (DatasetError, ClipError, RecipeError, DivergedError, FitRunningError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("stopped; what was encoded is kept", file=sys.stderr)
+        print(
+            "stopped; what was encoded and every finished epoch are kept: the same command with --resume goes on from "
+            "there",
+            file=sys.stderr,
+        )
         return 130
     return 0
 

@@ -14,11 +14,13 @@ import torch
 from training.answer_types import TYPE_SETS
 from training.clip_models import FrozenClip
 from training.data import DatasetError, Split
+from training.digests import photo_digests
 from training.features import encode_split
 from training.fitting import Examples
 from training.metrics import vqa_accuracy
 from training.recipe import Recipe
 from training.splits import Rows, take
+from training.storage import digest_of
 from training.targets import AnswerScores, make_targets
 from training.vocabulary import REPORT, Vocabulary, all_confidences_unknown, build_vocabulary
 from vizwiz_client.contract.tensors import CONTRACT_VERSION
@@ -50,8 +52,12 @@ def choose_vocabulary(recipe: Recipe, train: Split) -> Vocabulary:
     return vocabulary
 
 
-def describe_material(material: Material, recipe: Recipe) -> dict[str, Any]:
-    """The run's configuration, but for the time."""
+def describe_material(material: Material, recipe: Recipe, cache: Path) -> dict[str, Any]:
+    """The run's configuration, but for the time.
+
+    Photos are read for their digests where ``cache`` does not know those: a fit belongs to their content, not only to
+    their names.
+    """
     train, _, val, clips, vocabulary = material
     described = [{"source": c.source, "sha256": c.digest, "side": c.side, "width": c.width} for c in clips]
     return {
@@ -66,13 +72,23 @@ def describe_material(material: Material, recipe: Recipe) -> dict[str, Any]:
         },
         "data": {
             "folder": str(train.folder),
-            **{split.name: {"records": len(split.records), "sha256": split.digest} for split in (train, val)},
+            **{split.name: _describe_split(split, cache) for split in (train, val)},
         },
         "clips": described,
         **({"clip": described[0]} if len(clips) == 1 else {}),
         "versions": {"python": platform.python_version()}
         | {package: version(package) for package in ("vizwiz-client", "torch", "clip-anytorch", "numpy", "pillow")},
         "device": str(clips[0].device),
+    }
+
+
+def _describe_split(split: Split, cache: Path) -> dict[str, Any]:
+    photos = split.photo_paths()
+    digests, _ = photo_digests(photos, cache)  # those that cannot be read are told, all of them, when they are encoded
+    return {
+        "records": len(split.records),
+        "sha256": split.digest,
+        "photos_sha256": digest_of(*(digests.get(photo, "") for photo in photos)),
     }
 
 

@@ -15,14 +15,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from training.archives import ArchiveError
+from training.checkpoints import FitRunningError
 from training.clip_models import ClipError, FrozenClip, check_clip_source, choose_device, load_clip
 from training.data import DatasetError, read_split
 from training.download import BASE_URL, download
 from training.evaluate import evaluate_run, read_part
-from training.fit import fit
+from training.fit import checked_recipe, fit
 from training.fitting import DivergedError
 from training.model_card import write_model_card
-from training.recipe import Recipe, RecipeError, add_recipe_flags, recipe_from
+from training.recipe import Recipe, RecipeError, add_recipe_flags
 from training.report import clip_name
 from training.runs import RunError, read_run
 from training.splits import HOLDOUT
@@ -68,15 +69,26 @@ PUBLISHED = (
 
 
 def reproduce(
-    data: Path, clips: Sequence[FrozenClip], recipe: Recipe, holdout_fraction: float, runs: Path, cache: Path
+    data: Path,
+    clips: Sequence[FrozenClip],
+    recipe: Recipe,
+    holdout_fraction: float,
+    runs: Path,
+    cache: Path,
+    *,
+    resume: bool = False,
 ) -> Path:
     """Fit on ``data``, evaluate on val and on the held-out part, and print the comparison; returns the run folder.
 
+    Args:
+        resume: go on where a killed fit of the same settings and data was.
+
     Raises:
         DatasetError: the data cannot be read, or gives nothing to hold out.
+        FitRunningError: another process is fitting the same among ``runs``.
     """
     train, val = (read_split(data, name) for name in _NEEDED)
-    folder = fit(train, val, clips, recipe, runs, cache, holdout=holdout_fraction)
+    folder = fit(train, val, clips, recipe, runs, cache, holdout=holdout_fraction, resume=resume)
     run = read_run(folder)
     measured = {}
     for name in ("val", HOLDOUT):
@@ -159,19 +171,25 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         "--cache", type=Path, default=Path(".cache/features"), help="encoded features (default: .cache/features)"
     )
     parser.add_argument("--base-url", default=BASE_URL, help=f"a mirror of {BASE_URL}")
+    parser.add_argument(
+        "--resume", action="store_true", help="go on where a killed fit of the same settings and data was"
+    )
     add_recipe_flags(parser)
+    parser.set_defaults(limit=None)  # every record is fitted on; the check that is shared with training.fit asks
     return parser.parse_args(argv)
 
 
 def run_command(arguments: argparse.Namespace) -> Path:
     """Do what the command line asks for and return the run folder."""
-    recipe = recipe_from(arguments)
+    recipe = checked_recipe(arguments)  # like the rest, before gigabytes are fetched
     device = choose_device(arguments.device)
     for source in arguments.clip:
-        check_clip_source(source)  # before gigabytes are fetched
+        check_clip_source(source)
     download_missing(arguments.data, arguments.base_url)
     clips = [load_clip(source, device) for source in arguments.clip]
-    folder = reproduce(arguments.data, clips, recipe, arguments.holdout, arguments.runs, arguments.cache)
+    folder = reproduce(
+        arguments.data, clips, recipe, arguments.holdout, arguments.runs, arguments.cache, resume=arguments.resume
+    )
     print(f"run folder: {folder}\nnext: python -m export.to_onnx")
     return folder
 
@@ -181,13 +199,17 @@ def main(argv: list[str] | None = None) -> int:
     try:
         run_command(parse_arguments(argv))
     except (
-        *(DatasetError, ClipError, RecipeError, DivergedError, RunError),
+        *(DatasetError, ClipError, RecipeError, DivergedError, FitRunningError, RunError),
         *(DownloadError, ArchiveError, SubmissionError, OSError),
     ) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("stopped; what was downloaded and encoded is kept", file=sys.stderr)
+        print(
+            "stopped; what was downloaded and encoded and every finished epoch are kept: the same command with "
+            "--resume goes on from there",
+            file=sys.stderr,
+        )
         return 130
     return 0
 

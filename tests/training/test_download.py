@@ -283,6 +283,42 @@ def test_an_archive_with_another_digest_than_asked_for_is_refused(vizwiz_site: S
     download(tmp_path, ("val",), base_url=vizwiz_site.url, sha256={"val.zip": right}, transfer=HASTY)
 
 
+def test_a_folder_from_another_archive_than_asked_for_is_refused(vizwiz_site: Site, tmp_path: Path) -> None:
+    download(tmp_path, ("val",), base_url=vizwiz_site.url, transfer=HASTY)
+    asked = len(vizwiz_site.requests)
+    wrong = {"val.zip": "0" * 64}
+    with pytest.raises(
+        ArchiveError, match=r"val was unpacked from a val\.zip whose SHA-256 is [0-9a-f]{64}, exp.* 0{64}"
+    ):
+        download(tmp_path, ("train", "val"), base_url=vizwiz_site.url, sha256=wrong, transfer=HASTY)
+    assert len(vizwiz_site.requests) == asked
+    right = hashlib.sha256(vizwiz_site.files["/images/val.zip"]).hexdigest().upper()
+    download(tmp_path, ("val",), base_url=vizwiz_site.url, sha256={"val.zip": right}, transfer=HASTY)
+
+
+def test_a_folder_of_unknown_origin_is_said_not_to_be_compared(
+    vizwiz_site: Site, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    download(tmp_path, ("val",), base_url=vizwiz_site.url, transfer=HASTY)
+    download(tmp_path, ("val",), base_url=vizwiz_site.url, transfer=HASTY)
+    assert capsys.readouterr().err == ""
+    (tmp_path / "archives.json").unlink()
+    download(tmp_path, ("val",), base_url=vizwiz_site.url, sha256={"val.zip": "0" * 64}, transfer=HASTY)
+    assert "val: archives.json says nothing of val.zip, so that its SHA-256 cannot be" in capsys.readouterr().err
+
+
+def test_a_digest_of_an_archive_that_is_not_asked_for_is_refused(
+    vizwiz_site: Site, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "VizWiz"
+    digests = ["--sha256", f"train.zip={'0' * 64}", "--sha256", f"val.zip={'1' * 64}"]
+    assert main(["--out", str(out), "--base-url", vizwiz_site.url, "--splits", "val", *digests]) == 1
+    assert capsys.readouterr().err.startswith(
+        "error: a SHA-256 is given for train.zip, but asked for are Annotations.zip, val.zip: "
+    )
+    assert not out.exists()
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

@@ -179,6 +179,92 @@ def test_a_fit_that_is_killed_resumes(
     assert (resumed / "metrics.jsonl").read_bytes() == (run / "metrics.jsonl").read_bytes()
 
 
+def test_an_interrupted_fit_names_resume(
+    tiny_vit: FrozenClip,
+    real_photos: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    places = ["--runs", str(tmp_path / "runs"), "--cache", str(tmp_path / "cache")]
+    arguments = ["--data", str(real_photos), "--clip", tiny_vit.source, "--epochs", "3", *places]
+
+    def interrupt_after(epoch: int) -> None:
+        def interrupt(row: dict[str, Any]) -> str:
+            if row["epoch"] == epoch:
+                raise KeyboardInterrupt
+            return ""
+
+        with monkeypatch.context() as patch:
+            patch.setattr(fit, "describe", interrupt)
+            assert fit.main(arguments) == 130
+
+    interrupt_after(2)
+    stopped = "stopped; what was encoded and every finished epoch are kept: the same command with --resume goes on"
+    assert stopped in capsys.readouterr().err
+    interrupt_after(1)
+    said = "not going on from an interrupted fit of the same (heads begun: 1, epochs finished: 2), but starting over; "
+    assert said in capsys.readouterr().err
+    assert fit.main([*arguments, "--resume"]) == 0
+    printed = capsys.readouterr()
+    assert "nothing to resume" not in printed.out
+    assert printed.err == ""
+
+
+def test_the_same_fit_twice_at_once(
+    tiny_vit: FrozenClip,
+    real_photos: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The second is refused, and the first comes to its end."""
+    places = ["--runs", str(tmp_path / "runs"), "--cache", str(tmp_path / "cache")]
+    arguments = ["--data", str(real_photos), "--clip", tiny_vit.source, "--epochs", "1", *places]
+    second = []
+
+    def begin_another(row: dict[str, Any]) -> str:
+        if not second:
+            second.append(None)
+            second[0] = fit.main(arguments)
+        return ""
+
+    monkeypatch.setattr(fit, "describe", begin_another)
+    assert fit.main(arguments) == 0
+    assert second == [2]
+    assert re.fullmatch(
+        r"error: a fit of the same settings and data is running \(it holds .*\.lock\): wait for .*\n",
+        capsys.readouterr().err,
+    )
+    [run] = (tmp_path / "runs").iterdir()
+    assert len((run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()) == 1
+
+
+def test_a_fit_is_not_gone_on_from_with_other_photos_of_the_same_names(
+    tiny_vit: FrozenClip,
+    real_photos: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    shutil.copytree(real_photos, tmp_path / "data")
+    places = ["--runs", str(tmp_path / "runs"), "--cache", str(tmp_path / "cache")]
+    arguments = ["--data", str(tmp_path / "data"), "--clip", tiny_vit.source, "--epochs", "2", *places]
+
+    def interrupt(row: dict[str, Any]) -> str:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fit, "describe", interrupt)
+        assert fit.main(arguments) == 130
+    one, other = sorted((tmp_path / "data" / "train").iterdir())[:2]
+    shutil.copy(one, other)
+    assert fit.main([*arguments, "--resume"]) == 0
+    assert "nothing to resume" in capsys.readouterr().out
+    run = read_run(newest_run(tmp_path / "runs"))
+    assert run.config["data"]["train"]["photos_sha256"] != run.config["data"]["val"]["photos_sha256"]
+
+
 def test_the_newest_run_is_the_one_fitted_last(run: Path) -> None:
     assert newest_run(run.parent) == run
     with pytest.raises(RunError, match=r"no run in .*: make one with `python -m training\.fit`"):
