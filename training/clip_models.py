@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 import warnings
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -24,21 +25,26 @@ with warnings.catch_warnings():  # clip imports pkg_resources, which warns that 
 PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)  # of RGB in [0, 1]: clip.clip._transform
 PIXEL_STD = (0.26862954, 0.26130258, 0.27577711)
 
+_CONNECTION = (URLError, HTTPException, ConnectionError, TimeoutError)
+# Of a GPU; torch.AcceleratorError is also what a device without room for CUDA itself raises.
+_DEVICE = (torch.OutOfMemoryError, torch.AcceleratorError)
 # What clip.load raises on a file that is something else, or cut short.
 _NOT_A_CHECKPOINT = (
     UnpicklingError,
     struct.error,
     LookupError,
     AttributeError,
+    NameError,
     RuntimeError,
+    TypeError,
     ValueError,
     EOFError,
-    OSError,
 )
+_FAILURES = (*_CONNECTION, *_DEVICE, OSError, *_NOT_A_CHECKPOINT)
 
 
 class ClipError(Exception):
-    """A CLIP that cannot be had: no such name or file, not a checkpoint, or no way to download it."""
+    """A CLIP that cannot be had: no such name, file or device, not a checkpoint, or no way to download or keep it."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +113,7 @@ def check_clip_source(source: str | Path) -> None:
 
 
 def choose_device(asked: str) -> torch.device:
-    """Resolve ``--device``.
+    """Resolve ``--device``; a CPU has no number.
 
     Raises:
         ClipError: there is no such device, or CUDA was asked for and this PyTorch sees none.
@@ -120,8 +126,12 @@ def choose_device(asked: str) -> torch.device:
         raise ClipError(f"--device {asked}: no such device; give auto, cpu, cuda or cuda:N") from None
     if device.type not in ("cpu", "cuda"):
         raise ClipError(f"--device {asked}: only the CPU and CUDA are supported; give auto, cpu, cuda or cuda:N")
-    if device.type == "cuda" and not torch.cuda.is_available():
+    if device.type == "cpu":
+        return torch.device("cpu")  # clip.load computes in fp16 on all that is not called "cpu", "cpu:0" included
+    if not torch.cuda.is_available():
         raise ClipError(f"--device {asked}: this PyTorch sees no CUDA device; use --device cpu")
+    if (device.index or 0) >= (count := torch.cuda.device_count()):
+        raise ClipError(f"--device {asked}: this PyTorch sees {count} CUDA device(s), the last one is cuda:{count - 1}")
     return device
 
 
@@ -139,14 +149,8 @@ def load_clip(source: str | Path, device: str | torch.device = "cpu") -> FrozenC
         with warnings.catch_warnings():  # deprecation of TorchScript, which OpenAI's archives are
             warnings.simplefilter("ignore")
             model, _ = clip.load(name, device=device, jit=False)
-    except URLError as error:
-        raise ClipError(
-            f"CLIP {name} could not be downloaded ({error.reason}). Where there is no internet, download the "
-            "checkpoint elsewhere and give its path."
-        ) from None
-    except _NOT_A_CHECKPOINT as error:
-        reason = str(error).splitlines()[0] if str(error) else ""
-        raise ClipError(f"{name} is not an OpenAI CLIP checkpoint ({type(error).__name__}: {reason})") from error
+    except _FAILURES as error:
+        raise ClipError(_explain(error, name, device)) from error
     model.eval().requires_grad_(False)
     return FrozenClip(model, name, weights_digest(model), torch.device(device))
 
@@ -160,6 +164,26 @@ def weights_digest(model: torch.nn.Module) -> str:
     for name, tensor in sorted(model.state_dict().items()):
         parts += [f"{name} {tuple(tensor.shape)}", _to_numpy(tensor).tobytes()]
     return digest_of(*parts)
+
+
+def _explain(error: Exception, name: str, device: str | torch.device) -> str:
+    """What it means that ``clip.load`` failed, and what can be done about it; the special kinds come first."""
+    first_line = str(error).partition("\n")[0]  # PyTorch goes on with hints for its developers
+    reason = f"{type(error).__name__}: {first_line}"
+    downloaded = name in clip.available_models()
+    if isinstance(error, _CONNECTION):
+        return (
+            f"CLIP {name} could not be downloaded ({reason}): try again. Where there is no internet, download the "
+            "checkpoint elsewhere and give its path."
+        )
+    if isinstance(error, _DEVICE):
+        return f"CLIP {name} cannot be put on {device} ({reason}): free its memory, or choose another --device"
+    if isinstance(error, OSError):
+        place = "kept in ~/.cache/clip" if downloaded else "read"
+        return f"CLIP {name} cannot be {place} ({reason}): see to its permissions, and to the space on the disk"
+    if downloaded:  # what has OpenAI's checksum is a checkpoint
+        return f"CLIP {name} could not be loaded ({reason}): run the command again, which downloads it again if need be"
+    return f"{name} is not an OpenAI CLIP checkpoint ({reason})"
 
 
 def _to_numpy(tensor: Tensor) -> npt.NDArray[np.float32]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,7 +77,7 @@ def read_split(folder: Path, name: str, *, labelled: bool = True, limit: int | N
     raw = _read_list(path)[:limit]
     photos = folder / name
     problems = list(_problems(raw, labelled)) or list(_photo_problems(raw, photos))
-    _refuse(path, problems, len(raw))
+    _refuse_records(path, problems, len(raw))
     return Split(name, tuple(_record(entry, labelled) for entry in raw), photos, file_digest(path))
 
 
@@ -92,15 +92,24 @@ def read_annotations(path: Path, *, labelled: bool = True, limit: int | None = N
         DatasetError: the file is missing or malformed; the message lists the problems with their record numbers.
     """
     raw = _read_list(path)[:limit]
-    _refuse(path, list(_problems(raw, labelled)), len(raw))
+    _refuse_records(path, list(_problems(raw, labelled)), len(raw))
     return tuple(_record(entry, labelled) for entry in raw)
 
 
-def _refuse(path: Path, problems: list[str], records: int) -> None:
+def refuse(headline: str, problems: Sequence[str]) -> None:
+    """Refuse data that have ``problems``.
+
+    Raises:
+        DatasetError: there are some; the first of them follow the headline, one a line.
+    """
     if problems:
         shown = "\n  ".join(problems[:_PROBLEMS_SHOWN])
         more = f"\n  and {len(problems) - _PROBLEMS_SHOWN} more" if len(problems) > _PROBLEMS_SHOWN else ""
-        raise DatasetError(f"{path}: {len(problems)} problem(s) in {records} records:\n  {shown}{more}")
+        raise DatasetError(f"{headline}:\n  {shown}{more}")
+
+
+def _refuse_records(path: Path, problems: Sequence[str], records: int) -> None:
+    refuse(f"{path}: {len(problems)} problem(s) in {records} records", problems)
 
 
 def _read_list(path: Path) -> list[Any]:

@@ -3,6 +3,7 @@
     python -m training.evaluate                    # the newest run, on the val it was fitted with
     python -m training.evaluate --split holdout    # on what `python -m training.fit --holdout 0.1` held out
     python -m training.evaluate --split test       # hidden answers: the two submission files alone
+    python -m training.evaluate --data Other       # the val of another folder, beside that of the fit
 
 Features that the fit encoded are read from the cache; the rest takes seconds.
 """
@@ -10,7 +11,6 @@ Features that the fit encoded are read from the cache; the rest takes seconds.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -28,7 +28,7 @@ from training.features import SplitFeatures, encode_split
 from training.metrics import vqa_accuracy
 from training.model_card import describe_scores, write_model_card
 from training.report import write_report
-from training.runs import METRICS_FILE, Run, RunError, newest_run, read_run
+from training.runs import Run, RunError, annotations_of_fit, newest_run, read_run, read_scores
 from training.splits import HOLDOUT, holdout_rows, take
 from training.storage import write_json
 from training.submission import SubmissionError, write_submissions
@@ -54,20 +54,22 @@ def evaluate_run(run: Run, part: Part, clips: Sequence[FrozenClip], cache: Path,
 
     Raises:
         DatasetError: a photo cannot be read.
+        RunError: the run lacks what the evaluation compares with.
+        OSError: ``out`` or ``cache`` cannot be written.
     """
     split = part.split
+    labelled = bool(split.records[0].answers)
+    out.mkdir(parents=True, exist_ok=True)  # this and the next are found out now, not after hours of encoding
+    constant = _constant(run, split) if labelled else None
     encoded = [encode_split(clip, part.whole, cache) for clip in clips]
     features = [SplitFeatures(each.images[part.rows], each.texts[part.rows]) for each in encoded]
     predictions = predict(run.load_ensemble(), features, run.answers, clips[0].device)
-    out.mkdir(parents=True, exist_ok=True)
     images = [record.image for record in split.records]
     write_submissions(out, images, predictions.answers, predictions.answerable)
-    if not split.records[0].answers:
+    if not labelled:
         return None
     evaluation = evaluate(run, split, predictions)
-    evaluation.metrics.update(
-        split=split.name, data_sha256=split.digest, run_sha256=run.digest, constant=_constant(run, split)
-    )
+    evaluation.metrics.update(split=split.name, data_sha256=split.digest, run_sha256=run.digest, constant=constant)
     write_json(out / SCORES_FILE, evaluation.metrics)
     write_report(out / REPORT_FILE, run, split, predictions, evaluation)
     return evaluation.metrics
@@ -103,6 +105,12 @@ def read_part(run: Run, name: str, data: Path | None = None) -> Part:
     return Part(train, replace(take(train, rows), name=HOLDOUT), rows)
 
 
+def default_out(run: Run, split: Split) -> Path:
+    """Where the results on ``split`` go: on another val than the fit's, the folder's name ends with its digest."""
+    suffix = "" if _is_of_fit(run, split) else f"-{split.digest[:12]}"
+    return run.folder / f"evaluation-{split.name}{suffix}"
+
+
 def load_clips_of(run: Run, sources: Sequence[str] | None, device: torch.device) -> list[FrozenClip]:
     """Load the CLIPs that ``run`` was fitted on, from where the fit had them or from ``sources``, in the run's order.
 
@@ -125,9 +133,13 @@ def load_clips_of(run: Run, sources: Sequence[str] | None, device: torch.device)
     return clips
 
 
+def _is_of_fit(run: Run, split: Split) -> bool:
+    """Whether the annotations are those of the fit, as any official test counts: a run records nothing of that."""
+    return annotations_of_fit(run.config).get(split.name, split.digest) == split.digest
+
+
 def _constant(run: Run, split: Split) -> dict[str, Any]:
-    fitted = json.loads((run.folder / METRICS_FILE).read_text(encoding="utf-8"))
-    answer = str(fitted["constant"]["answer"])
+    answer = str(read_scores(run.folder)["constant"]["answer"])
     return {
         "answer": answer,
         **vqa_accuracy([answer] * len(split.records), [record.answers for record in split.records]),
@@ -153,7 +165,12 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--cache", type=Path, default=Path(".cache/features"), help="encoded features (default: .cache/features)"
     )
-    parser.add_argument("--out", type=Path, help="folder of the results (default: evaluation-SPLIT in the run folder)")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        help="folder of the results (default: evaluation-SPLIT in the run folder, or evaluation-val-DIGEST for another "
+        "val than the fit's)",
+    )
     return parser.parse_args(argv)
 
 
@@ -163,14 +180,17 @@ def run_command(arguments: argparse.Namespace) -> Path:
     device = choose_device(arguments.device)
     part = read_part(run, arguments.split, arguments.data)
     clips = load_clips_of(run, arguments.clip, device)
-    out: Path = arguments.out or run.folder / f"evaluation-{arguments.split}"
+    out: Path = arguments.out or default_out(run, part.split)
     print(f"run: {run.folder}\nsplit: {arguments.split}, {len(part.split.records)} records of {part.whole.folder}")
     metrics = evaluate_run(run, part, clips, arguments.cache, out)
     if metrics is None:
         print("the answers of this split are hidden: upload the submission files to have them scored")
     else:
         print(describe_scores(metrics))
-        write_model_card(run.folder)
+        if not _is_of_fit(run, part.split):
+            print("this is another val than the fit's: the model card leaves its scores out")
+        if out.resolve().parent == run.folder.resolve():  # the card tells what lies beside it
+            write_model_card(run.folder)
     for path in sorted(path for path in out.iterdir() if not path.name.startswith(".")):
         print(f"  {path}")
     return out
@@ -180,9 +200,12 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command; errors that have a remedy are one line and exit code 2."""
     try:
         run_command(parse_arguments(argv))
-    except (DatasetError, ClipError, RunError, SubmissionError) as error:
+    except (DatasetError, ClipError, RunError, SubmissionError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("stopped; what was encoded is kept", file=sys.stderr)
+        return 130
     return 0
 
 

@@ -32,7 +32,7 @@ from tqdm import tqdm
 
 from training import ranks, shards
 from training.clip_models import ClipError, FrozenClip, check_clip_source, choose_device, load_clip
-from training.data import DatasetError, Split, read_split
+from training.data import DatasetError, Split, read_split, refuse
 from training.decoding import TURNS, Decoder, Pixels
 from training.digests import photo_digests
 from training.shards import SHARD, Features, chunks
@@ -45,7 +45,6 @@ BATCH = 32  # inputs per call of an encoder
 _BATCHES_AHEAD = 3  # decoded while one is encoded; 11 MB each at 336 pixels
 _QUESTION_ENCODING = "clip-tokenizer-77"
 _NO_WORDS = np.array([tokens.START_OF_TEXT, tokens.END_OF_TEXT], np.int32)  # as clip.tokenize("") has it
-_PROBLEMS_SHOWN = 20
 
 
 @dataclass(frozen=True)
@@ -217,10 +216,7 @@ def _progress(label: str, total: int) -> Any:
 
 
 def _refuse(label: str, problems: Sequence[str]) -> None:
-    if problems:
-        shown = "\n  ".join(problems[:_PROBLEMS_SHOWN])
-        more = f"\n  and {len(problems) - _PROBLEMS_SHOWN} more" if len(problems) > _PROBLEMS_SHOWN else ""
-        raise DatasetError(f"{label}: {len(problems)} cannot be read:\n  {shown}{more}")
+    refuse(f"{label}: {len(problems)} cannot be read", problems)
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -277,18 +273,26 @@ def run_command(arguments: argparse.Namespace) -> None:
 def _device(asked: str) -> torch.device:
     device = choose_device(asked)
     if device.type == "cuda" and device.index is None and ranks.world_size() > 1:
-        return torch.device("cuda", ranks.local_rank())
+        return choose_device(f"cuda:{ranks.local_rank()}")  # there may be more processes than GPUs
     return device
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Entry point of ``python -m training.features``; returns the exit status."""
+    """Run the command; errors that have a remedy are one line and exit code 2."""
     try:
         run_command(parse_arguments(argv))
-    except (DatasetError, ClipError) as error:
+    except DatasetError as error:  # of the data: every process has the same one
         if ranks.rank() == 0:
             print(f"error: {error}", file=sys.stderr)
-        return 1
+        return 2
+    except (ClipError, OSError) as error:  # of a device, a download or a disk: one process may have it alone
+        process = f"rank {ranks.rank()}: " if ranks.world_size() > 1 else ""
+        print(f"{process}error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        if ranks.rank() == 0:
+            print("stopped; what was encoded is kept", file=sys.stderr)
+        return 130
     finally:
         ranks.leave()
     return 0

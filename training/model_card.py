@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from training.report import clip_name, template
-from training.runs import METRICS_FILE, RUN_FILE
+from training.report import clip_name, overrides, template
+from training.runs import RUN_FILE, annotations_of_fit, read_scores
 from training.storage import staged_file
 
 CARD_FILE = "MODEL_CARD.md"
@@ -25,18 +25,24 @@ _SCORES = (
 
 
 def write_model_card(folder: Path, name: str | None = None) -> Path:
-    """Write ``MODEL_CARD.md`` from what a run folder holds, the evaluations in it included; returns its path.
+    """Write ``MODEL_CARD.md`` from what a run folder holds; returns its path.
+
+    The evaluations in it are included, but for those on another val than the fit's.
 
     Args:
         folder: has run.json and metrics.json.
         name: of the run, where ``folder`` does not have it yet.
+
+    Raises:
+        RunError: metrics.json cannot be read.
     """
     config = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
-    fitted = json.loads((folder / METRICS_FILE).read_text(encoding="utf-8"))
-    evaluations = {"val, in the fit": fitted["best"]} | _evaluations(folder)
+    fitted = read_scores(folder)
+    evaluations = {"val, in the fit": fitted["best"]} | _evaluations(folder, annotations_of_fit(config))
     card = template("model_card.md").render(
         name=name or folder.name,
         config=config,
+        overrides=overrides(config["recipe"]),
         clips=[clip | {"name": clip_name(clip["source"])} for clip in config["clips"]],
         constant=fitted["constant"],
         splits=list(evaluations),
@@ -73,11 +79,10 @@ def describe_scores(metrics: dict[str, Any]) -> str:
     )
 
 
-def _evaluations(folder: Path) -> dict[str, dict[str, Any]]:
-    files = sorted(folder.glob("evaluation-*/metrics.json"))
-    return {
-        path.parent.name.removeprefix("evaluation-"): json.loads(path.read_text(encoding="utf-8")) for path in files
-    }
+def _evaluations(folder: Path, of_fit: dict[str, str]) -> dict[str, dict[str, Any]]:
+    """The scores on each split whose annotations are those of the fit."""
+    found = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("evaluation-*/metrics.json"))]
+    return {scores["split"]: scores for scores in found if scores["data_sha256"] == of_fit.get(scores["split"])}
 
 
 def _number(value: float | None, digits: int) -> str:

@@ -10,11 +10,13 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from matplotlib.figure import Figure
 
+from training.clip_models import clip
 from training.contact_sheet import best_and_worst
 from training.data import Split
 from training.evaluation import Evaluation, Predictions
 from training.plots import as_svg, confusion_plot, coverage_plot, curves, reliability_plot
 from training.progress import read_progress
+from training.recipe import RECIPES, REPORT, flag_of
 from training.runs import Run
 from training.storage import staged_file
 
@@ -47,6 +49,7 @@ def write_report(path: Path, run: Run, split: Split, predictions: Predictions, e
         digest=run.digest[:12],
         data_digest=split.digest[:12],
         recipe=run.config["recipe"]["name"],
+        overrides=overrides(run.config["recipe"]),
         clips=" and ".join(clip_name(clip["source"]) for clip in run.clips),
         answers=len(run.answers),
         folds=run.config["recipe"]["folds"] > 1,
@@ -65,7 +68,17 @@ def write_report(path: Path, run: Run, split: Split, predictions: Predictions, e
 
 def clip_name(source: str) -> str:
     """How a CLIP is called in a report: OpenAI's name, or the name of its file without the folders it lies in."""
-    return Path(source).name if Path(source).suffix == ".pt" else source
+    return source if source in clip.available_models() else Path(source).name
+
+
+def overrides(recipe: dict[str, Any]) -> str:
+    """The settings of a fit that differ from those of the recipe it is named after, as flags of ``training.fit``."""
+    named = vars(RECIPES.get(recipe["name"], REPORT))
+    return " ".join(
+        f"{flag_of(setting)} {value}"
+        for setting, value in recipe.items()
+        if setting != "name" and value != named.get(setting)
+    )
 
 
 def _plots(run: Run, evaluation: Evaluation) -> dict[str, tuple[Figure, str]]:

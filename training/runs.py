@@ -5,7 +5,11 @@
 ``head.safetensors``   the weights of every head, and the calibration of answerability
 ``answers.txt``        the answer list, one a line, in the order of the head's outputs
 ``metrics.json``       the scores of every epoch, of the best one and of a constant
+``metrics.jsonl``      the scores of every epoch, a line each, as they were recorded during the fit
+``tensorboard/``       the same, for TensorBoard
 ``loss_curves.png``    training and validation loss, and accuracy, per epoch
+``MODEL_CARD.md``      what the head was made from, how good it is, and what it must not be used for
+``evaluation-*/``      what `python -m training.evaluate` adds
 =====================  ===========================================================
 """
 
@@ -21,6 +25,7 @@ from safetensors import SafetensorError
 
 from training.head import GatedHead
 from training.predictor import ClipEnsemble, Predictor
+from training.splits import HOLDOUT
 from training.storage import digest_of, file_digest, write_json
 
 RUN_FORMAT = 2
@@ -29,7 +34,7 @@ HEAD_FILE = "head.safetensors"
 ANSWERS_FILE = "answers.txt"
 METRICS_FILE = "metrics.json"
 CURVES_FILE = "loss_curves.png"
-_KEYS = ("files", "data", "recipe", "answer_types")
+_KEYS = ("files", "data", "holdout", "recipe", "clips", "vocabulary", "type_set", "answer_types")
 
 
 class RunError(Exception):
@@ -161,6 +166,25 @@ def read_run(folder: Path) -> Run:
             raise RunError(f"{path} is missing or was changed after the fit (its digest differs); fit again")
     answers = (folder / ANSWERS_FILE).read_text(encoding="utf-8").split("\n")[:-1]
     return Run(folder, config, answers)
+
+
+def read_scores(folder: Path) -> dict[str, Any]:
+    """Read what the fit wrote of val: ``best``, of what is kept; ``constant``, of one answer; ``history``, of epochs.
+
+    Raises:
+        RunError: ``metrics.json`` is missing or unreadable.
+    """
+    path = folder / METRICS_FILE
+    try:
+        scores: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RunError(f"{path} cannot be read ({error}); fit again") from None
+    return scores
+
+
+def annotations_of_fit(config: dict[str, Any]) -> dict[str, str]:
+    """The digest of the annotation file of each labelled split, by which other data are told from those of the fit."""
+    return {"val": config["data"]["val"]["sha256"], HOLDOUT: config["data"]["train"]["sha256"]}
 
 
 def newest_run(runs: Path) -> Path:

@@ -12,7 +12,9 @@ import numpy.typing as npt
 
 from training.storage import digest_of, staged_file
 
-SHARD = 256  # inputs: half a minute of ViT-L/14@336px on a slow CPU is lost at most
+# Inputs: what a killed job loses at most. Of ViT-L/14@336px on a CPU these are 7 to 10 minutes, for each view, since
+# the views of a photo are decoded at once and their shards are complete at once.
+SHARD = 256
 _ABANDONED_AFTER_S = 3600  # a file is written in seconds
 
 Features = npt.NDArray[np.float32]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -61,6 +62,28 @@ def test_a_complete_folder_is_used_again(demo: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in demo.rglob("*")}
     assert ensure_demo_dataset(demo, **COUNTS) == demo
     assert {path: path.stat().st_mtime_ns for path in demo.rglob("*")} == before
+
+
+def test_a_worker_for_each_core_that_may_be_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def pool(workers: int, *_: object) -> None:
+        asked.append(workers)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 5, 7})
+    monkeypatch.setattr("training.demo.dataset.ProcessPoolExecutor", pool)
+    assert main(["--out", str(tmp_path / "data")]) == 130
+    assert asked == [3]
+
+
+def test_bad_input_is_one_clear_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--out", str(tmp_path / "data"), "--train", "0", "--workers", "-1"]) == 2
+    expected = "error: --train must be at least 1, got 0; --workers must be at least 1, got -1\n"
+    assert capsys.readouterr().err == expected
+    (tmp_path / "file").write_text("")
+    assert main(["--out", str(tmp_path / "file" / "data")]) == 2
+    assert capsys.readouterr().err.startswith("error: [Errno 17] File exists: ")
 
 
 def test_a_folder_with_other_data_is_refused(demo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -22,8 +22,9 @@ from training.metrics import answerability, vqa_accuracy, vqa_accuracy_by_type
 from training.model_card import write_model_card
 from training.predictor import ClipEnsemble, Predictor
 from training.progress import ProgressLog
-from training.recipe import REPORT
-from training.runs import Run, read_run, write_run
+from training.recipe import RECIPES, REPORT
+from training.report import clip_name, overrides
+from training.runs import Run, RunError, read_run, write_run
 from training.splits import holdout
 from training.storage import write_json
 
@@ -53,7 +54,7 @@ def run(data: Path, tiny_vit: FrozenClip, tmp_path_factory: pytest.TempPathFacto
     torch.manual_seed(1)
     heads = [GatedHead(tiny_vit.width, len(answers), len(ANSWER_TYPES)) for _ in range(2)]
     config: dict[str, Any] = {
-        "recipe": vars(replace(REPORT, folds=2)),
+        "recipe": vars(replace(REPORT, folds=2, dropout=0.9)),
         "type_set": "official",
         "answer_types": ANSWER_TYPES,
         "vocabulary": {"rule": "report", "size": len(answers), "ceiling": 87.6},
@@ -189,6 +190,34 @@ def test_results_go_where_they_are_asked_for(run: Run, cache: Path, tmp_path: Pa
     assert {path.name for path in (tmp_path / "a" / "b").iterdir()} == {path.name for path in on_val.iterdir()}
 
 
+def times(folder: Path) -> dict[Path, int]:
+    """When each file was written."""
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+
+
+def test_results_elsewhere_leave_the_run_folder_alone(run: Run, cache: Path, tmp_path: Path, on_val: Path) -> None:
+    before = times(run.folder)
+    assert command(run, cache, "--out", str(tmp_path / "elsewhere")) == 0
+    assert times(run.folder) == before
+
+
+def test_another_val_never_passes_for_that_of_the_fit(
+    run: Run, data: Path, cache: Path, tmp_path: Path, on_val: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(data, other, symlinks=True)
+    path = other / "Annotations" / "val.json"
+    path.write_text(json.dumps(load(path)[:20]))
+    card = run.folder / "MODEL_CARD.md"
+    before = times(on_val), card.read_text(encoding="utf-8")
+    assert command(run, cache, "--data", str(other)) == 0
+    assert "this is another val than the fit's: the model card leaves its scores out" in capsys.readouterr().out
+    out = run.folder / f"evaluation-val-{read_split(other, 'val').digest[:12]}"
+    assert load(out / "metrics.json")["records"] == 20
+    assert (times(on_val), card.read_text(encoding="utf-8")) == before
+    shutil.rmtree(out)
+
+
 def test_a_run_without_a_held_out_part_says_so(run: Run, data: Path) -> None:
     without = replace(run, config=run.config | {"holdout": None})
     with pytest.raises(DatasetError, match=r"held nothing out of train: fit with `python -m training\.fit --holdout"):
@@ -219,6 +248,9 @@ def test_another_clip_is_refused(run: Run, tmp_path: Path) -> None:
         (["--data", "nowhere"], "error: nowhere/Annotations/val.json does not exist."),
         (["--clip", "ViT-B/7"], "error: no CLIP 'ViT-B/7'"),
         (["--device", "tpu9"], "error: --device tpu9: no such device"),
+        (["--data", "README.md"], "error: [Errno 20] Not a directory: 'README.md/Annotations/val.json'"),
+        (["--out", "README.md"], "error: [Errno 17] File exists: 'README.md'"),
+        (["--cache", "README.md"], "error: [Errno 20] Not a directory: 'README.md/"),
     ],
 )
 def test_bad_input_is_one_clear_line(
@@ -228,6 +260,63 @@ def test_bad_input_is_one_clear_line(
     error = capsys.readouterr().err
     assert message in error
     assert "Traceback" not in error
+
+
+@pytest.mark.parametrize("content", [None, "{"], ids=["missing", "cut"])
+def test_what_the_fit_scored_is_missed_before_anything_is_encoded(
+    run: Run, tmp_path: Path, content: str | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(run.folder, copy)
+    (copy / "metrics.json").unlink()
+    if content:
+        (copy / "metrics.json").write_text(content)
+    cache = tmp_path / "cache"
+    assert evaluate.main(["--run", str(copy), "--device", "cpu", "--cache", str(cache)]) == 2
+    assert f"error: {copy / 'metrics.json'} cannot be read (" in capsys.readouterr().err
+    assert not cache.exists()
+
+
+def test_a_run_that_lacks_what_is_used_is_refused(run: Run, tmp_path: Path) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(run.folder, copy)
+    config = load(copy / "run.json")
+    for key in ("clips", "type_set", "vocabulary", "holdout"):
+        (copy / "run.json").write_text(json.dumps({name: value for name, value in config.items() if name != key}))
+        with pytest.raises(RunError, match=rf"run\.json lacks {key}: it was changed after the fit; fit again"):
+            read_run(copy)
+
+
+def test_an_interrupt_ends_it_without_a_traceback(
+    run: Run, cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(evaluate, "encode_split", interrupt)
+    assert command(run, cache) == 130
+    assert capsys.readouterr().err == "stopped; what was encoded is kept\n"
+
+
+@pytest.mark.parametrize(
+    ("source", "name"),
+    [
+        ("ViT-L/14@336px", "ViT-L/14@336px"),
+        ("/home/alice/clip.pt", "clip.pt"),
+        ("/home/alice/clip.pth", "clip.pth"),
+    ],
+)
+def test_a_clip_is_called_by_its_name_without_its_folders(source: str, name: str) -> None:
+    assert clip_name(source) == name
+
+
+def test_settings_that_override_the_recipe_are_named_with_it(run: Run, on_val: Path) -> None:
+    card = (run.folder / "MODEL_CARD.md").read_text(encoding="utf-8")
+    assert "Recipe `report` with `--dropout 0.9 --folds 2`, 2 head(s) per CLIP" in card
+    report = (on_val / "report.html").read_text(encoding="utf-8")
+    assert "the recipe <em>report</em> with <code>--dropout 0.9 --folds 2</code> on" in report
+    assert [overrides(vars(recipe)) for recipe in RECIPES.values()] == ["", "", ""]
+    assert overrides(vars(replace(RECIPES["best"], learning_rate=0.001))) == "--learning-rate 0.001"
 
 
 def test_the_model_card_tells_what_must_be_known(run: Run, on_val: Path) -> None:

@@ -11,9 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from tests.conftest import ROOT, annotation, write_split
+from training import features, ranks
 from training.clip_models import FrozenClip
 from training.features import main
 
@@ -77,12 +79,16 @@ def test_killed_at_any_moment_it_ends_with_the_same_bytes(
         command = [sys.executable, "-m", "training.features", *flags, "--cache", str(tmp_path)]
         with subprocess.Popen(command, cwd=ROOT, env=ONE_THREAD, stderr=subprocess.DEVNULL) as process:
             children: list[int] = []
-            while process.poll() is None and (len(files_of(tmp_path)) < files or not children):
-                children = children or children_of(process.pid)
-                time.sleep(0.001)
-            process.send_signal(signal.SIGKILL)
+            deadline = time.monotonic() + 300
+            try:
+                while process.poll() is None and (len(files_of(tmp_path)) < files or not children):
+                    assert time.monotonic() < deadline, f"it does not come to {files} files"
+                    children = children or children_of(process.pid)
+                    time.sleep(0.001)
+            finally:
+                process.kill()
         moments += process.returncode == -signal.SIGKILL
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         while any(map(is_alive, children)) and time.monotonic() < deadline:
             time.sleep(0.01)
         assert not any(map(is_alive, children)), "decoding processes outlive the killed one"
@@ -124,5 +130,62 @@ def test_the_command_reports_what_it_did(
 ) -> None:
     assert main([*flags, "--cache", str(tmp_path), "--limit", "5"]) == 0
     assert capsys.readouterr().out.startswith("train: 5 x 64, 2 view(s), ")
-    assert main([*flags, "--cache", str(tmp_path), "--workers", "0"]) == 1
+    assert main([*flags, "--cache", str(tmp_path), "--workers", "0"]) == 2
     assert capsys.readouterr().err == "error: --workers must be at least 1, got 0\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--clip", "README.md"], "error: README.md is not an OpenAI CLIP checkpoint"),
+        (["--data", "README.md"], "error: [Errno 20] Not a directory: 'README.md/Annotations/train.json'"),
+        (["--cache", "README.md"], "error: [Errno 20] Not a directory: 'README.md/"),
+    ],
+)
+def test_what_one_process_may_meet_alone_is_told_by_each(
+    flags: list[str],
+    arguments: list[str],
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(ranks, "gather", lambda value: [value])
+    assert main([*flags, *arguments]) == 2
+    assert capsys.readouterr().err.startswith(message)
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert main([*flags, *arguments]) == 2
+    assert capsys.readouterr().err.startswith(f"rank 1: {message}")
+
+
+def test_what_all_processes_meet_is_told_by_the_first(
+    flags: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank, expected in (("0", "error: --limit must be at least 1, got 0\n"), ("1", "")):
+        monkeypatch.setenv("RANK", rank)
+        assert main([*flags, "--limit", "0"]) == 2
+        assert capsys.readouterr().err == expected
+
+
+def test_more_processes_than_gpus(
+    flags: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(ranks, "gather", lambda value: [value])
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    for name, value in (("RANK", "2"), ("LOCAL_RANK", "2"), ("WORLD_SIZE", "3")):
+        monkeypatch.setenv(name, value)
+    assert main([*flags, "--device", "auto"]) == 2
+    assert "rank 2: error: --device cuda:2: this PyTorch sees 2 CUDA device(s)" in capsys.readouterr().err
+
+
+def test_an_interrupt_ends_it_without_a_traceback(
+    flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(features, "encode_split", interrupt)
+    assert main([*flags, "--cache", str(tmp_path)]) == 130
+    assert capsys.readouterr().err == "stopped; what was encoded is kept\n"

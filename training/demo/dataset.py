@@ -11,6 +11,7 @@ import argparse
 import json
 import multiprocessing
 import os
+import signal
 import sys
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
@@ -59,7 +60,7 @@ def ensure_demo_dataset(
     Args:
         train, val, test: the number of records of each split.
         seed: of the random numbers that every record is drawn from.
-        workers: processes that draw; by default one per core.
+        workers: processes that draw; by default one for each core that this process may use.
 
     Raises:
         DatasetError: ``folder`` exists and holds something else.
@@ -71,7 +72,9 @@ def ensure_demo_dataset(
         return folder
     print(f"making the demo data in {folder}: {train} train, {val} val and {test} test records")
     # spawn: the process may have threads by now (PyTorch's), and a fork copies the locks that they hold
-    pool = ProcessPoolExecutor(workers or os.cpu_count(), multiprocessing.get_context("spawn"))
+    pool = ProcessPoolExecutor(
+        workers or len(os.sched_getaffinity(0)), multiprocessing.get_context("spawn"), _leave_interrupts_to_the_parent
+    )
     with staged_folder(folder) as staging, pool:
         for split, count in counts.items():
             (staging / split).mkdir()
@@ -80,6 +83,10 @@ def ensure_demo_dataset(
             write_json(staging / "Annotations" / f"{split}.json", drawn)
         write_json(staging / MANIFEST_FILE, manifest)
     return folder
+
+
+def _leave_interrupts_to_the_parent() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _check_manifest(folder: Path, expected: dict[str, int]) -> None:
@@ -113,6 +120,13 @@ def _save(photo: Image.Image, path: Path, rng: Random) -> None:
     photo.save(path, quality=rng.randint(70, 92), exif=exif)
 
 
+def _check_counts(arguments: dict[str, Any]) -> None:
+    counts = {name: arguments[name] for name in ("train", "val", "test", "workers")}
+    wrong = [f"--{name} must be at least 1, got {n}" for name, n in counts.items() if n is not None and n < 1]
+    if wrong:
+        raise DatasetError("; ".join(wrong))
+
+
 def main(argv: list[str] | None = None) -> int:
     """Make the data set; an error with a remedy is one line and exit code 2."""
     parser = argparse.ArgumentParser(prog="python -m training.demo.dataset", description="Make the demo data set.")
@@ -123,10 +137,14 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--workers", type=int, help="processes that draw (default: one per core)")
     arguments = vars(parser.parse_args(argv))
     try:
+        _check_counts(arguments)
         print(ensure_demo_dataset(arguments.pop("out"), **arguments))
-    except DatasetError as error:
+    except (DatasetError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("stopped; nothing was kept", file=sys.stderr)
+        return 130
     return 0
 
 
