@@ -90,9 +90,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--concurrency", nargs="+", type=int, choices=plan.CONCURRENCIES)
     parser.add_argument("--batch", nargs="+", type=int, choices=plan.BATCHES)
     parser.add_argument("--seconds", type=float, help="length of each measurement (default: by model)")
-    parser.add_argument(
-        "--requests", type=int, help="of the memory's measurement; 0 leaves it out (default: 40,000)"
-    )
+    parser.add_argument("--requests", type=int, help="of the memory's measurement; 0 leaves it out (default: 40,000)")
     parser.add_argument("--threads", type=int, help="threads of each model of the embedded server (default: its own)")
     parser.add_argument("--quick", action="store_true", help="short measurements, few of them, kept in quick.json")
     parser.add_argument("--photos", type=Path, help="folder of JPEG files to send (default: drawn ones)")
