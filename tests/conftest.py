@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,12 +38,25 @@ def vizwiz() -> Path:
 @pytest.fixture(scope="session")
 def real_photos(vizwiz: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A VizWiz folder of the 50 real photos, as train and as val."""
-    folder = tmp_path_factory.mktemp("real")
+    records = vizwiz / "Annotations" / "val_images.json"
+    return as_train_and_val(records, vizwiz / "val", tmp_path_factory.mktemp("real"))
+
+
+@pytest.fixture(scope="session")
+def some_photos(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same of 50 drawn photos where there are no real ones, for tests that any photos will do for."""
+    if VIZWIZ.is_dir():
+        return Path(request.getfixturevalue("real_photos"))
+    drawn = ensure_demo_dataset(tmp_path_factory.mktemp("drawn") / "data", train=1, val=50, test=1)
+    return as_train_and_val(drawn / "Annotations" / "val.json", drawn / "val", tmp_path_factory.mktemp("photos"))
+
+
+def as_train_and_val(records: Path, photos: Path, folder: Path) -> Path:
+    """Make ``folder`` a VizWiz folder of the ``records`` about ``photos``, twice."""
     (folder / "Annotations").mkdir()
-    records = (vizwiz / "Annotations" / "val_images.json").read_text(encoding="utf-8")
     for split in ("train", "val"):
-        (folder / "Annotations" / f"{split}.json").write_text(records, encoding="utf-8")
-        (folder / split).symlink_to(vizwiz / "val")
+        shutil.copy(records, folder / "Annotations" / f"{split}.json")
+        (folder / split).symlink_to(photos)
     return folder
 
 

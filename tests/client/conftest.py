@@ -23,6 +23,7 @@ def stand_in() -> Iterator[StandIn]:
     servicer = StandIn()
     server, _ = serve(servicer)
     yield servicer
+    servicer.gate.set()  # a test that failed may have left requests waiting at it
     server.stop(None).wait()
 
 

@@ -50,9 +50,12 @@ class SmallServer(EmbeddedTriton):
         with a request in its hands, and abort now and then (boost::interprocess::lock_exception).
         """
         os.kill(self._process.pid, signal.SIGSTOP)
-        while not self._stands_still():
-            time.sleep(0.01)
+        deadline = time.monotonic() + 60
         try:
+            while not self._stands_still():
+                assert self._process.poll() is None, "the server ended"
+                assert time.monotonic() < deadline, "the server does not stand still"
+                time.sleep(0.01)
             yield
         finally:
             with suppress(ProcessLookupError):  # it was killed meanwhile

@@ -41,6 +41,7 @@ class StandIn(service_pb2_grpc.GRPCInferenceServiceServicer):
     gate: threading.Event = field(default_factory=threading.Event)  # no request passes while it is clear
     shapes: list[tuple[tuple[int, ...], tuple[int, ...]]] = field(default_factory=list)
     request_ids: list[str] = field(default_factory=list)
+    over: list[str] = field(default_factory=list)  # ids of the requests that were answered, or given up by the client
     metadata: list[dict[str, str]] = field(default_factory=list)  # of every call
     config_reads: int = 0
     url: str = ""
@@ -73,6 +74,7 @@ class StandIn(service_pb2_grpc.GRPCInferenceServiceServicer):
 
     def ModelInfer(self, request, context):
         self.request_ids.append(request.id)
+        context.add_callback(lambda: self.over.append(request.id))
         self.metadata.append(dict(context.invocation_metadata()))
         time.sleep(self.delay_s)
         self.gate.wait()

@@ -203,14 +203,15 @@ class TestTerminals:
     def test_the_reader_left(self, stand_in: StandIn, photos: list[Path]) -> None:
         program = "import sys; from vizwiz_client.cli import main; sys.exit(main())"
         arguments = ["ask", *map(str, photos * 20), QUESTION, "--url", stand_in.url]
-        command = subprocess.Popen(
-            [sys.executable, "-c", program, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE
-        )
-        assert command.stdout is not None
-        assert command.stderr is not None
-        command.stdout.close()
-        assert (command.stderr.read(), command.wait(60)) == (b"", 0)
-        command.stderr.close()
+        command = [sys.executable, "-c", program, *arguments]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+            try:
+                assert process.stdout is not None
+                assert process.stderr is not None
+                process.stdout.close()
+                assert (process.stderr.read(), process.wait(60)) == (b"", 0)
+            finally:
+                process.kill()
 
 
 class TestExitStatus:

@@ -11,7 +11,8 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -61,9 +62,21 @@ def questions(photos: list[Path], count: int) -> list[Row]:
 def wait_for_rows(process: subprocess.Popen[Any], output: Path, count: int = 2) -> None:
     """Wait until ``process`` has kept more than ``count`` rows; it must not have ended by then."""
     journal = output.with_name(output.name + SUFFIX)
+    deadline = time.monotonic() + 120
     while not journal.exists() or journal.read_bytes().count(b"\n") <= count + 1:
         assert process.poll() is None
+        assert time.monotonic() < deadline, f"it does not come to {count} rows"
         time.sleep(0.005)
+
+
+@contextmanager
+def running(*command: str, stderr: int | None = None) -> Iterator[subprocess.Popen[str]]:
+    """A process that outlives no test."""
+    with subprocess.Popen(command, stderr=stderr, text=True) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 @pytest.fixture
@@ -252,10 +265,8 @@ class TestGoingOn:
         kept: list[bytes] = []
         for _ in range(2):
             before = len(kept)
-            process = subprocess.Popen(command)
-            wait_for_rows(process, output, before + 20)
-            process.send_signal(signal.SIGKILL)
-            process.wait()
+            with running(*command) as process:
+                wait_for_rows(process, output, before + 20)
             kept = journal.read_bytes().splitlines()[:-1]  # the last may be torn
             assert before < len(kept) < len(rows)
         with journal.open("ab") as file:
@@ -274,10 +285,8 @@ class TestGoingOn:
     ) -> None:
         path, output = write_csv(tmp_path / "q.csv", questions(photos, MANY)), tmp_path / "a.csv"
         stand_in.delay_s = 0.5
-        process = subprocess.Popen([*PROGRAM, "batch", str(path), "-o", str(output), "--url", stand_in.url])
-        wait_for_rows(process, output)
-        process.kill()
-        process.wait()
+        with running(*PROGRAM, "batch", str(path), "-o", str(output), "--url", stand_in.url) as process:
+            wait_for_rows(process, output)
         status, _, notes = batch(path, "-o", output, "--top", 3)
         assert status == _exits.USAGE
         assert "was begun with --top 1, --photos" in notes[0]
@@ -292,10 +301,10 @@ class TestGoingOn:
         stand_in.delay_s = 0.5
         heeding = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "  # a shell's & ignores it
         command = [*PROGRAM[:2], heeding + PROGRAM[2], "batch", str(path), "-o", str(output), "--url", stand_in.url]
-        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-        wait_for_rows(process, output)
-        process.send_signal(signal.SIGINT)
-        said = process.communicate(timeout=60)[1]
+        with running(*command, stderr=subprocess.PIPE) as process:
+            wait_for_rows(process, output)
+            process.send_signal(signal.SIGINT)
+            said = process.communicate(timeout=60)[1]
         assert process.returncode == _exits.INTERRUPTED
         assert re.fullmatch(r"Stopped after \d+ rows, kept in .*a.csv.part; the same command goes on there\n", said)
 

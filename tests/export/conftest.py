@@ -18,10 +18,10 @@ from vizwiz_client import VizwizClient
 
 
 @pytest.fixture(scope="session")
-def run(tiny_clip: FrozenClip, real_photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """A run of either CLIP family, fitted on the real photos."""
+def run(tiny_clip: FrozenClip, some_photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run of either CLIP family, fitted on the photos."""
     place = tmp_path_factory.mktemp("run")
-    train, val = read_split(real_photos, "train"), read_split(real_photos, "val")
+    train, val = read_split(some_photos, "train"), read_split(some_photos, "val")
     return read_run(fit(train, val, tiny_clip, Recipe(epochs=5), place / "runs", place / "cache"))
 
 
@@ -38,10 +38,10 @@ def snapshot(repository: Path) -> dict[str, bytes]:
 
 
 @pytest.fixture(scope="session")
-def other_run(tiny_clip: FrozenClip, real_photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+def other_run(tiny_clip: FrozenClip, some_photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A run on the same CLIP with another vocabulary."""
     place = tmp_path_factory.mktemp("other")
-    train, val = read_split(real_photos, "train", limit=20), read_split(real_photos, "val")
+    train, val = read_split(some_photos, "train", limit=20), read_split(some_photos, "val")
     return read_run(fit(train, val, tiny_clip, Recipe(epochs=5), place / "runs", place / "cache"))
 
 

@@ -36,12 +36,12 @@ PHOTOS = 8
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_a_full_size_clip_is_fitted_on_and_exported(name: str, real_photos: Path, tmp_path: Path) -> None:
+def test_a_full_size_clip_is_fitted_on_and_exported(name: str, some_photos: Path, tmp_path: Path) -> None:
     embed, side = ARCHITECTURES[name][:2]
     write_full_size(name, tmp_path / "random.pt")
     frozen = load_clip(tmp_path / "random.pt")
     assert (frozen.side, frozen.width) == (side, embed)
-    train, val = (read_split(real_photos, split, limit=PHOTOS) for split in ("train", "val"))
+    train, val = (read_split(some_photos, split, limit=PHOTOS) for split in ("train", "val"))
     for encoder in ("encode_image", "encode_text"):  # the references of one target are those of the next
         setattr(frozen.model, encoder, remembered(getattr(frozen.model, encoder)))
     run = read_run(fit(train, val, frozen, Recipe(epochs=5), tmp_path / "runs", tmp_path / "cache"))

@@ -52,7 +52,7 @@ class Bench(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def bench(run: Run, tiny_clip: FrozenClip, real_photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Bench:
+def bench(run: Run, tiny_clip: FrozenClip, some_photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Bench:
     """The reference, the graph of its fitted head, and the three sets of inputs."""
     place = tmp_path_factory.mktemp("bench")
     predictor, path = run.load_predictor(), place / "head.onnx"
@@ -60,7 +60,7 @@ def bench(run: Run, tiny_clip: FrozenClip, real_photos: Path, tmp_path_factory: 
     given = [tensors.IMAGE_FEATURES, tensors.TEXT_FEATURES]
     write_graph(ServedHead(predictor, "0" * 12), features, given, tensors.HEAD_OUTPUTS, path)
     side = tiny_clip.side
-    own = run_inputs(side, read_split(real_photos, "val"))
+    own = run_inputs(side, read_split(some_photos, "val"))
     assert own is not None
     inputs = [random_inputs(side), drawn_inputs(side, draw_golden_photo()), own]
     write_image_encoder(tiny_clip, DEFAULT_TARGET, image := place / "image.onnx")

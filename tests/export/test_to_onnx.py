@@ -89,8 +89,8 @@ def test_no_run_is_one_clear_line(tmp_path: Path, capsys: pytest.CaptureFixture[
 
 
 @pytest.mark.parametrize("tiny_clip", [3], ids=["vit"], indirect=True)
-def test_folds_and_their_calibration_are_one_graph(tiny_clip: FrozenClip, real_photos: Path, tmp_path: Path) -> None:
-    train, val = read_split(real_photos, "train"), read_split(real_photos, "val")
+def test_folds_and_their_calibration_are_one_graph(tiny_clip: FrozenClip, some_photos: Path, tmp_path: Path) -> None:
+    train, val = read_split(some_photos, "train"), read_split(some_photos, "val")
     recipe = replace(RECIPES["best"], epochs=3, folds=3)
     run = read_run(fit(train, val, tiny_clip, recipe, tmp_path / "runs", tmp_path / "cache"))
     names = export_run(run, tiny_clip, tmp_path / "triton_models")  # parity is checked before it publishes
@@ -106,9 +106,9 @@ def test_folds_and_their_calibration_are_one_graph(tiny_clip: FrozenClip, real_p
 @pytest.mark.parametrize("tiny_clip", [3], ids=["vit"], indirect=True)
 @pytest.mark.parametrize("damage", ["a fold twice", "another calibration"])
 def test_a_wrong_average_publishes_nothing(
-    damage: str, tiny_clip: FrozenClip, real_photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    damage: str, tiny_clip: FrozenClip, some_photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    train, val = read_split(real_photos, "train"), read_split(real_photos, "val")
+    train, val = read_split(some_photos, "train"), read_split(some_photos, "val")
     run = read_run(fit(train, val, tiny_clip, Recipe(epochs=3, folds=2), tmp_path / "runs", tmp_path / "cache"))
     original = publication.ServedHead
 

@@ -155,10 +155,8 @@ def test_a_process_with_an_odd_name_hinders_nobody() -> None:
 
 
 def test_a_server_that_is_killed_and_started_again_is_found_by_its_clients(tiny_repository: Path) -> None:
-    first = EmbeddedTriton(tiny_repository)
-    first.start()
-    ports = {f"{name}_port": int(first._ports[f"--{name}-port"]) for name in ("http", "grpc", "metrics")}
-    with InferenceServerClient(first.grpc_url) as client:
+    with EmbeddedTriton(tiny_repository) as first, InferenceServerClient(first.grpc_url) as client:
+        ports = {f"{name}_port": int(first._ports[f"--{name}-port"]) for name in ("http", "grpc", "metrics")}
         assert answers(client)
         os.killpg(first._process.pid, signal.SIGKILL)
         assert first._process.wait(timeout=30) == -signal.SIGKILL
@@ -177,10 +175,13 @@ def test_sigterm_under_load_answers_what_was_taken(own_repository: Path) -> None
         config.dynamic_batching.max_queue_delay_microseconds = 2_000_000
 
     change_config(own_repository / TEXT_MODEL, delay)
-    served = Command(own_repository)
-    metrics_url = served.addresses["metrics"]
     pending = f'pending_request_count{{model="{TEXT_MODEL}",version="1"}} 4'
-    with ThreadPoolExecutor(4) as pool, InferenceServerClient(served.addresses["grpc"]) as client:
+    with (
+        Command(own_repository) as served,
+        ThreadPoolExecutor(4) as pool,
+        InferenceServerClient(served.addresses["grpc"]) as client,
+    ):
+        metrics_url = served.addresses["metrics"]
         taken = [pool.submit(ask, client, IMAGE, TOKENS) for _ in range(4)]
         assert eventually(lambda: pending in metrics(metrics_url))
         served.process.send_signal(signal.SIGTERM)
@@ -189,26 +190,24 @@ def test_sigterm_under_load_answers_what_was_taken(own_repository: Path) -> None
             np.testing.assert_array_equal(answer, expected_answer(IMAGE, TOKENS))
         assert served.end().splitlines()[-1] == "serving: stopped"
         assert not answers(client)
-    assert served.process.returncode == 0
+        assert served.process.returncode == 0
 
 
 def test_a_request_that_ends_triton_costs_seconds_and_not_the_service(tiny_repository: Path) -> None:
     """Triton 2.51 aborts at a JSON shape that is too large to count; `python -m serving` starts it again."""
     inputs = malformed.good_inputs(SIDE)
     inputs[1]["shape"] = malformed.FATAL_SHAPE
-    served = Command(tiny_repository)
-    address = served.addresses["http"]
-    with InferenceServerClient(served.addresses["grpc"]) as client:
+    with Command(tiny_repository) as served, InferenceServerClient(served.addresses["grpc"]) as client:
         assert answers(client)
-        assert malformed.send_http(address, json.dumps({"inputs": inputs}).encode(), {}) == 0
+        assert malformed.send_http(served.addresses["http"], json.dumps({"inputs": inputs}).encode(), {}) == 0
         assert eventually(lambda: answers(client), RECOVERED_WITHIN_S)
         assert len(served.processes()) == 4
         assert len(served.shared_memory()) == 3
-    served.process.send_signal(signal.SIGTERM)
-    said = served.end()
-    assert "serving: tritonserver ended with SIGABRT, unasked; its log says:\n" in said
-    assert served.process.returncode == 0
-    assert served.leaves_no_trace()
+        served.process.send_signal(signal.SIGTERM)
+        said = served.end()
+        assert "serving: tritonserver ended with SIGABRT, unasked; its log says:\n" in said
+        assert served.process.returncode == 0
+        assert served.leaves_no_trace()
 
 
 # too much at once

@@ -11,6 +11,7 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,26 +26,41 @@ from serving.workspace import PREFIX, remove_leftovers
 from tests.serving.tiny_repository import SIDE, TEXT_MODEL, ask, change_config, expected_answer
 from vizwiz_client.contract import tensors
 
-READY_WITHIN_S = 20
+READY_WITHIN_S = 90  # on a busy machine; alone it takes a few seconds
 SERVE = [sys.executable, "-m", "serving", *(f"--{name}-port=0" for name in ("http", "grpc", "metrics")), "--json"]
 
 
 class Command:
-    """A ``python -m serving`` that is ready, and where its traces are."""
+    """As a context manager: a ``python -m serving`` that is ready, and where its traces are; it outlives no test."""
 
     def __init__(self, repository: Path, *flags: str) -> None:
+        self._command = [*SERVE, f"--repository={repository}", *flags]
+
+    def __enter__(self) -> Command:
         start = time.monotonic()
         self.process = subprocess.Popen(
-            [*SERVE, f"--repository={repository}", *flags],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
+            self._command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
         )
-        assert self.process.stdout is not None
-        self.addresses: dict[str, Any] = json.loads(self.process.stdout.readline())
-        self.seconds = time.monotonic() - start
-        self.folder = Path(self.addresses["log"]).parent
+        with ExitStack() as stack:
+            stack.callback(self._kill)
+            assert self.process.stdout is not None
+            self.addresses: dict[str, Any] = json.loads(self.process.stdout.readline())
+            self.seconds = time.monotonic() - start
+            self.folder = Path(self.addresses["log"]).parent
+            stack.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        processes = self.processes()
+        self._kill()
+        for pid in processes:  # a server ends with its parent, but one that was stopped (SIGSTOP) does not
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        eventually(lambda: remove_leftovers() or self.leaves_no_trace())
+
+    def _kill(self) -> None:
+        self.process.kill()
+        self.process.communicate()
 
     def end(self) -> str:
         """Wait for the end and return what was said on standard error."""
@@ -67,15 +83,10 @@ class Command:
 
 @pytest.fixture
 def serve(tiny_repository: Path) -> Iterator[Command]:
-    served = Command(tiny_repository)
-    assert len(served.processes()) == 4, "a server and three models: else the tests below prove nothing"
-    assert len(served.shared_memory()) == 3
-    yield served
-    for pid in served.processes():
-        os.kill(pid, signal.SIGKILL)
-    served.process.kill()
-    served.process.communicate()
-    remove_leftovers()
+    with Command(tiny_repository) as served:
+        assert len(served.processes()) == 4, "a server and three models: else the tests below prove nothing"
+        assert len(served.shared_memory()) == 3
+        yield served
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -127,14 +138,16 @@ def test_a_server_that_ends_by_itself_is_told_and_started_again_but_not_for_ever
 
 def test_a_stop_in_the_middle_of_a_start_leaves_no_trace(tiny_repository: Path, tmp_path: Path) -> None:
     environment = {**os.environ, "TMPDIR": str(tmp_path)}
-    process = subprocess.Popen(
-        [*SERVE, f"--repository={tiny_repository}"], env=environment, stderr=subprocess.PIPE, text=True
-    )
-    assert process.stderr is not None
-    assert "waiting for the models to load" in process.stderr.readline()
-    assert eventually(lambda: list(tmp_path.glob(f"{PREFIX}*/server.log")))
-    process.terminate()
-    assert process.communicate(timeout=30)[1] == "serving: stopped\n"
+    command = [*SERVE, f"--repository={tiny_repository}"]
+    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stderr is not None
+            assert "waiting for the models to load" in process.stderr.readline()
+            assert eventually(lambda: list(tmp_path.glob(f"{PREFIX}*/server.log")))
+            process.terminate()
+            assert process.communicate(timeout=30)[1] == "serving: stopped\n"
+        finally:
+            process.kill()
     assert process.returncode == 0
     assert list(tmp_path.iterdir()) == []
     assert list(Path("/dev/shm").glob(f"{PREFIX}{process.pid}-*")) == []
@@ -147,9 +160,11 @@ def test_a_request_in_flight_is_answered_before_the_server_stops(own_repository:
     change_config(own_repository / TEXT_MODEL, delay)
     image, tokens = np.ones((1, SIDE, SIDE, 3), np.uint8), np.ones((1, 8), np.int32)
     pending = f'pending_request_count{{model="{TEXT_MODEL}",version="1"}} 1'
-    server = EmbeddedTriton(own_repository)
-    server.start()
-    with ThreadPoolExecutor() as pool, InferenceServerClient(server.grpc_url) as client:
+    with (
+        EmbeddedTriton(own_repository) as server,
+        ThreadPoolExecutor() as pool,
+        InferenceServerClient(server.grpc_url) as client,
+    ):
         answer = pool.submit(ask, client, image, tokens)
         assert eventually(lambda: pending in metrics(server.metrics_url))
         server.stop()

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import openvino
 import pytest
 from tritonclient.grpc import InferenceServerClient
 
@@ -18,9 +16,7 @@ from tests.conftest import ROOT
 from tests.serving.test_refusals import first_line
 from tests.serving.tiny_repository import HEAD, IMAGE_MODEL, SIDE, TEXT_MODEL, ask, change_config, expected_answer
 
-pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("openvino") is None, reason="OpenVINO is not installed (pip install openvino)"
-)
+openvino = pytest.importorskip("openvino", reason="OpenVINO is not installed (pip install openvino)")
 
 
 def accelerate(model: Path, name: str = "openvino", **parameters: str) -> None:

@@ -161,20 +161,23 @@ def test_a_picture_that_would_be_enormous_costs_no_memory(
 ) -> None:
     (preprocess,) = (entry.name for entry in live_server.repository.glob("preprocess_*"))
     ask_raw(client, [photo] * 8, [QUESTION] * 8)
-    before = peak_memory(preprocess)
+    before = peak_memory(preprocess, live_server.grpc_url)
     ask_raw(client, [tall_png(), huge_png()] * 4, [QUESTION] * 8)
-    assert peak_memory(preprocess) - before < 50 << 10
+    assert peak_memory(preprocess, live_server.grpc_url) - before < 50 << 10
 
 
-def peak_memory(model: str) -> int:
-    """The most memory, in KiB, that the process of ``model`` has had resident."""
-    for status in Path("/proc").glob("[0-9]*/status"):
+def peak_memory(model: str, grpc_url: str) -> int:
+    """The most memory, in KiB, that the process of ``model`` has had resident: of this server, not of another one's."""
+    listens = f"--grpc-port={grpc_url.rpartition(':')[2]}".encode()
+    for folder in Path("/proc").glob("[0-9]*"):
         try:
-            if f"/{model}/1/model.py".encode() in (status.parent / "cmdline").read_bytes():
-                return int(re.search(r"VmHWM:\s+(\d+)", status.read_text())[1])  # type: ignore[index]
+            if f"/{model}/1/model.py".encode() in (folder / "cmdline").read_bytes():
+                values = dict(re.findall(r"(PPid|VmHWM):\s+(\d+)", (folder / "status").read_text()))
+                if listens in (folder.parent / values["PPid"] / "cmdline").read_bytes().split(b"\0"):
+                    return int(values["VmHWM"])
         except OSError:  # it ended meanwhile
             continue
-    raise AssertionError(f"no process runs {model}")
+    raise AssertionError(f"the server at {grpc_url} has no process that runs {model}")
 
 
 def test_many_at_once_each_get_their_own_answer(

@@ -5,8 +5,6 @@ from __future__ import annotations
 import http.client
 import json
 import re
-import subprocess
-import sys
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -137,19 +135,14 @@ def test_addresses_that_are_none_or_are_this_machines_own() -> None:
 
 
 def test_the_flag_exposes_it_and_says_what_that_means(tiny_repository: Path) -> None:
-    served = subprocess.Popen(
-        [sys.executable, "-m", "serving", f"--repository={tiny_repository}", "--json", "--host=0.0.0.0", EXPOSE_FLAG,
-         *(f"--{name}-port=0" for name in ("http", "grpc", "metrics"))],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    assert served.stdout is not None
-    addresses = json.loads(served.stdout.readline())
-    port, metrics_port = addresses["http"].split(":")[1], addresses["metrics"].split(":")[2].split("/")[0]
-    assert ask_http(f"127.0.0.2:{port}", "GET", "health/ready")[0] == 200
-    with pytest.raises(ConnectionRefusedError):  # metrics stay where they were
-        ask_http(f"127.0.0.2:{metrics_port}", "GET", "metrics")
-    served.terminate()
-    said = served.communicate(timeout=60)[1]
+    with Command(tiny_repository, "--host=0.0.0.0", EXPOSE_FLAG) as served:
+        http_port = served.addresses["http"].split(":")[1]
+        metrics_port = served.addresses["metrics"].split(":")[2].split("/")[0]
+        assert ask_http(f"127.0.0.2:{http_port}", "GET", "health/ready")[0] == 200
+        with pytest.raises(ConnectionRefusedError):  # metrics stay where they were
+            ask_http(f"127.0.0.2:{metrics_port}", "GET", "metrics")
+        served.process.terminate()
+        said = served.end()
     assert f"warning: {EXPOSE_FLAG} lets other machines reach this server, and its Triton is 2.51" in said
 
 
@@ -158,10 +151,8 @@ def test_the_flag_exposes_it_and_says_what_that_means(tiny_repository: Path) -> 
 
 @pytest.fixture
 def verbose(tiny_repository: Path) -> Iterator[Command]:
-    served = Command(tiny_repository, "--log-verbose")
-    yield served
-    served.process.kill()
-    served.process.communicate()
+    with Command(tiny_repository, "--log-verbose") as served:
+        yield served
 
 
 SECRET_PIXELS = b"SECRET-PHOTO"

@@ -19,10 +19,10 @@ from training.runs import read_run
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 
 
-def test_features_and_fit_on_cuda(tiny_clip: FrozenClip, real_photos: Path, tmp_path: Path) -> None:
+def test_features_and_fit_on_cuda(tiny_clip: FrozenClip, some_photos: Path, tmp_path: Path) -> None:
     on_gpu = load_clip(tiny_clip.source, "cuda")
     assert on_gpu.digest == tiny_clip.digest  # the same weights, in whatever precision
-    train, val = read_split(real_photos, "train"), read_split(real_photos, "val")
+    train, val = read_split(some_photos, "train"), read_split(some_photos, "val")
     expected = encode_split(tiny_clip, val, tmp_path / "cpu")
     got = encode_split(on_gpu, val, tmp_path / "gpu")
     for a, b in ((got.images, expected.images), (got.texts, expected.texts)):

@@ -30,15 +30,15 @@ from training.storage import write_json
 
 
 @pytest.fixture(scope="module")
-def data(real_photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The real photos as train, val and test; the questions try to be markup."""
+def data(some_photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The photos as train, val and test; the questions try to be markup."""
     folder = tmp_path_factory.mktemp("data")
     (folder / "Annotations").mkdir()
-    records = json.loads((real_photos / "Annotations" / "val.json").read_text(encoding="utf-8"))
+    records = json.loads((some_photos / "Annotations" / "val.json").read_text(encoding="utf-8"))
     for record in records:
         record["question"] = f"<script>alert('{record['question']}')</script> & \"this\""
     for split in ("train", "val", "test"):
-        (folder / split).symlink_to((real_photos / "val").resolve())
+        (folder / split).symlink_to((some_photos / "val").resolve())
         kept = [{key: record[key] for key in ("image", "question")} for record in records]
         (folder / "Annotations" / f"{split}.json").write_text(json.dumps(kept if split == "test" else records))
     return folder

@@ -16,9 +16,9 @@ from vizwiz_client.contract import geometry
 
 
 @pytest.fixture
-def split(real_photos: Path, tmp_path: Path) -> Split:
-    """The first real photos, copied so that a test may change them."""
-    original = read_split(real_photos, "val", limit=6)
+def split(some_photos: Path, tmp_path: Path) -> Split:
+    """The first photos, copied so that a test may change them."""
+    original = read_split(some_photos, "val", limit=6)
     for record in original.records:
         shutil.copy(original.photos / record.image, tmp_path / record.image)
     return Split("val", original.records, tmp_path, original.digest)

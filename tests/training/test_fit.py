@@ -25,9 +25,9 @@ from training.splits import holdout
 
 
 @pytest.fixture(scope="module")
-def splits(real_photos: Path) -> tuple[Split, Split]:
+def splits(some_photos: Path) -> tuple[Split, Split]:
     """The real photos, as train and as val."""
-    return read_split(real_photos, "train"), read_split(real_photos, "val")
+    return read_split(some_photos, "train"), read_split(some_photos, "val")
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,7 @@ def test_a_run_folder_holds_what_it_promises(run: Path, tiny_vit: FrozenClip) ->
     assert loaded.answer_types == ["other", "unanswerable", "yes/no", "number"]
     assert loaded.config["vocabulary"]["rule"] == "report"
     assert loaded.config["vocabulary"]["size"] == len(loaded.answers)
-    assert 50 < loaded.config["vocabulary"]["ceiling"] < 100
+    assert 50 < loaded.config["vocabulary"]["ceiling"] <= 100
     assert loaded.config["holdout"] is None
     assert loaded.config["clips"] == [loaded.config["clip"]]
     assert loaded.config["data"]["train"]["records"] == 50
@@ -92,8 +92,9 @@ def test_a_head_learns_what_can_be_learnt(tiny_vit: FrozenClip, splits: tuple[Sp
     """Fitted long enough on 50 photos and scored on the same, it must know most of them by heart."""
     folder = fit.fit(*splits, tiny_vit, Recipe(epochs=100, dropout=0.0), tmp_path / "runs", tmp_path / "cache")
     metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
-    assert metrics["best"]["vqa_accuracy_leave_one_out"] > metrics["constant"]["vqa_accuracy_leave_one_out"] + 10
-    assert metrics["best"]["unanswerable_ap"] > 0.95
+    learnt = metrics["history"][-1]
+    assert learnt["vqa_accuracy_leave_one_out"] > metrics["constant"]["vqa_accuracy_leave_one_out"] + 10
+    assert learnt["unanswerable_ap"] > 0.95
 
 
 def test_every_epoch_is_logged(run: Path) -> None:
@@ -181,13 +182,13 @@ def test_a_fit_that_is_killed_resumes(
 
 def test_an_interrupted_fit_names_resume(
     tiny_vit: FrozenClip,
-    real_photos: Path,
+    some_photos: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     places = ["--runs", str(tmp_path / "runs"), "--cache", str(tmp_path / "cache")]
-    arguments = ["--data", str(real_photos), "--clip", tiny_vit.source, "--epochs", "3", *places]
+    arguments = ["--data", str(some_photos), "--clip", tiny_vit.source, "--epochs", "3", *places]
 
     def interrupt_after(epoch: int) -> None:
         def interrupt(row: dict[str, Any]) -> str:
@@ -213,14 +214,14 @@ def test_an_interrupted_fit_names_resume(
 
 def test_the_same_fit_twice_at_once(
     tiny_vit: FrozenClip,
-    real_photos: Path,
+    some_photos: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """The second is refused, and the first comes to its end."""
     places = ["--runs", str(tmp_path / "runs"), "--cache", str(tmp_path / "cache")]
-    arguments = ["--data", str(real_photos), "--clip", tiny_vit.source, "--epochs", "1", *places]
+    arguments = ["--data", str(some_photos), "--clip", tiny_vit.source, "--epochs", "1", *places]
     second = []
 
     def begin_another(row: dict[str, Any]) -> str:
@@ -242,12 +243,12 @@ def test_the_same_fit_twice_at_once(
 
 def test_a_fit_is_not_gone_on_from_with_other_photos_of_the_same_names(
     tiny_vit: FrozenClip,
-    real_photos: Path,
+    some_photos: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    shutil.copytree(real_photos, tmp_path / "data")
+    shutil.copytree(some_photos, tmp_path / "data")
     places = ["--runs", str(tmp_path / "runs"), "--cache", str(tmp_path / "cache")]
     arguments = ["--data", str(tmp_path / "data"), "--clip", tiny_vit.source, "--epochs", "2", *places]
 
@@ -340,9 +341,9 @@ def test_a_cut_checkpoint_is_refused(tiny_vit: FrozenClip, tmp_path: Path) -> No
 
 
 def test_a_validation_split_of_one_class_is_no_error(
-    tiny_vit: FrozenClip, real_photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tiny_vit: FrozenClip, some_photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     places = ["--runs", str(tmp_path / "runs"), "--cache", str(tmp_path / "cache")]
-    arguments = ["--data", str(real_photos), "--clip", tiny_vit.source, "--limit", "1", "--epochs", "1"]
+    arguments = ["--data", str(some_photos), "--clip", tiny_vit.source, "--limit", "1", "--epochs", "1"]
     assert fit.main([*arguments, *places]) == 0
     assert "run folder: " in capsys.readouterr().out

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
-import signal
 import subprocess
 import sys
 import time
@@ -220,12 +218,15 @@ def test_a_killed_fit_goes_on_to_the_same_bits(name: str, tmp_path: Path) -> Non
     try:
         whole = fit_with_checkpoints(recipe, tmp_path / "whole", resume=False)
         wanted = "clip-fold2.pt" if recipe.folds > 1 else "clip.pt"
-        process = subprocess.Popen([sys.executable, "-c", SCRIPT, name, str(tmp_path / "killed")], cwd=ROOT)
-        while not list((tmp_path / "killed").glob(f".unfinished/*/{wanted}")):
-            assert process.poll() is None
-            time.sleep(0.01)
-        os.kill(process.pid, signal.SIGKILL)
-        process.wait()
+        with subprocess.Popen([sys.executable, "-c", SCRIPT, name, str(tmp_path / "killed")], cwd=ROOT) as process:
+            try:
+                deadline = time.monotonic() + 300
+                while not list((tmp_path / "killed").glob(f".unfinished/*/{wanted}")):
+                    assert process.poll() is None
+                    assert time.monotonic() < deadline, "the fit comes to nothing"
+                    time.sleep(0.01)
+            finally:
+                process.kill()
         resumed = fit_with_checkpoints(recipe, tmp_path / "killed", resume=True)
     finally:
         torch.set_num_threads(threads)

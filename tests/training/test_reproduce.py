@@ -26,12 +26,12 @@ class Quiet(SimpleHTTPRequestHandler):
 
 
 @pytest.fixture(scope="module")
-def site(real_photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A server that has the real photos as train and val, archived as VizWiz is."""
+def site(some_photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A server that has the photos as train and val, archived as VizWiz is."""
     folder = tmp_path_factory.mktemp("site")
     for name, place in (("Annotations", "vqa_data"), ("train", "images"), ("val", "images")):
         (folder / place).mkdir(exist_ok=True)
-        shutil.make_archive(str(folder / place / name), "zip", (real_photos / name).resolve())
+        shutil.make_archive(str(folder / place / name), "zip", (some_photos / name).resolve())
     with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(folder))) as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
@@ -74,8 +74,8 @@ def test_from_nothing_to_the_comparison(
     assert "| | val, in the fit | holdout | val |" in card
 
 
-def test_what_is_there_is_not_downloaded(real_photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    reproduce.download_missing(real_photos, "http://127.0.0.1:9")  # nothing listens there
+def test_what_is_there_is_not_downloaded(some_photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    reproduce.download_missing(some_photos, "http://127.0.0.1:9")  # nothing listens there
     assert capsys.readouterr().out == ""
 
 
@@ -95,7 +95,7 @@ def test_the_published_scores_of_the_same_clip_alone() -> None:
     ],
 )
 def test_bad_input_is_one_clear_line(
-    real_photos: Path,
+    some_photos: Path,
     tiny_vit: FrozenClip,
     tmp_path: Path,
     arguments: list[str],
@@ -103,7 +103,7 @@ def test_bad_input_is_one_clear_line(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     clip = [] if "--clip" in arguments else ["--clip", tiny_vit.source]
-    places = ["--data", str(real_photos), "--runs", str(tmp_path / "runs"), "--device", "cpu"]
+    places = ["--data", str(some_photos), "--runs", str(tmp_path / "runs"), "--device", "cpu"]
     assert reproduce.main([*places, *clip, "--base-url", "http://127.0.0.1:9", *arguments]) == 2
     assert capsys.readouterr().err.startswith(message)
     assert not (tmp_path / "runs").exists()
@@ -127,13 +127,13 @@ def test_settings_are_checked_before_anything_is_fetched(
 
 
 def test_an_interrupted_reproduction_goes_on(
-    real_photos: Path,
+    some_photos: Path,
     tiny_vit: FrozenClip,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    places = ["--data", str(real_photos), "--runs", str(tmp_path / "runs"), "--cache", str(tmp_path / "cache")]
+    places = ["--data", str(some_photos), "--runs", str(tmp_path / "runs"), "--cache", str(tmp_path / "cache")]
     arguments = [*places, "--clip", tiny_vit.source, "--device", "cpu", "--epochs", "2", "--holdout", "0.2"]
 
     def interrupt(row: dict[str, Any]) -> str:
@@ -151,11 +151,11 @@ def test_an_interrupted_reproduction_goes_on(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["ViT-L/14@336px", "RN50x64"])
-def test_at_full_architecture_size(name: str, real_photos: Path, tmp_path: Path) -> None:
+def test_at_full_architecture_size(name: str, some_photos: Path, tmp_path: Path) -> None:
     """OpenAI's architecture with random weights on the 50 real photos, from the photos to the comparison."""
     checkpoint = write_full_size(name, tmp_path / "random.pt")
     places = ["--runs", str(tmp_path / "runs"), "--cache", str(tmp_path / "cache")]
-    assert reproduce.main(["--data", str(real_photos), "--clip", str(checkpoint), "--holdout", "0.2", *places]) == 0
+    assert reproduce.main(["--data", str(some_photos), "--clip", str(checkpoint), "--holdout", "0.2", *places]) == 0
     [table] = (tmp_path / "runs").glob("*/reproduction.md")
     rows = cells(table.read_text(encoding="utf-8"))
     assert [row[2] for row in rows if row[0] == "this run"] == ["val, 50", "holdout, 10"]

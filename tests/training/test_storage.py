@@ -1,8 +1,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 import subprocess
 import sys
 import time
@@ -10,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import ROOT
 from training.storage import digest_of, file_digest, staged_file, staged_folder, write_json
 
 
@@ -43,13 +42,15 @@ def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
 def test_what_a_killed_process_left_is_removed_and_what_a_living_one_writes_is_not(tmp_path: Path) -> None:
     script = "import time; from pathlib import Path; from training.storage import staged_folder\n"
     script += f"with staged_folder(Path({str(tmp_path / 'run')!r})): time.sleep(60)"
-    killed = subprocess.Popen([sys.executable, "-c", script], cwd=Path(__file__).parents[2])
-    while not (leftover := list(tmp_path.iterdir())):
-        time.sleep(0.02)
-    with staged_folder(tmp_path / "second"):
-        assert leftover[0].exists()
-    os.kill(killed.pid, signal.SIGKILL)
-    killed.wait()
+    with subprocess.Popen([sys.executable, "-c", script], cwd=ROOT) as killed:
+        try:
+            while not (leftover := list(tmp_path.iterdir())):
+                assert killed.poll() is None
+                time.sleep(0.02)
+            with staged_folder(tmp_path / "second"):
+                assert leftover[0].exists()
+        finally:
+            killed.kill()
     with staged_folder(tmp_path / "third"):
         assert not leftover[0].exists()
 

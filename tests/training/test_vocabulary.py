@@ -4,7 +4,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from training.data import Record, read_annotations
@@ -84,6 +84,7 @@ def test_levenshtein(a: str, b: str, distance: int) -> None:
     assert levenshtein(a, b) == levenshtein(b, a) == distance
 
 
+@settings(deadline=None)
 @given(st.text("ab", max_size=6), st.text("ab", max_size=6), st.text("ab", max_size=6))
 def test_levenshtein_is_a_distance(a: str, b: str, c: str) -> None:
     assert (levenshtein(a, b) == 0) == (a == b)
