@@ -180,6 +180,12 @@ def test_a_fit_that_is_killed_resumes(
     assert (resumed / "metrics.jsonl").read_bytes() == (run / "metrics.jsonl").read_bytes()
 
 
+def flags_of(model: FrozenClip, data: Path, folder: Path, *more: str) -> list[str]:
+    """The command line of a fit of ``model`` on ``data``, whose runs and features go into ``folder``."""
+    places = ["--runs", str(folder / "runs"), "--cache", str(folder / "cache")]
+    return ["--data", str(data), "--clip", model.source, *places, *more]
+
+
 def test_an_interrupted_fit_names_resume(
     tiny_vit: FrozenClip,
     some_photos: Path,
@@ -187,8 +193,7 @@ def test_an_interrupted_fit_names_resume(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    places = ["--runs", str(tmp_path / "runs"), "--cache", str(tmp_path / "cache")]
-    arguments = ["--data", str(some_photos), "--clip", tiny_vit.source, "--epochs", "3", *places]
+    arguments = flags_of(tiny_vit, some_photos, tmp_path, "--epochs", "3")
 
     def interrupt_after(epoch: int) -> None:
         def interrupt(row: dict[str, Any]) -> str:
@@ -220,8 +225,7 @@ def test_the_same_fit_twice_at_once(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """The second is refused, and the first comes to its end."""
-    places = ["--runs", str(tmp_path / "runs"), "--cache", str(tmp_path / "cache")]
-    arguments = ["--data", str(some_photos), "--clip", tiny_vit.source, "--epochs", "1", *places]
+    arguments = flags_of(tiny_vit, some_photos, tmp_path, "--epochs", "1")
     second = []
 
     def begin_another(row: dict[str, Any]) -> str:
@@ -249,8 +253,7 @@ def test_a_fit_is_not_gone_on_from_with_other_photos_of_the_same_names(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     shutil.copytree(some_photos, tmp_path / "data")
-    places = ["--runs", str(tmp_path / "runs"), "--cache", str(tmp_path / "cache")]
-    arguments = ["--data", str(tmp_path / "data"), "--clip", tiny_vit.source, "--epochs", "2", *places]
+    arguments = flags_of(tiny_vit, tmp_path / "data", tmp_path, "--epochs", "2")
 
     def interrupt(row: dict[str, Any]) -> str:
         raise KeyboardInterrupt
@@ -343,7 +346,5 @@ def test_a_cut_checkpoint_is_refused(tiny_vit: FrozenClip, tmp_path: Path) -> No
 def test_a_validation_split_of_one_class_is_no_error(
     tiny_vit: FrozenClip, some_photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    places = ["--runs", str(tmp_path / "runs"), "--cache", str(tmp_path / "cache")]
-    arguments = ["--data", str(some_photos), "--clip", tiny_vit.source, "--limit", "1", "--epochs", "1"]
-    assert fit.main([*arguments, *places]) == 0
+    assert fit.main(flags_of(tiny_vit, some_photos, tmp_path, "--limit", "1", "--epochs", "1")) == 0
     assert "run folder: " in capsys.readouterr().out
