@@ -22,7 +22,7 @@ def test_the_reports_recipe_is_the_default() -> None:
         "name": "report",
         "epochs": 10,
         "learning_rate": 1e-3,
-        "batch_size": 64,
+        "batch_size": 128,
         "dropout": 0.5,
         "hidden": 512,
         "seed": 0,
