@@ -8,10 +8,8 @@ at hand, so none of the numbers is measured.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from export.quantisation import group_size
 from export.targets import OPENVINO, Target
 from vizwiz_client.contract import tensors
 from vizwiz_client.contract.tensors import TensorSpec
@@ -29,8 +27,8 @@ _CUDA = {
 }
 
 
-def accelerate(config: Any, target: Target, inputs: Mapping[TensorSpec, Sequence[int]], graph: Path) -> None:
-    """Have ``config`` ask for what makes ``graph``, written for ``target``, fast.
+def accelerate(config: Any, target: Target, inputs: Mapping[TensorSpec, Sequence[int]]) -> None:
+    """Have ``config`` ask for what makes a graph that was written for ``target`` fast.
 
     Args:
         inputs: each with its dimensions, batch left out.
@@ -40,8 +38,6 @@ def accelerate(config: Any, target: Target, inputs: Mapping[TensorSpec, Sequence
         # the native backend reads the name alone: OpenVINO there chooses the precision itself
         accelerator = accelerators.cpu_execution_accelerator.add(name=OPENVINO)
         accelerator.parameters[tensors.PRECISION_PARAMETER] = target.hint
-        if target.precision == "int8":
-            accelerator.parameters[tensors.GROUP_PARAMETER] = str(group_size(graph))
     if target.device == "tensorrt":
         options = tensorrt_options(config.name, inputs)
         accelerators.gpu_execution_accelerator.add(name=TENSORRT).parameters.update(options)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
+import numpy.typing as npt
 import onnx
 import torch
 from torch import nn
 
+from export.example_inputs import example_photos, example_questions
 from export.graphs import GraphError, write_graph
 from export.modules import TextEncoder, attention_layers, image_encoder
 from export.operators import FusedOperators, Operators
@@ -31,7 +34,7 @@ def write_image_encoder(model: FrozenClip, target: Target, path: Path) -> None:
     encoder = image_encoder(model.model, _operators(target))
     pixels = torch.zeros(2, model.side, model.side, 3, dtype=torch.uint8)
     write_graph(_cast(encoder, target), [pixels], [tensors.IMAGE], [tensors.IMAGE_FEATURES], path)
-    _finish(path, target, attention_layers(encoder))
+    _finish(path, target, attention_layers(encoder), example_photos(model.side))
 
 
 def write_text_encoder(model: FrozenClip, target: Target, path: Path) -> None:
@@ -41,7 +44,7 @@ def write_text_encoder(model: FrozenClip, target: Target, path: Path) -> None:
     write_graph(_cast(encoder, target), [ids], [tensors.TOKENS], [tensors.TEXT_FEATURES], path, free_length=True)
     if target.device != "tensorrt":  # its engines have no shapes that depend on values
         shorten_questions(path)
-    _finish(path, target, attention_layers(encoder))
+    _finish(path, target, attention_layers(encoder), example_questions())
 
 
 def check_operators(graph: Any, target: Target, attentions: int) -> None:
@@ -78,7 +81,7 @@ def _cast(encoder: nn.Module, target: Target) -> nn.Module:
     return half
 
 
-def _finish(path: Path, target: Target, attentions: int) -> None:
+def _finish(path: Path, target: Target, attentions: int, examples: Iterable[npt.NDArray[Any]]) -> None:
     if target.precision == "int8":
-        quantise_products(path)
+        quantise_products(path, examples)
     check_operators(onnx.load(path, load_external_data=False).graph, target, attentions)

@@ -6,7 +6,6 @@ Each input comes twice, as the contract's code makes it and as the ``clip`` pack
 from __future__ import annotations
 
 import contextlib
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
@@ -17,11 +16,10 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
+from export.example_inputs import draw_request, photograph
 from training.clip_models import PIXEL_MEAN, PIXEL_STD, clip_preprocess, clip_tokenize
 from training.data import Split
-from training.demo.photo import take_photo
-from training.demo.questions import draw_question_kind, phrase
-from training.demo.scene import Scene, draw_scene
+from training.demo.scene import Scene
 from vizwiz_client.contract import geometry, tensors, tokens
 from vizwiz_client.contract.errors import ImageError, QuestionError
 
@@ -33,7 +31,6 @@ RUN_QUESTIONS = 500
 
 GOLDEN_SCENE = Scene("object", "mug", "red")
 GOLDEN_QUESTION = "What is this?"
-_PHOTO_SIZE = (480, 640)
 
 Array = npt.NDArray[Any]
 
@@ -69,11 +66,10 @@ def drawn_inputs(side: int, golden_photo: bytes) -> Inputs:
     """The golden request, and photos and questions drawn at random by the demo's renderer."""
     photos, questions = [golden_photo], [GOLDEN_QUESTION]
     for number in range(1, DRAWN_QUESTIONS):
-        rng = Random(f"parity/{number}")
-        scene = draw_scene(rng, spoiled_share=0)
-        questions.append(phrase(draw_question_kind(scene, rng, 0), scene, rng))
+        scene, question, rng = draw_request(f"parity/{number}")
+        questions.append(question)
         if number < DRAWN_PHOTOS:
-            photos.append(_photograph(scene, rng))
+            photos.append(photograph(scene, rng))
     return _asked("drawn", side, [geometry.load_photo(photo) for photo in photos], questions)
 
 
@@ -94,13 +90,7 @@ def run_inputs(side: int, split: Split) -> Inputs | None:
 
 def draw_golden_photo() -> bytes:
     """The photo of the golden request, a JPEG: drawn, because a photo of the run's data may be somebody's own."""
-    return _photograph(GOLDEN_SCENE, Random("golden"))
-
-
-def _photograph(scene: Scene, rng: Random) -> bytes:
-    file = io.BytesIO()
-    take_photo(scene, _PHOTO_SIZE, rng).save(file, "JPEG", quality=90)
-    return file.getvalue()
+    return photograph(GOLDEN_SCENE, Random("golden"))
 
 
 def _asked(name: str, side: int, photos: Sequence[Image.Image], questions: Sequence[str]) -> Inputs:

@@ -88,7 +88,7 @@ def model_config(
         output.label_filename = {spec.name: file for spec, file in labels.items()}.get(output.name, "")
     config.instance_group.add(kind=pb.ModelInstanceGroup.KIND_AUTO, count=1)
     if target is not None:
-        accelerate(config, target, inputs, graph)
+        accelerate(config, target, inputs)
     _add_batching(config)
     config.parameters[tensors.MODEL_DIGEST_PARAMETER].string_value = file_digest(graph)
     for file in labels.values():

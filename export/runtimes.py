@@ -10,7 +10,6 @@ import numpy.typing as npt
 import onnxruntime
 import torch
 
-from export.quantisation import group_size
 from export.targets import OPENVINO, Target, TargetError
 
 Array = npt.NDArray[Any]
@@ -45,8 +44,5 @@ def _open_openvino(path: Path, target: Target) -> Graph:
         ) from None
     core = openvino.Core()
     hint = target.hint if target.hint.upper() in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES") else "f32"
-    options: dict[str, Any] = {"INFERENCE_PRECISION_HINT": hint}
-    if target.precision == "int8":
-        options["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = group_size(path)
-    model = core.compile_model(path, "CPU", options)
+    model = core.compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": hint})
     return lambda inputs: [output.copy() for output in model(dict(inputs)).values()]

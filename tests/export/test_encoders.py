@@ -105,12 +105,13 @@ def test_half_precision_is_half_the_size_and_its_norms_are_not(variant: str, tex
 
 def test_eight_bits_are_a_quarter_of_the_weights(text_graphs: dict[Target, Path]) -> None:
     graph = onnx.load(text_graphs[Target("portable", "int8")]).graph
-    widened = {node.output[0] for node in graph.node if node.op_type == "DequantizeLinear"}
-    products = [node for node in graph.node if node.op_type == "MatMul"]
-    assert len(widened) == 13  # six in each of two blocks, and the projection
-    assert sum(node.input[1] in widened for node in products) == 13
+    widened = {node.output[0]: node.input[0] for node in graph.node if node.op_type == "DequantizeLinear"}
+    products = [node for node in graph.node if node.op_type == "MatMul" and node.input[1] in widened]
+    assert len(products) == 13  # six in each of two blocks, and the projection
+    # of both sides: query, key and value multiply the same values, but in the last block
+    assert len({node.input[0] for node in products} & set(widened)) == 10
     names = {constant.name for constant in graph.initializer}
-    assert not any(node.input[1] in names for node in products)
+    assert all(widened[node.input[1]] in names for node in products)
 
 
 def test_an_attention_that_is_not_fused_is_refused(text_graphs: dict[Target, Path]) -> None:

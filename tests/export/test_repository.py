@@ -4,16 +4,11 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
-import onnx
 import pytest
 from google.protobuf import text_format
-from onnx import helper, numpy_helper
 from tritonclient.grpc import model_config_pb2 as pb
 
 from export import repository, store
-from export.quantisation import group_size
 from export.repository import Names, Sizes
 from export.targets import Target
 from training.storage import file_digest
@@ -71,30 +66,13 @@ def test_models_are_served_by_the_native_backend_as_well(graph: Path) -> None:
 
 
 def test_a_cpu_target_asks_for_its_accelerator(graph: Path) -> None:
-    onnx.save(products(np.zeros((768, 4), np.int8)), graph)
     asked = {}
     for precision in ("fp32", "bf16", "int8"):
         config = repository.text_config("name", SIZES, graph, Target("portable", precision))  # type: ignore[arg-type]
         accelerators = config.optimization.execution_accelerators.cpu_execution_accelerator
         asked[precision] = {each.name: dict(each.parameters) for each in accelerators}
     bf16 = {"inference_precision": "bf16"}
-    int8 = {**bf16, "dynamic_quantization_group_size": "256"}
-    assert asked == {"fp32": {}, "bf16": {"openvino": bf16}, "int8": {"openvino": int8}}
-
-
-@pytest.mark.parametrize(
-    ("widths", "group"), [((768, 3072), 256), ((640, 2560), 128), ((768, 64), 64), ((96,), 32), ((768, 20), 32)]
-)
-def test_a_group_of_8_bit_values_divides_every_row(widths: tuple[int, ...], group: int, tmp_path: Path) -> None:
-    onnx.save(products(*(np.zeros((width, 8), np.int8) for width in widths)), tmp_path / "model.onnx")
-    assert group_size(tmp_path / "model.onnx") == group
-
-
-def products(*matrices: npt.NDArray[np.int8]) -> onnx.ModelProto:
-    """A graph that holds ``matrices``, beside a constant that is none."""
-    constants = [numpy_helper.from_array(matrix, f"weight_{i}") for i, matrix in enumerate(matrices)]
-    shape = numpy_helper.from_array(np.zeros(7, np.int64), "shape")
-    return helper.make_model(helper.make_graph([], "products", [], [], [*constants, shape]))
+    assert asked == {"fp32": {}, "bf16": {"openvino": bf16}, "int8": {"openvino": bf16}}
 
 
 @pytest.mark.parametrize(

@@ -61,19 +61,6 @@ def test_an_accelerator_that_is_not_known_is_refused(own_repository: Path) -> No
     assert "asks for the CPU accelerator 'tensorflow', the only one is 'openvino'" in first_line(own_repository)
 
 
-def test_the_groups_of_8_bit_values_are_the_configs(own_repository: Path) -> None:
-    accelerate(own_repository / TEXT_MODEL, dynamic_quantization_group_size="64")
-    with EmbeddedTriton(own_repository) as server:
-        log = server.log.read_text(errors="replace")
-        assert f"{TEXT_MODEL} runs on OpenVINO, in " in log
-        assert "its products of 8-bit weights in groups of 64" in log
-
-
-def test_an_option_of_the_accelerator_that_is_none_is_refused(own_repository: Path) -> None:
-    accelerate(own_repository / TEXT_MODEL, dynamic_quantization_group_size="many")
-    assert "has dynamic_quantization_group_size 'many', expected a whole number" in first_line(own_repository)
-
-
 def test_a_graph_that_is_not_the_configs_is_refused_by_openvino_as_well(own_repository: Path) -> None:
     def edit(config: Any) -> None:
         config.input[0].name = "ids"

@@ -17,7 +17,6 @@ MODEL_DIGEST_PARAMETER = "model_sha256"  # in a model's config: SHA-256 of its g
 LABELS_DIGEST_PARAMETER = "labels_sha256_"  # + a label file's name: the same for the file that names the outputs
 FILE_DIGEST_PARAMETER = "file_sha256_"  # + the name of any other file beside the config: verified by export alone
 PRECISION_PARAMETER = "inference_precision"  # of a CPU accelerator, in a model's config: the least it may compute in
-GROUP_PARAMETER = "dynamic_quantization_group_size"  # beside it: of a row in 8 bits, how many values share a scale
 
 ENSEMBLE = "vizwiz_vqa"  # asked with pixels and token ids
 RAW_ENSEMBLE = "vizwiz_vqa_raw"  # asked with a file and a text

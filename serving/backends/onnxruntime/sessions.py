@@ -20,8 +20,7 @@ import triton_python_backend_utils as triton
 # OpenVINO, when imported, reports to its maker and keeps a client id in the home folder, unless this cannot be imported
 sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 
-PRECISION_PARAMETER = "inference_precision"  # as in the contract, which this process may not have, like the next
-GROUP_PARAMETER = "dynamic_quantization_group_size"
+PRECISION_PARAMETER = "inference_precision"  # as in the contract, which this process may not have
 
 Feed = dict[str, npt.NDArray[Any]]  # input name -> its tensor, the first axis the batch
 
@@ -108,23 +107,14 @@ class OpenVinoSession:
     """OpenVINO on the CPU, with the methods of ONNX Runtime's session that are used here."""
 
     def __init__(self, graph: Path, parameters: Mapping[str, str], thread_count: int) -> None:
-        """Compile ``graph`` as the ``parameters`` of its accelerator say.
-
-        Raises:
-            LoadError: an option that is none.
-        """
+        """Compile ``graph`` as the ``parameters`` of its accelerator say."""
         import openvino  # needed for models that ask for it alone
 
         core = openvino.Core()
         precision = parameters.get(PRECISION_PARAMETER, "bf16")
         able = precision.upper() in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
         hint = self.arithmetic = precision if able else "f32"
-        options: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": hint}
-        if (group := parameters.get(GROUP_PARAMETER)) is not None:
-            if not group.isdecimal():
-                raise LoadError(f"config.pbtxt has {GROUP_PARAMETER} {group!r}, expected a whole number")
-            options["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = int(group)
-            self.arithmetic += f", its products of 8-bit weights in groups of {group}"
+        options = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": hint}
         self._model = core.compile_model(graph, "CPU", {**options, "INFERENCE_NUM_THREADS": thread_count})
         self._request = self._model.create_infer_request()
 
