@@ -35,12 +35,10 @@ from export.runtimes import open_graph
 from export.targets import Target
 from export.tolerances import TOLERANCES
 from export.warmup import BATCH_SIZES, Sample, add_warmup, text_samples
-from training.clip_models import FrozenClip, load_clip
+from training.clip_models import FrozenClip, clip_name, load_clip
 from training.data import DatasetError, read_split
-from training.model_card import CARD_FILE
 from training.predictor import Predictor
-from training.report import clip_name
-from training.runs import Run
+from training.runs import CARD_FILE, Run
 from training.storage import digest_of, write_json
 from vizwiz_client.contract import tensors
 from vizwiz_client.contract.geometry import load_photo, to_pixels
@@ -83,7 +81,7 @@ def export_run(
         new = [name for name in astuple(names) if not store.is_published(folder, name)]
         to_prove = recheck or bool({names.image, names.text} & {*new})
         model = _clip(run, clip) if to_prove or isinstance(clip, FrozenClip) else None
-        store.check_room(folder, _bytes_needed(new, names, model, predictor))
+        store.check_room(folder, _bytes_needed(new, names, model, predictor, target))
         with store.staging(folder) as staging:
             places = {name: (staging if name in new else folder) / name for name in astuple(names)}
             graphs = {name: places[name] for name in new if name != names.preprocess}
@@ -149,10 +147,11 @@ def _clip(run: Run, clip: FrozenClip | str) -> FrozenClip:
     return model
 
 
-def _bytes_needed(new: list[str], names: Names, model: FrozenClip | None, predictor: Predictor) -> int:
-    modules = [predictor] if names.head in new else []
+def _bytes_needed(new: list[str], names: Names, model: FrozenClip | None, predictor: Predictor, target: Target) -> int:
+    modules: list[torch.nn.Module] = [predictor] if names.head in new else []
     if model is not None and {names.image, names.text} & {*new}:
-        modules.append(model.model)
+        copies = 2 if target.precision == "int8" else 1  # one is watched while it computes examples
+        modules += copies * [model.model]
     return int(sum(4 * weights.numel() for module in modules for weights in module.parameters()) * _OVERHEAD)
 
 

@@ -135,6 +135,11 @@ def choose_device(asked: str) -> torch.device:
     return device
 
 
+def clip_name(source: str) -> str:
+    """How a CLIP is called in a report: OpenAI's name, or the name of its file without the folders it lies in."""
+    return source if source in clip.available_models() else Path(source).name
+
+
 def load_clip(source: str | Path, device: str | torch.device = "cpu") -> FrozenClip:
     """Load a CLIP: one of OpenAI's by its name (downloaded once, checksum verified) or a checkpoint file.
 

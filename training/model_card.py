@@ -6,11 +6,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-from training.report import clip_name, overrides, template
-from training.runs import RUN_FILE, annotations_of_fit, read_scores
+from training.clip_models import clip_name
+from training.report import overrides, template
+from training.runs import CARD_FILE, RUN_FILE, annotations_of_fit, read_scores
 from training.storage import staged_file
 
-CARD_FILE = "MODEL_CARD.md"
 _SCORES = (
     ("VQA accuracy, leave-one-out (%)", "vqa_accuracy_leave_one_out", 2),
     ("VQA accuracy, min(matches / 3, 1) (%)", "vqa_accuracy_min3", 2),

@@ -10,7 +10,7 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from matplotlib.figure import Figure
 
-from training.clip_models import clip
+from training.clip_models import clip_name
 from training.contact_sheet import best_and_worst
 from training.data import Split
 from training.evaluation import Evaluation, Predictions
@@ -64,11 +64,6 @@ def write_report(path: Path, run: Run, split: Split, predictions: Predictions, e
     )
     with staged_file(path) as staging:
         staging.write_text(page, encoding="utf-8")
-
-
-def clip_name(source: str) -> str:
-    """How a CLIP is called in a report: OpenAI's name, or the name of its file without the folders it lies in."""
-    return source if source in clip.available_models() else Path(source).name
 
 
 def overrides(recipe: dict[str, Any]) -> str:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from training.archives import ArchiveError
 from training.checkpoints import FitRunningError
-from training.clip_models import ClipError, FrozenClip, check_clip_source, choose_device, load_clip
+from training.clip_models import ClipError, FrozenClip, check_clip_source, choose_device, clip_name, load_clip
 from training.data import DatasetError, read_split
 from training.download import BASE_URL, download
 from training.evaluate import evaluate_run, read_part
@@ -24,7 +24,6 @@ from training.fit import checked_recipe, fit
 from training.fitting import DivergedError
 from training.model_card import write_model_card
 from training.recipe import Recipe, RecipeError, add_recipe_flags
-from training.report import clip_name
 from training.runs import RunError, read_run
 from training.splits import HOLDOUT
 from training.storage import staged_file

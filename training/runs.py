@@ -34,6 +34,7 @@ HEAD_FILE = "head.safetensors"
 ANSWERS_FILE = "answers.txt"
 METRICS_FILE = "metrics.json"
 CURVES_FILE = "loss_curves.png"
+CARD_FILE = "MODEL_CARD.md"
 _KEYS = ("files", "data", "holdout", "recipe", "clips", "vocabulary", "type_set", "answer_types")
 
 

@@ -15,7 +15,7 @@ import torch
 
 from tests.conftest import write_checkpoint
 from training import evaluate
-from training.clip_models import ClipError, FrozenClip
+from training.clip_models import ClipError, FrozenClip, clip_name
 from training.data import ANSWER_TYPES, DatasetError, read_split
 from training.head import GatedHead
 from training.metrics import answerability, vqa_accuracy, vqa_accuracy_by_type
@@ -23,7 +23,7 @@ from training.model_card import write_model_card
 from training.predictor import ClipEnsemble, Predictor
 from training.progress import ProgressLog
 from training.recipe import RECIPES, REPORT
-from training.report import clip_name, overrides
+from training.report import overrides
 from training.runs import Run, RunError, read_run, write_run
 from training.splits import holdout
 from training.storage import write_json
