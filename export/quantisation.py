@@ -4,7 +4,7 @@ A product's matrix [in, out] gets a scale per output. What it is multiplied with
 largest values that example inputs give. Where that comes from a LayerNorm, its channels differ, and one large channel
 would leave few levels to the others: the norm divides each by a factor with which the matrix's row is multiplied, which
 changes nothing but evens out both (SmoothQuant, arXiv 2211.10438). What is too uneven all the same keeps its values,
-and the runtime does as it sees fit: OpenVINO finds scales for them as they come, which is exact, but slower.
+and the runtime does as it sees fit: OpenVINO finds scales for them as they come, which is closer, but slower.
 
 ``QuantizeLinear`` and ``DequantizeLinear`` say so in the graph; a runtime that can multiplies the whole numbers.
 """
