@@ -16,8 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from export.graphs import write_graph
-from export.heads import ServedHead
+from export.heads import write_head
 from export.runtimes import open_graph
 from export.targets import Target
 from training.head import GatedHead
@@ -25,13 +24,11 @@ from training.predictor import Predictor
 from vizwiz_client.contract import tensors
 
 
-def write_head(folds: int, features: int, answers: int, path: Path) -> Path:
+def write_folds(folds: int, features: int, answers: int, path: Path) -> Path:
     """Write a served head of ``folds`` random heads."""
     torch.manual_seed(0)
     heads = [GatedHead(features=features, answers=answers, types=4).eval() for _ in range(folds)]
-    served = ServedHead(Predictor(heads, None).eval(), "0" * tensors.DIGEST_LENGTH)
-    inputs = [tensors.IMAGE_FEATURES, tensors.TEXT_FEATURES]
-    write_graph(served, [torch.zeros(2, features) for _ in inputs], inputs, tensors.HEAD_OUTPUTS, path)
+    write_head(Predictor(heads), "0" * tensors.DIGEST_LENGTH, path)
     return path
 
 
@@ -46,7 +43,7 @@ def main() -> None:
     generator = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as folder:
         paths = [
-            write_head(folds, arguments.features, arguments.answers, Path(folder, f"{folds}.onnx"))
+            write_folds(folds, arguments.features, arguments.answers, Path(folder, f"{folds}.onnx"))
             for folds in arguments.folds
         ]
         graphs = [open_graph(path, Target("portable", "fp32")) for path in paths]

@@ -33,18 +33,18 @@ def write_image_encoder(model: FrozenClip, target: Target, path: Path) -> None:
     """
     encoder = image_encoder(model.model, _operators(target))
     pixels = torch.zeros(2, model.side, model.side, 3, dtype=torch.uint8)
-    write_graph(_cast(encoder, target), [pixels], [tensors.IMAGE], [tensors.IMAGE_FEATURES], path)
-    _finish(path, target, attention_layers(encoder), example_photos(model.side))
+    graph = write_graph(_cast(encoder, target), [pixels], [tensors.IMAGE], [tensors.IMAGE_FEATURES], path)
+    _finish(path, graph, target, attention_layers(encoder), example_photos(model.side))
 
 
 def write_text_encoder(model: FrozenClip, target: Target, path: Path) -> None:
     """Write the text encoder of ``model`` to ``path``; raises as :func:`write_image_encoder`."""
     encoder = TextEncoder(model.model, _operators(target))
     ids = torch.zeros(2, tensors.CONTEXT_LENGTH, dtype=torch.int32)
-    write_graph(_cast(encoder, target), [ids], [tensors.TOKENS], [tensors.TEXT_FEATURES], path, free_length=True)
-    if target.device != "tensorrt":  # its engines have no shapes that depend on values
-        shorten_questions(path)
-    _finish(path, target, attention_layers(encoder), example_questions())
+    shorten = None if target.device == "tensorrt" else shorten_questions  # its engines: no shapes that depend on values
+    signature = [tensors.TOKENS], [tensors.TEXT_FEATURES]
+    graph = write_graph(_cast(encoder, target), [ids], *signature, path, free_length=True, edit=shorten)
+    _finish(path, graph, target, attention_layers(encoder), example_questions())
 
 
 def check_operators(graph: Any, target: Target, attentions: int) -> None:
@@ -81,7 +81,10 @@ def _cast(encoder: nn.Module, target: Target) -> nn.Module:
     return half
 
 
-def _finish(path: Path, target: Target, attentions: int, examples: Iterable[npt.NDArray[Any]]) -> None:
+def _finish(
+    path: Path, graph: onnx.GraphProto, target: Target, attentions: int, examples: Iterable[npt.NDArray[Any]]
+) -> None:
+    """Check ``graph``, which is at ``path``, and change that to the precision of ``target``."""
+    check_operators(graph, target, attentions)
     if target.precision == "int8":
         quantise_products(path, examples)
-    check_operators(onnx.load(path, load_external_data=False).graph, target, attentions)

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 import onnx
 import torch
 from google.protobuf.message import Message
+from onnx import helper
 from torch import Tensor, nn
 
 from vizwiz_client.contract.tensors import TensorSpec
 
 OPSET = 20  # ai.onnx: read by ONNX Runtime 1.17 and later
-_BATCH = "batch"
+BATCH = "batch"  # name of the free axis
 
 
 class GraphError(Exception):
@@ -30,17 +33,22 @@ def write_graph(
     path: Path,
     *,
     free_length: bool = False,
-) -> None:
+    edit: Callable[[onnx.GraphProto], None] | None = None,
+) -> onnx.GraphProto:
     """Export ``module`` to ``path``, batch axis free.
 
     Args:
         example: one tensor per input, batch of at least 2: a size of 1 would be taken for a constant.
         free_length: the second axis of the first input is free too.
+        edit: changes the graph, without the module's weights, before it is written.
+
+    Returns:
+        What was written, without the module's weights.
 
     Raises:
         GraphError: the graph that came out does not have the contract's names and types.
     """
-    batch = torch.export.Dim(_BATCH)
+    batch = torch.export.Dim(BATCH)
     axes: list[dict[int, Any]] = [{0: batch} for _ in example]
     if free_length:
         axes[0][1] = torch.export.Dim("length", max=example[0].shape[1])
@@ -58,8 +66,19 @@ def write_graph(
             verbose=False,
         )
     assert program is not None
-    save_graph(program.model_proto, path)
-    _check_signature(path, inputs, outputs)
+    constants = program.model.graph.initializers
+    weights = [
+        _Weight.of_array(name, value.const_value.numpy())
+        for name, value in constants.items()
+        if value.const_value is not None
+    ]
+    constants.clear()
+    model = program.model_proto
+    if edit:
+        edit(model.graph)
+    _check_signature(model.graph, inputs, outputs)
+    _write(model, [*_taken_from(model), *weights], path)
+    return model.graph
 
 
 def save_graph(model: onnx.ModelProto, path: Path) -> None:
@@ -68,19 +87,50 @@ def save_graph(model: onnx.ModelProto, path: Path) -> None:
     It is what ``onnx.save`` writes, which holds five copies of the weights on its way; here it is one tensor at a time.
     Every OpenAI CLIP fits protobuf's 2 GB.
     """
-    weights = list(model.graph.initializer)
+    _write(model, _taken_from(model), path)
+
+
+class _Weight(NamedTuple):
+    """A ``TensorProto`` to be written: so many bytes, in pieces that are made when they are asked for."""
+
+    size: int
+    pieces: Callable[[], Sequence[bytes | memoryview]]
+
+    @classmethod
+    def of_proto(cls, proto: onnx.TensorProto) -> _Weight:
+        return cls(proto.ByteSize(), lambda: [proto.SerializeToString()])
+
+    @classmethod
+    def of_array(cls, name: str, array: npt.NDArray[Any]) -> _Weight:
+        """Of a little-endian ``array``, which is copied only where its rows are not one after the other."""
+        kind = helper.np_dtype_to_tensor_dtype(array.dtype)
+        shape = onnx.TensorProto(name=name, data_type=kind, dims=array.shape).SerializeToString()
+        beginning = shape + _beginning(onnx.TensorProto, "raw_data", array.nbytes)
+        return cls(len(beginning) + array.nbytes, lambda: [beginning, np.ascontiguousarray(array).data.cast("B")])
+
+
+def _taken_from(model: onnx.ModelProto) -> list[_Weight]:
+    weights = [_Weight.of_proto(weight) for weight in model.graph.initializer]
     del model.graph.initializer[:]
+    return weights
+
+
+def _write(model: onnx.ModelProto, weights: Sequence[_Weight], path: Path) -> None:
+    """Write ``model``, which has no weights, with ``weights``."""
     graph = model.graph.SerializeToString()
-    model.ClearField("graph")
-    sizes = [weight.ByteSize() for weight in weights]
-    beginnings = [_beginning(onnx.GraphProto, "initializer", size) for size in sizes]
-    whole = len(graph) + sum(map(len, beginnings)) + sum(sizes)
+    rest = onnx.ModelProto()
+    rest.CopyFrom(model)
+    rest.ClearField("graph")
+    beginnings = [_beginning(onnx.GraphProto, "initializer", weight.size) for weight in weights]
+    whole = len(graph) + sum(
+        len(beginning) + weight.size for beginning, weight in zip(beginnings, weights, strict=True)
+    )
     with path.open("wb") as file:
-        file.write(model.SerializeToString())
+        file.write(rest.SerializeToString())
         file.write(_beginning(onnx.ModelProto, "graph", whole) + graph)
         for beginning, weight in zip(beginnings, weights, strict=True):
             file.write(beginning)
-            file.write(weight.SerializeToString())
+            file.writelines(weight.pieces())
 
 
 def _beginning(message: type[Message], field: str, size: int) -> bytes:
@@ -99,10 +149,9 @@ def _varint(number: int) -> bytes:
     return bytes(encoded)
 
 
-def _check_signature(path: Path, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> None:
-    graph = onnx.load(path, load_external_data=False).graph
+def _check_signature(graph: onnx.GraphProto, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> None:
     for given, expected in ((graph.input, inputs), (graph.output, outputs)):
-        got = [(value.name, onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)) for value in given]
+        got = [(value.name, helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)) for value in given]
         want = [(spec.name, spec.dtype) for spec in expected]
         if got != want:
-            raise GraphError(f"{path.name}: the graph has {got}, the contract says {want}")
+            raise GraphError(f"the graph that was exported has {got}, the contract says {want}")

@@ -17,8 +17,7 @@ import torch
 from export import preprocess, repository, store
 from export.encoders import write_image_encoder, write_text_encoder
 from export.golden import PHOTO_FILE, write_golden
-from export.graphs import write_graph
-from export.heads import ServedHead
+from export.heads import write_head
 from export.parity import Comparison, check, compare_answers, report, table
 from export.parity_inputs import (
     GOLDEN_QUESTION,
@@ -45,7 +44,7 @@ from vizwiz_client.contract.geometry import load_photo, to_pixels
 from vizwiz_client.contract.tensors import CONTRACT_VERSION, DIGEST_LENGTH
 
 # Raised when the same weights become another graph, or are proved on other inputs: their models get other names.
-EXPORT_FORMAT = "9"
+EXPORT_FORMAT = "10"
 DEFAULT_TARGET = Target("portable", "fp32")
 HEAD_TARGET = Target("portable", "fp32")  # of every head: it takes microseconds, so it may as well be exact
 _OVERHEAD = 1.2  # bytes of a graph's file over those of its weights, and room for the rest
@@ -159,16 +158,12 @@ def _write_graphs(
     new: dict[str, Path], names: Names, run: Run, model: FrozenClip | None, predictor: Predictor, target: Target
 ) -> None:
     """Write the graphs of the models that are ``new`` into their folders, and the photo of the golden request."""
-    size = sizes(run)
     for name, folder in new.items():
         path = _graph(folder)
         path.parent.mkdir(parents=True)
         print(f"writing {name}")
         if name == names.head:
-            features = [torch.zeros(2, size.features) for _ in range(2)]  # one object given twice would be one input
-            served = ServedHead(predictor, name.removeprefix(tensors.HEAD_PREFIX))
-            inputs = [tensors.IMAGE_FEATURES, tensors.TEXT_FEATURES]
-            write_graph(served, features, inputs, tensors.HEAD_OUTPUTS, path)
+            write_head(predictor, name.removeprefix(tensors.HEAD_PREFIX), path)
             continue
         assert model is not None
         if name == names.image:

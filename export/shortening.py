@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,20 +9,18 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from export.graphs import save_graph
 from vizwiz_client.contract import tensors
 from vizwiz_client.contract.tokens import END_OF_TEXT
 
 _USED = "used_tokens"
 
 
-def shorten_questions(path: Path) -> None:
-    """Have the graph at ``path`` cut its tokens [B, T] behind the last end token, at one of ``TOKEN_LENGTHS``.
+def shorten_questions(graph: onnx.GraphProto) -> None:
+    """Have ``graph`` cut its tokens [B, T] behind the last end token, at one of ``TOKEN_LENGTHS``.
 
     It is exact for any tokens: the encoder is causal, and each question is read out at its first end token.
     """
-    model = onnx.load(path)
-    graph, whole = model.graph, tensors.TOKENS.name
+    whole = tensors.TOKENS.name
     for node in graph.node:
         node.input[:] = [_USED if name == whole else name for name in node.input]
     lengths = [
@@ -49,4 +46,3 @@ def shorten_questions(path: Path) -> None:
     # a name of its own: ONNX Runtime plans memory for all sizes of one name alike
     graph.input[0].type.tensor_type.shape.dim[1].dim_param = "context"
     graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in constants.items())
-    save_graph(model, path)

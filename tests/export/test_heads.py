@@ -1,11 +1,15 @@
-"""The served head: folds stacked in one graph, averaged and calibrated, against the heads one by one."""
+"""The served head: folds in one graph, averaged and calibrated, against the heads one by one."""
 
 from __future__ import annotations
 
-import torch
-from torch import nn
+from pathlib import Path
 
-from export.heads import ServedHead
+import torch
+from torch import Tensor, nn
+
+from export.heads import write_head
+from export.runtimes import open_graph
+from export.targets import Target
 from training.head import GatedHead
 from training.predictor import Calibration, Predictor
 from vizwiz_client.contract.tensors import head_digest
@@ -22,10 +26,17 @@ def make_predictor(folds: int, calibration: Calibration | None = None) -> Predic
     return Predictor(heads, calibration).eval()
 
 
+def serve(predictor: Predictor, folder: Path, image: Tensor, text: Tensor) -> list[Tensor]:
+    """The outputs of the graph of ``predictor``."""
+    write_head(predictor, DIGEST, path := folder / "head.onnx")
+    features = {"image_features": image.numpy(), "text_features": text.numpy()}
+    return [torch.from_numpy(output) for output in open_graph(path, Target("portable", "fp32"))(features)]
+
+
 @torch.inference_mode()
-def test_served_head_gives_probabilities_and_its_number() -> None:
-    served = ServedHead(make_predictor(1), DIGEST)
-    answer, answer_type, answerable, number = served(torch.randn(4, 8), torch.randn(4, 8))
+def test_served_head_gives_probabilities_and_its_number(tmp_path: Path) -> None:
+    served = serve(make_predictor(1), tmp_path, torch.randn(4, 8), torch.randn(4, 8))
+    answer, answer_type, answerable, number = served
     torch.testing.assert_close(answer.sum(dim=1), torch.ones(4))
     torch.testing.assert_close(answer_type.sum(dim=1), torch.ones(4))
     assert answerable.shape == number.shape == (4, 1)
@@ -33,10 +44,10 @@ def test_served_head_gives_probabilities_and_its_number() -> None:
 
 
 @torch.inference_mode()
-def test_stacked_heads_are_the_mean_of_the_heads() -> None:
+def test_folds_are_the_mean_of_the_heads(tmp_path: Path) -> None:
     predictor = make_predictor(3)
     image, text = torch.randn(4, 8), torch.randn(4, 8)
-    answer, answer_type, answerable, _ = ServedHead(predictor, DIGEST)(image, text)
+    answer, answer_type, answerable, _ = serve(predictor, tmp_path, image, text)
     logits = [head(text, image) for head in predictor.heads]
     torch.testing.assert_close(answer, sum(each.answer.softmax(1) for each in logits) / 3)
     torch.testing.assert_close(answer_type, sum(each.answer_type.softmax(1) for each in logits) / 3)
@@ -44,20 +55,20 @@ def test_stacked_heads_are_the_mean_of_the_heads() -> None:
 
 
 @torch.inference_mode()
-def test_the_calibration_is_in_the_graph() -> None:
+def test_the_calibration_is_in_the_graph(tmp_path: Path) -> None:
     plain, calibrated = make_predictor(2), make_predictor(2, Calibration(0.5, -1.0))
     image, text = torch.randn(64, 8), torch.randn(64, 8)
     before = sum(head(text, image).answerable.double().sigmoid() for head in plain.heads) / 2
-    after = ServedHead(calibrated, DIGEST)(image, text)[2][:, 0]
+    after = serve(calibrated, tmp_path, image, text)[2][:, 0]
     odds = (before / (1 - before)) ** 0.5 * torch.exp(torch.tensor(-1.0))
     torch.testing.assert_close(after, (odds / (1 + odds)).float())
     assert ((before > 0.5) != (after > 0.5)).any()  # the line was somewhere else before
 
 
 @torch.inference_mode()
-def test_certainty_stays_finite() -> None:
+def test_certainty_stays_finite(tmp_path: Path) -> None:
     predictor = make_predictor(1)
     predictor.heads[0].answerable.bias.fill_(1000.0)
-    answerable = ServedHead(predictor, DIGEST)(torch.randn(2, 8), torch.randn(2, 8))[2]
+    answerable = serve(predictor, tmp_path, torch.randn(2, 8), torch.randn(2, 8))[2]
     assert torch.isfinite(answerable).all()
     assert (answerable > 0.999).all()

@@ -275,7 +275,7 @@ def test_a_target_that_cannot_be_written_is_found_before_any_work(
 def test_a_full_disk_is_found_before_any_work(
     run: Run, tiny_clip: FrozenClip, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(publication, "write_graph", pytest.fail)
+    monkeypatch.setattr(publication, "write_head", pytest.fail)
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
     with pytest.raises(RepositoryError, match=r"has room for 0\.00 GiB, the export needs about 0\.0\d: make room"):

@@ -14,8 +14,7 @@ import torch
 
 from export import modules, publication
 from export.encoders import write_image_encoder, write_text_encoder
-from export.graphs import write_graph
-from export.heads import ServedHead
+from export.heads import write_head
 from export.parity import Comparison, ParityError, check, compare, compare_answers, compare_features, table
 from export.parity_inputs import Inputs, draw_golden_photo, drawn_inputs, random_inputs, run_inputs
 from export.proof import prove
@@ -29,7 +28,6 @@ from training.clip_models import PIXEL_STD, FrozenClip
 from training.data import read_split
 from training.predictor import Predictor
 from training.runs import Run
-from vizwiz_client.contract import tensors
 
 REFUSED_EVERYWHERE = [
     damage.missing_image_block,
@@ -56,9 +54,7 @@ def bench(run: Run, tiny_clip: FrozenClip, some_photos: Path, tmp_path_factory: 
     """The reference, the graph of its fitted head, and the three sets of inputs."""
     place = tmp_path_factory.mktemp("bench")
     predictor, path = run.load_predictor(), place / "head.onnx"
-    features = [torch.zeros(2, tiny_clip.width) for _ in range(2)]
-    given = [tensors.IMAGE_FEATURES, tensors.TEXT_FEATURES]
-    write_graph(ServedHead(predictor, "0" * 12), features, given, tensors.HEAD_OUTPUTS, path)
+    write_head(predictor, "0" * 12, path)
     side = tiny_clip.side
     own = run_inputs(side, read_split(some_photos, "val"))
     assert own is not None

@@ -110,14 +110,14 @@ def test_a_wrong_average_publishes_nothing(
 ) -> None:
     train, val = read_split(some_photos, "train"), read_split(some_photos, "val")
     run = read_run(fit(train, val, tiny_clip, Recipe(epochs=3, folds=2), tmp_path / "runs", tmp_path / "cache"))
-    original = publication.ServedHead
+    original = publication.write_head
 
-    def damaged(predictor: Predictor, digest: str) -> torch.nn.Module:
+    def damaged(predictor: Predictor, digest: str, path: Path) -> None:
         heads = [predictor.heads[0]] * 2 if damage == "a fold twice" else list(predictor.heads)
         calibration = Calibration(1.0, 0.01) if damage == "another calibration" else predictor.calibration
-        return original(Predictor(heads, calibration), digest)
+        original(Predictor(heads, calibration), digest, path)
 
-    monkeypatch.setattr(publication, "ServedHead", damaged)
+    monkeypatch.setattr(publication, "write_head", damaged)
     with pytest.raises(ParityError):
         export_run(run, tiny_clip, tmp_path / "triton_models")
     assert not list(tmp_path.glob("triton_models/*"))
