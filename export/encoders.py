@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import numpy.typing as npt
 import onnx
 import torch
-from torch import nn
 
 from export.example_inputs import example_photos, example_questions
-from export.graphs import GraphError, write_graph
-from export.modules import TextEncoder, attention_layers, image_encoder
+from export.graphs import GraphBuilder, GraphError, tensor_value
+from export.modules import attention_layers, image_encoder, text_encoder
 from export.operators import FusedOperators, Operators
 from export.quantisation import quantise_products
 from export.shortening import shorten_questions
@@ -29,22 +27,25 @@ def write_image_encoder(model: FrozenClip, target: Target, path: Path) -> None:
     """Write the image encoder of ``model`` to ``path``.
 
     Raises:
-        GraphError: the graph that came out is not the contract's, or not what ``target`` promises.
+        GraphError: the graph is not what ``target`` promises.
     """
-    encoder = image_encoder(model.model, _operators(target))
-    pixels = torch.zeros(2, model.side, model.side, 3, dtype=torch.uint8)
-    graph = write_graph(_cast(encoder, target), [pixels], [tensors.IMAGE], [tensors.IMAGE_FEATURES], path)
-    _finish(path, graph, target, attention_layers(encoder), example_photos(model.side))
+    operators, visual = _operators(target), model.model.visual
+    features = image_encoder(operators, visual, tensors.IMAGE.name)
+    image = tensor_value(tensors.IMAGE, model.side, model.side, 3)
+    graph = _write(operators.graph, image, features, tensor_value(tensors.IMAGE_FEATURES, model.width), path)
+    _finish(path, graph, target, attention_layers(visual), example_photos(model.side))
 
 
 def write_text_encoder(model: FrozenClip, target: Target, path: Path) -> None:
     """Write the text encoder of ``model`` to ``path``; raises as :func:`write_image_encoder`."""
-    encoder = TextEncoder(model.model, _operators(target))
-    ids = torch.zeros(2, tensors.CONTEXT_LENGTH, dtype=torch.int32)
-    shorten = None if target.device == "tensorrt" else shorten_questions  # its engines: no shapes that depend on values
-    signature = [tensors.TOKENS], [tensors.TEXT_FEATURES]
-    graph = write_graph(_cast(encoder, target), [ids], *signature, path, free_length=True, edit=shorten)
-    _finish(path, graph, target, attention_layers(encoder), example_questions())
+    operators, whole = _operators(target), tensors.TOKENS.name
+    # TensorRT's engines have no shapes that depend on values
+    used = whole if target.device == "tensorrt" else shorten_questions(operators.graph, whole)
+    features = text_encoder(operators, model.model, used)
+    # a length of its own: ONNX Runtime plans memory for all sizes of one name alike
+    tokens = tensor_value(tensors.TOKENS, "context")
+    graph = _write(operators.graph, tokens, features, tensor_value(tensors.TEXT_FEATURES, model.width), path)
+    _finish(path, graph, target, attention_layers(model.model.transformer), example_questions())
 
 
 def check_operators(graph: Any, target: Target, attentions: int) -> None:
@@ -67,18 +68,16 @@ def check_operators(graph: Any, target: Target, attentions: int) -> None:
 
 
 def _operators(target: Target) -> Operators:
-    return FusedOperators() if target.variant == "fused" else Operators()
+    graph = GraphBuilder(torch.float16 if target.precision == "fp16" else torch.float32)
+    return FusedOperators(graph) if target.variant == "fused" else Operators(graph)
 
 
-def _cast(encoder: nn.Module, target: Target) -> nn.Module:
-    """``encoder`` in the type that the graph holds its weights in; LayerNorms stay fp32, which they compute in."""
-    if target.precision != "fp16":
-        return encoder
-    half = deepcopy(encoder).half()  # a copy: the reference of the parity gate shares its weights
-    for module in half.modules():
-        if isinstance(module, nn.LayerNorm):
-            module.float()
-    return half
+def _write(
+    graph: GraphBuilder, given: onnx.ValueInfoProto, features: str, wanted: onnx.ValueInfoProto, path: Path
+) -> onnx.GraphProto:
+    """Write ``graph``, which maps ``given`` to ``features``, which are called as they are ``wanted``."""
+    graph.rename(features, wanted.name)
+    return graph.save(path, [given], [wanted])
 
 
 def _finish(

@@ -1,107 +1,92 @@
-"""The operators that the two variants of a graph write differently: standard ONNX, or ONNX Runtime's fused ones.
-
-In PyTorch both compute the same, by the same code; they differ while a module is exported.
-"""
+"""The operators that the two variants of a graph write differently: standard ONNX, or ONNX Runtime's fused ones."""
 
 from __future__ import annotations
 
-from typing import Any
-
+import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.nn import functional
-from torch.onnx import ops as onnx_ops
+from torch import nn
+
+from export.graphs import MICROSOFT, GraphBuilder
 
 MASKED = -1e4  # added to a score: e^-10000 is 0 at every precision, and fp16 holds the number
-
-_MICROSOFT = "com.microsoft::"  # https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md
 
 
 class Operators:
     """Standard ONNX operators, which every runtime can take: the variant ``portable``."""
 
+    def __init__(self, graph: GraphBuilder) -> None:
+        """Write into ``graph``."""
+        self.graph = graph
+        self._masks: dict[str, str] = {}  # by length: all layers share one
+
     def attention(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        heads: int,
-        *,
-        causal: bool = False,
-        bias: Tensor | None = None,
-    ) -> Tensor:
+        self, query: str, key: str, value: str, heads: int, width: int, *, causal: str = "", bias: str = ""
+    ) -> str:
         """Multi-head attention on projected ``query`` [B, Q, W], ``key`` and ``value`` [B, T, W]; returns [B, Q, W].
 
         Args:
-            causal: a position sees none behind it; Q = T.
+            width: W, a multiple of ``heads``.
+            causal: T, int64 [], if a position sees none behind it; then Q = T.
             bias: added to the scores, fp32 [B, 1, 1, T].
         """
-        query, key, value = (x.unflatten(2, (heads, -1)).transpose(1, 2) for x in (query, key, value))
-        scores = ((query * query.shape[-1] ** -0.5) @ key.transpose(2, 3)).to(torch.float32)  # [B, H, Q, T]
-        if causal:
-            position = torch.arange(scores.shape[3], device=scores.device)
-            scores = scores + torch.where(position > position[:, None], MASKED, 0.0)
-        if bias is not None:
-            scores = scores + bias
-        return (torch.softmax(scores, dim=-1).to(value.dtype) @ value).transpose(1, 2).flatten(2)
+        graph, size = self.graph, width // heads
+        split = graph.constant([0, 0, heads, size])  # 0 keeps an axis
+        query, key, value = (graph.add("Reshape", x, split) for x in (query, key, value))
+        query = graph.add("Mul", graph.add("Transpose", query, perm=[0, 2, 1, 3]), graph.number(size**-0.5))
+        products = graph.add("MatMul", query, graph.add("Transpose", key, perm=[0, 2, 3, 1]))
+        scores = graph.wide(products)  # [B, H, Q, T]
+        for added in (self._mask(causal) if causal else "", bias):
+            scores = graph.add("Add", scores, added) if added else scores
+        shares = graph.narrow(graph.add("Softmax", scores, axis=-1))
+        mixed = graph.add("MatMul", shares, graph.add("Transpose", value, perm=[0, 2, 1, 3]))
+        joined = graph.constant([0, 0, width])
+        return graph.add("Reshape", graph.add("Transpose", mixed, perm=[0, 2, 1, 3]), joined)
 
-    def norm(self, x: Tensor, norm: nn.LayerNorm) -> Tensor:
-        """LayerNorm of ``x`` [..., W] in fp32: the squares of CLIP's residuals overflow fp16."""
-        wide = functional.layer_norm(x.to(torch.float32), norm.normalized_shape, norm.weight, norm.bias, norm.eps)
-        return wide.to(x.dtype)
-
-    def add_norm(self, x: Tensor, update: Tensor, norm: nn.LayerNorm) -> tuple[Tensor, Tensor]:
+    def add_norm(self, x: str, update: str, norm: nn.LayerNorm) -> tuple[str, str]:
         """The LayerNorm of ``x + update``, and that sum; all [B, T, W]."""
-        total = x + update
-        return self.norm(total, norm), total
+        total = self.graph.add("Add", x, update)
+        return self.graph.norm(total, norm), total
 
-    def quick_gelu(self, x: Tensor) -> Tensor:
+    def quick_gelu(self, x: str) -> str:
         """CLIP's activation, ``QuickGELU``."""
-        return x * torch.sigmoid(1.702 * x)
+        scaled = self.graph.add("Mul", x, self.graph.number(1.702))
+        return self.graph.add("Mul", x, self.graph.add("Sigmoid", scaled))
+
+    def _mask(self, length: str) -> str:
+        """What hides later positions: fp32 [T, T]."""
+        if length not in self._masks:
+            graph = self.graph
+            zero, one = graph.constant(0), graph.constant(1)
+            position = graph.add("Range", zero, length, one)
+            behind = graph.add("Greater", position, graph.add("Unsqueeze", position, graph.constant([1])))
+            self._masks[length] = hide(graph, behind)
+        return self._masks[length]
 
 
 class FusedOperators(Operators):
     """ONNX Runtime's operators, one kernel for what takes several otherwise: the variant ``fused``."""
 
     def attention(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        heads: int,
-        *,
-        causal: bool = False,
-        bias: Tensor | None = None,
-    ) -> Tensor:
-        if not torch.compiler.is_exporting():
-            return super().attention(query, key, value, heads, causal=causal, bias=bias)
-        inputs: list[Tensor | None] = [query, key, value]
-        if bias is not None:
-            inputs += [None, None, bias.to(query.dtype)]
-        attributes = {"num_heads": heads, "unidirectional": int(causal)}
-        return _one("MultiHeadAttention", inputs, attributes, query)
+        self, query: str, key: str, value: str, heads: int, width: int, *, causal: str = "", bias: str = ""
+    ) -> str:
+        more = ["", "", self.graph.narrow(bias)] if bias else []
+        inputs, later = [query, key, value, *more], int(bool(causal))
+        return self.graph.add("MultiHeadAttention", *inputs, domain=MICROSOFT, num_heads=heads, unidirectional=later)
 
-    def add_norm(self, x: Tensor, update: Tensor, norm: nn.LayerNorm) -> tuple[Tensor, Tensor]:
+    def add_norm(self, x: str, update: str, norm: nn.LayerNorm) -> tuple[str, str]:
         # ONNX Runtime's CUDA kernel adds up in the type of its input, unless the server chose its strict mode
-        if x.dtype != torch.float32 or not torch.compiler.is_exporting():
+        if self.graph.dtype != torch.float32:
             return super().add_norm(x, update, norm)
-        statistics = [*x.shape[:-1], 1]
-        normed, _, _, total = onnx_ops.symbolic_multi_out(
-            _MICROSOFT + "SkipLayerNormalization",
-            [x, update, norm.weight, norm.bias],
-            {"epsilon": norm.eps},
-            dtypes=[x.dtype, torch.float32, torch.float32, x.dtype],
-            shapes=[x.shape, statistics, statistics, x.shape],
-            version=1,
-        )
+        normed, total = self.graph.new_name("norm"), self.graph.new_name("sum")
+        inputs = [x, update, *map(self.graph.weight, (norm.weight, norm.bias))]
+        outputs = [normed, "", "", total]
+        self.graph.add_node("SkipLayerNormalization", inputs, outputs, domain=MICROSOFT, epsilon=norm.eps)
         return normed, total
 
-    def quick_gelu(self, x: Tensor) -> Tensor:
-        if not torch.compiler.is_exporting():
-            return super().quick_gelu(x)
-        return _one("QuickGelu", [x], {"alpha": 1.702}, x)
+    def quick_gelu(self, x: str) -> str:
+        return self.graph.add("QuickGelu", x, domain=MICROSOFT, alpha=1.702)
 
 
-def _one(name: str, inputs: list[Tensor | None], attributes: dict[str, Any], like: Tensor) -> Tensor:
-    """One of ONNX Runtime's operators, whose output has the type and shape of ``like``."""
-    return onnx_ops.symbolic(_MICROSOFT + name, inputs, attributes, dtype=like.dtype, shape=like.shape, version=1)
+def hide(graph: GraphBuilder, behind: str) -> str:
+    """What is added to scores so that nobody sees what is ``behind``, a boolean of any shape: fp32."""
+    return graph.add("Where", behind, graph.constant(MASKED, np.float32), graph.constant(0, np.float32))

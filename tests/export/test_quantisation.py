@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from export.graphs import save_graph
+from export.graphs import GraphBuilder
 from export.quantisation import quantise_products
 from export.runtimes import open_graph
 from export.targets import Target
@@ -40,12 +40,14 @@ class Layer(nn.Module):
 
 def written(layer: Layer, path: Path) -> Path:
     """``layer`` as a graph of x [B, T, C]."""
-    axes = ({0: torch.export.Dim("batch"), 1: torch.export.Dim("length")},)
-    program = torch.onnx.export(
-        layer.eval(), (torch.zeros(2, 3, CHANNELS),), input_names=["x"], dynamic_shapes=axes, dynamo=True, verbose=False
-    )
-    assert program is not None
-    save_graph(program.model_proto, path)
+    graph = GraphBuilder()
+    normed = graph.norm("x", layer.norm) if layer.normed else "x"
+    y = graph.linear(normed, layer.linear)
+    if layer.shared:
+        first, last, axis = (graph.constant([number]) for number in (0, OUTPUTS, 2))
+        y = graph.add("Add", y, graph.add("Slice", normed, first, last, axis))
+    given, wanted = onnx.helper.make_tensor_value_info("x", 1, ["B", "T", CHANNELS]), onnx.ValueInfoProto(name=y)
+    graph.save(path, [given], [wanted])
     return path
 
 
