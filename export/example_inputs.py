@@ -13,11 +13,10 @@ import numpy.typing as npt
 from training.demo.photo import take_photo
 from training.demo.questions import draw_question_kind, phrase
 from training.demo.scene import Scene, draw_scene
-from vizwiz_client.contract import geometry, tensors, tokens
+from vizwiz_client.contract import geometry
 
 _PHOTO_SIZE = (480, 640)
 _PHOTOS = 16  # ViT-L/14@336px takes 2 s for each on two cores
-_QUESTIONS = 64
 
 Array = npt.NDArray[Any]
 
@@ -44,15 +43,3 @@ def example_photos(side: int) -> Iterator[Array]:
         yield geometry.to_pixels(geometry.load_photo(photograph(scene, rng)), side)[None]
     yield from (np.full((1, side, side, 3), value, np.uint8) for value in (0, 255))
     yield np.random.default_rng(1).integers(0, 256, (1, side, side, 3), dtype=np.uint8)
-
-
-def example_questions() -> Iterator[Array]:
-    """Token ids int32 [1, T] to find ranges on: questions, each at its own length, and words in no order."""
-    for number in range(_QUESTIONS):
-        _, question, _ = draw_request(f"example/{number}")
-        yield tokens.tokenize(question).ids[None]
-    generator = np.random.default_rng(1)
-    for length in tensors.TOKEN_LENGTHS:
-        ids = generator.integers(0, tokens.START_OF_TEXT, (1, length), dtype=np.int32)
-        ids[0, 0], ids[0, -1] = tokens.START_OF_TEXT, tokens.END_OF_TEXT
-        yield ids

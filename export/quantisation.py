@@ -32,13 +32,13 @@ _ZERO = "int8_zero"
 Array = npt.NDArray[Any]
 
 
-def quantise_products(path: Path, examples: Iterable[Array]) -> None:
+def quantise_products(path: Path, examples: Iterable[Array] | None = None) -> None:
     """Rewrite the graph at ``path`` so that every ``MatMul`` whose second input is constant multiplies in 8 bits.
 
     Args:
-        examples: what its one input may be, one after the other.
+        examples: what its one input may be, one after the other; without them the matrices alone get scales.
     """
-    sizes = _sizes(path, examples)
+    sizes = {} if examples is None else _sizes(path, examples)
     model = onnx.load(path)
     graph = model.graph
     constants = {constant.name: constant for constant in graph.initializer}
@@ -46,21 +46,22 @@ def quantise_products(path: Path, examples: Iterable[Array]) -> None:
     before: dict[int, list[onnx.NodeProto]] = {}  # by place in the graph: what a node needs
     for left, places in _products(graph).items():
         matrices = [numpy_helper.to_array(constants[graph.node[place].input[1]]).astype(np.float64) for place in places]
-        size, norm = sizes[left], _norm_before(graph, left, places)
-        factors = _even(size.peak, matrices) if norm else np.ones(len(size.peak))
-        scale = (size.peak / factors).max() / _LEVELS
         rounded = left
-        if scale <= _COARSEST * (size.mean / factors).mean():
-            matrices = [matrix * factors[:, None] for matrix in matrices]
-            for number, name in enumerate(norm.input[1:] if norm else [], 1):
-                norm.input[number] = f"{left}_norm_{number}"
-                added[norm.input[number]] = numpy_helper.to_array(constants[name]) / factors
-            rounded = f"{left}_rounded"
-            added[f"{left}_scale"] = _scale(scale)
-            before[places[0]] = [
-                helper.make_node("QuantizeLinear", [left, f"{left}_scale", _ZERO], [f"{left}_int8"]),
-                helper.make_node("DequantizeLinear", [f"{left}_int8", f"{left}_scale", _ZERO], [rounded]),
-            ]
+        if size := sizes.get(left):
+            norm = _norm_before(graph, left, places)
+            factors = _even(size.peak, matrices) if norm else np.ones(len(size.peak))
+            scale = (size.peak / factors).max() / _LEVELS
+            if scale <= _COARSEST * (size.mean / factors).mean():
+                matrices = [matrix * factors[:, None] for matrix in matrices]
+                for number, name in enumerate(norm.input[1:] if norm else [], 1):
+                    norm.input[number] = f"{left}_norm_{number}"
+                    added[norm.input[number]] = numpy_helper.to_array(constants[name]) / factors
+                rounded = f"{left}_rounded"
+                added[f"{left}_scale"] = _scale(scale)
+                before[places[0]] = [
+                    helper.make_node("QuantizeLinear", [left, f"{left}_scale", _ZERO], [f"{left}_int8"]),
+                    helper.make_node("DequantizeLinear", [f"{left}_int8", f"{left}_scale", _ZERO], [rounded]),
+                ]
         for place, matrix in zip(places, matrices, strict=True):
             name = f"{graph.node[place].output[0]}_matrix"
             step = added[f"{name}_scale"] = _scale(np.abs(matrix).max(axis=0) / _LEVELS)
