@@ -42,7 +42,7 @@ def write_text_encoder(model: FrozenClip, target: Target, path: Path) -> None:
     # TensorRT's engines have no shapes that depend on values
     used = whole if target.device == "tensorrt" else shorten_questions(operators.graph, whole)
     features = text_encoder(operators, model.model, used)
-    # a length of its own: ONNX Runtime plans memory for all sizes of one name alike
+    # not called as the length behind the cut is: ONNX Runtime plans memory for all sizes of one name alike
     tokens = tensor_value(tensors.TOKENS, "context")
     graph = _write(operators.graph, tokens, features, tensor_value(tensors.TEXT_FEATURES, model.width), path)
     # no examples: with scales found on them random weights fail the gate (1 - cosine 1.1e-3), and questions cost little
@@ -60,7 +60,7 @@ def check_operators(graph: Any, target: Target, attentions: int) -> None:
         if found != attentions:
             raise GraphError(
                 f"{found} of {attentions} attentions are fused, so the graph would run slowly: this is a fault of the "
-                "export with this PyTorch; `--variant portable` does not need it"
+                "export; `--variant portable` does not need it"
             )
     else:
         others = {f"{node.domain}::{node.op_type}" for node in graph.node if node.domain not in _STANDARD_DOMAINS}

@@ -1,7 +1,4 @@
-"""ONNX graphs, written node by node, and their files, written without a second copy of the weights.
-
-Tracing a CLIP through PyTorch took half a minute, and gave the graph that the tracer of the day made of it.
-"""
+"""ONNX graphs, written node by node, and their files, written one weight at a time."""
 
 from __future__ import annotations
 
@@ -21,7 +18,7 @@ from vizwiz_client.contract.tensors import TensorSpec
 
 OPSET = 20  # ai.onnx: read by ONNX Runtime 1.17 and later
 MICROSOFT = "com.microsoft"  # https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md
-_IR_VERSION = 10
+_IR_VERSION = 9  # of that opset
 _OPSETS = {"": OPSET, MICROSOFT: 1}
 _KINDS = {torch.float32: TensorProto.FLOAT, torch.float16: TensorProto.FLOAT16}
 
@@ -43,10 +40,10 @@ class GraphBuilder:
         self._weights: list[_Weight] = []
         self._constants: dict[tuple[Any, ...], onnx.TensorProto] = {}
 
-    def add(self, operator: str, *inputs: str, name: str = "", domain: str = "", **attributes: Any) -> str:
+    def add(self, operator: str, *inputs: str, name: str = "", **attributes: Any) -> str:
         """Add a node with one output, called ``name`` or else by its number; an input that is left out is ``""``."""
         output = name or self.new_name(operator)
-        self.add_node(operator, inputs, [output], domain=domain, **attributes)
+        self.add_node(operator, inputs, [output], **attributes)
         return output
 
     def add_node(self, operator: str, inputs: Sequence[str], outputs: Sequence[str], **attributes: Any) -> None:

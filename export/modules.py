@@ -4,8 +4,8 @@ They differ from the ``clip`` package's own modules in ways none of which change
 
 - query, key and value are three matrix products, and attention, residuals and activations are :mod:`export.operators`;
 - standardising the pixels happens in the graph, so that a client sends uint8;
-- the text encoder computes as many positions as the longest question of a batch needs: it is causal and read out at the
-  end token, which no later position can reach;
+- the text encoder takes questions of any length up to 77: it is causal and read out at the end token, which no later
+  position can reach;
 - the last block of a transformer is computed for the one position that is read out;
 - batch normalisation is multiplied into the convolution before it.
 
@@ -69,7 +69,7 @@ def text_encoder(ops: Operators, clip_model: Any, tokens: str) -> str:
     length, zero = graph.add("Shape", tokens, start=1, end=2), graph.constant([0])
     embedded = graph.add("Gather", graph.weight(clip_model.token_embedding.weight), tokens)
     positions = graph.add("Slice", graph.weight(clip_model.positional_embedding), zero, length, zero)
-    count = graph.add("Squeeze", length)
+    count = graph.add("Squeeze", length, zero)
     end = first_end(graph, tokens, count)
     x = graph.add("Add", embedded, positions)
     x = transformer(ops, clip_model.transformer, clip_model.ln_final, x, (count, end))

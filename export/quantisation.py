@@ -1,4 +1,4 @@
-"""Matrix products in 8 bits, in standard ONNX operators: whole numbers on both sides, with scales known beforehand.
+"""Matrix products in 8 bits, in standard ONNX operators: whole numbers, on both sides where examples are at hand.
 
 A product's matrix [in, out] gets a scale per output. What it is multiplied with gets one scale for all of it, from the
 largest values that example inputs give. Where that comes from a LayerNorm, its channels differ, and one large channel
@@ -33,10 +33,11 @@ Array = npt.NDArray[Any]
 
 
 def quantise_products(path: Path, examples: Iterable[Array] | None = None) -> None:
-    """Rewrite the graph at ``path`` so that every ``MatMul`` whose second input is constant multiplies in 8 bits.
+    """Rewrite the graph at ``path`` so that every ``MatMul`` with a constant second input holds that in 8 bits.
 
     Args:
-        examples: what its one input may be, one after the other; without them the matrices alone get scales.
+        examples: what the graph's one input may be, one after the other. With them, what the matrices multiply gets
+            scales too, where it is even enough; without, the runtime does as it sees fit.
     """
     sizes = {} if examples is None else _sizes(path, examples)
     model = onnx.load(path)
@@ -115,7 +116,8 @@ def _sizes(path: Path, examples: Iterable[Array]) -> dict[str, _Size]:
         graph.output.extend(helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, [width]) for n in (peak, mean))
     name, watched = graph.input[0].name, path.with_suffix(".watched")
     try:
-        save_graph(model, watched)  # which leaves nothing of the model in memory
+        save_graph(model, watched)
+        del model, graph  # the session holds the weights once more
         session = onnxruntime.InferenceSession(watched, providers=["CPUExecutionProvider"])
     finally:
         watched.unlink(missing_ok=True)

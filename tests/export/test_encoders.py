@@ -93,10 +93,22 @@ def test_the_graph_is_written_in_the_operators_of_its_variant(target: Target, te
 def test_half_precision_is_half_the_size_and_its_norms_are_not(variant: str, text_graphs: dict[Target, Path]) -> None:
     full, half = (text_graphs[Target(variant, precision)] for precision in ("fp32", "fp16"))
     assert half.stat().st_size < 0.6 * full.stat().st_size
-    model = onnx.shape_inference.infer_shapes(onnx.load(half))
+    assert_sensitive_operators_are_wide(half, {"LayerNormalization", "ArgMax"})
+
+
+@pytest.mark.parametrize("variant", ["portable", "fused"])
+def test_half_precision_images_are_summed_up_in_full(variant: str, tiny_clip: FrozenClip, tmp_path: Path) -> None:
+    write_image_encoder(tiny_clip, Target(variant, "fp16"), tmp_path / "model.onnx")
+    resnet = hasattr(tiny_clip.model.visual, "attnpool")
+    assert_sensitive_operators_are_wide(tmp_path / "model.onnx", {"ReduceMean" if resnet else "LayerNormalization"})
+
+
+def assert_sensitive_operators_are_wide(path: Path, some: set[str]) -> None:
+    """What overflows fp16 takes fp32; ``some`` of it is in the graph at ``path``."""
+    model = onnx.shape_inference.infer_shapes(onnx.load(path))
     types = {value.name: value.type.tensor_type.elem_type for value in model.graph.value_info}
-    sensitive = [node for node in model.graph.node if node.op_type in ("LayerNormalization", "Softmax", "ArgMax")]
-    assert sensitive
+    sensitive = [n for n in model.graph.node if n.op_type in ("LayerNormalization", "Softmax", "ArgMax", "ReduceMean")]
+    assert some <= {node.op_type for node in sensitive}
     for node in sensitive:
         assert types[node.input[0]] == onnx.TensorProto.FLOAT
 

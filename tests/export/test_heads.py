@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -66,9 +67,12 @@ def test_the_calibration_is_in_the_graph(tmp_path: Path) -> None:
 
 
 @torch.inference_mode()
-def test_certainty_stays_finite(tmp_path: Path) -> None:
-    predictor = make_predictor(1)
-    predictor.heads[0].answerable.bias.fill_(1000.0)
+@pytest.mark.parametrize("certain", [[1000.0], [1000.0] * 3, [-1000.0] * 3, [1000.0, -1000.0, 0.0]])
+def test_certainty_stays_finite(certain: list[float], tmp_path: Path) -> None:
+    predictor = make_predictor(len(certain))
+    for head, bias in zip(predictor.heads, certain, strict=True):
+        head.answerable.bias.fill_(bias)
+        head.answerable.weight.zero_()
     answerable = serve(predictor, tmp_path, torch.randn(2, 8), torch.randn(2, 8))[2]
-    assert torch.isfinite(answerable).all()
-    assert (answerable > 0.999).all()
+    mean = torch.tensor(certain).sigmoid().mean()
+    torch.testing.assert_close(answerable, mean.expand(2, 1))
