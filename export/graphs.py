@@ -74,7 +74,7 @@ class GraphBuilder:
 
     def number(self, value: float) -> str:
         """Add a number of the graph's type."""
-        return self.constant(value, np.float16 if self.dtype == torch.float16 else np.float32)
+        return self.constant(value, helper.tensor_dtype_to_np_dtype(_KINDS[self.dtype]))
 
     def wide(self, x: str) -> str:
         """``x`` of the graph's type in fp32."""

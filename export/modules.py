@@ -22,7 +22,7 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from export.graphs import GraphBuilder
-from export.operators import Operators, hide
+from export.operators import Operators, hide_behind
 from training.clip_models import PIXEL_MEAN, PIXEL_STD
 from vizwiz_client.contract.tokens import END_OF_TEXT
 
@@ -57,8 +57,8 @@ def vision_transformer(ops: Operators, visual: Any, pixels: str) -> str:
     patches = rows(graph, convolution(graph, visual.conv1, pixels), visual.conv1.out_channels)
     batch = graph.add("Shape", patches, start=0, end=1)
     shape = graph.add("Concat", batch, graph.constant([1, 1]), axis=0)
-    first = graph.add("Expand", graph.weight(visual.class_embedding), shape)
-    x = graph.add("Concat", first, patches, axis=1)
+    classes = graph.add("Expand", graph.weight(visual.class_embedding), shape)
+    x = graph.add("Concat", classes, patches, axis=1)
     x = graph.norm(graph.add("Add", x, graph.weight(visual.positional_embedding)), visual.ln_pre)
     return graph.product(transformer(ops, visual.transformer, visual.ln_post, x), visual.proj)
 
@@ -109,16 +109,13 @@ def transformer(
         normed, x = block(ops, each, x, normed, normed, norm, causal=causal[0] if causal else "")
     bias = ""
     if causal is None:
-        zero, one = graph.constant([0]), graph.constant([1])
-        x, asking = (graph.add("Slice", each, zero, one, one) for each in (x, normed))
+        x, asking = first(graph, x), first(graph, normed)
     else:
         length, position = causal
         index = graph.add("Unsqueeze", position, graph.constant([1, 2]))
         index = graph.add("Expand", index, graph.constant([1, 1, source.width]))
         x, asking = (graph.add("GatherElements", each, index, axis=1) for each in (x, normed))
-        places = graph.add("Range", graph.constant(0), length, graph.constant(1))
-        behind = graph.add("Greater", places, graph.add("Unsqueeze", position, graph.constant([1])))
-        bias = graph.add("Unsqueeze", hide(graph, behind), graph.constant([1, 2]))
+        bias = graph.add("Unsqueeze", hide_behind(graph, length, position), graph.constant([1, 2]))
     return graph.add("Squeeze", block(ops, blocks[-1], x, asking, normed, last_norm, bias=bias)[0], graph.constant([1]))
 
 
@@ -180,11 +177,15 @@ def attention_pool(ops: Operators, pool: Any, x: str) -> str:
     mean = graph.narrow(graph.add("ReduceMean", graph.wide(cells), graph.constant([1]), keepdims=1))
     x = graph.add("Concat", mean, cells, axis=1)
     x = graph.add("Add", x, graph.weight(pool.positional_embedding))
-    asking = graph.add("Slice", x, graph.constant([0]), graph.constant([1]), graph.constant([1]))
-    query = graph.linear(asking, pool.q_proj)
+    query = graph.linear(first(graph, x), pool.q_proj)
     key, value = (graph.linear(x, layer) for layer in (pool.k_proj, pool.v_proj))
     mixed = ops.attention(query, key, value, pool.num_heads, width)
     return graph.add("Squeeze", graph.linear(mixed, pool.c_proj), graph.constant([1]))
+
+
+def first(graph: GraphBuilder, x: str) -> str:
+    """The first position of ``x`` [B, T, W]: [B, 1, W]."""
+    return graph.add("Slice", x, graph.constant([0]), graph.constant([1]), graph.constant([1]))
 
 
 def rows(graph: GraphBuilder, x: str, channels: int) -> str:

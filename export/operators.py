@@ -56,10 +56,8 @@ class Operators:
         """What hides later positions: fp32 [T, T]."""
         if length not in self._masks:
             graph = self.graph
-            zero, one = graph.constant(0), graph.constant(1)
-            position = graph.add("Range", zero, length, one)
-            behind = graph.add("Greater", position, graph.add("Unsqueeze", position, graph.constant([1])))
-            self._masks[length] = hide(graph, behind)
+            position = graph.add("Range", graph.constant(0), length, graph.constant(1))
+            self._masks[length] = hide_behind(graph, length, position)
         return self._masks[length]
 
 
@@ -87,6 +85,8 @@ class FusedOperators(Operators):
         return self.graph.add("QuickGelu", x, domain=MICROSOFT, alpha=1.702)
 
 
-def hide(graph: GraphBuilder, behind: str) -> str:
-    """What is added to scores so that nobody sees what is ``behind``, a boolean of any shape: fp32."""
+def hide_behind(graph: GraphBuilder, length: str, position: str) -> str:
+    """What is added to scores so that nobody sees behind ``position`` int64 [N], of ``length`` = T: fp32 [N, T]."""
+    places = graph.add("Range", graph.constant(0), length, graph.constant(1))
+    behind = graph.add("Greater", places, graph.add("Unsqueeze", position, graph.constant([1])))
     return graph.add("Where", behind, graph.constant(MASKED, np.float32), graph.constant(0, np.float32))

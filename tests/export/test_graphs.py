@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from export.graphs import save_graph
+from export.graphs import GraphBuilder, save_graph
 
 
 @pytest.mark.parametrize("sizes", [[], [1, 31], [33, 5_000, 700_000]])  # lengths of one to four bytes
@@ -24,3 +25,16 @@ def test_a_saved_graph_is_read_as_it_was(sizes: list[int], tmp_path: Path) -> No
     save_graph(model, tmp_path / "model.onnx")
     assert onnx.load(tmp_path / "model.onnx") == before
     assert (tmp_path / "model.onnx").stat().st_size == before.ByteSize()
+
+
+def test_weights_are_written_as_they_would_be_after_a_cast(tmp_path: Path) -> None:
+    matrix = torch.arange(12, dtype=torch.float32).reshape(3, 4) / 7
+    graph = GraphBuilder(torch.float16)
+    names = [graph.weight(matrix.T), graph.weight(matrix.chunk(3)[1], torch.float32)]
+    for name in names:
+        graph.add("Identity", name)
+    graph.save(tmp_path / "model.onnx", [], [])
+    half, wide = onnx.load(tmp_path / "model.onnx").graph.initializer
+    np.testing.assert_array_equal(numpy_helper.to_array(half), matrix.T.numpy().astype(np.float16))
+    np.testing.assert_array_equal(numpy_helper.to_array(wide), matrix[1:2].numpy())
+    assert [half.name, wide.name] == names
