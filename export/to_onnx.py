@@ -4,7 +4,7 @@
     python -m export.to_onnx --run runs/NAME        # a certain run
     python -m export.to_onnx --list                 # what is published; --check, --prune
 
-The demo takes about 15 s on two cores, and a head that is fitted again half of that: what is published already is kept.
+The demo takes 8 s on two cores, and a head that is fitted again 5 s: what is published already is kept.
 A graph that differs from PyTorch publishes nothing.
 """
 

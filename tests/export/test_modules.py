@@ -24,6 +24,7 @@ from vizwiz_client.contract.tokens import END_OF_TEXT, START_OF_TEXT
 QUESTIONS = ["what is this?", "what color is the mug on the left?", "is it on"]
 
 Write = Callable[..., "str | tuple[str, ...]"]  # writes nodes: operators, names of inputs -> names of outputs
+Compute = Callable[..., list[Tensor]]
 
 
 def write(nodes: Write, inputs: list[Tensor], path: Path) -> Path:
@@ -38,7 +39,7 @@ def write(nodes: Write, inputs: list[Tensor], path: Path) -> Path:
 
 
 @pytest.fixture
-def compute(tmp_path: Path) -> Callable[..., list[Tensor]]:
+def compute(tmp_path: Path) -> Compute:
     """Run nodes on inputs."""
 
     def run(nodes: Write, *inputs: Tensor) -> list[Tensor]:
@@ -48,9 +49,6 @@ def compute(tmp_path: Path) -> Callable[..., list[Tensor]]:
         return [torch.from_numpy(output) for output in outputs]
 
     return run
-
-
-Compute = Callable[..., list[Tensor]]
 
 
 def assert_close(got: Tensor, reference: Tensor, tolerance: float = 1e-5) -> None:
@@ -114,7 +112,9 @@ def test_every_block_of_the_transformers(tiny_vit: FrozenClip, compute: Compute)
         for source in transformer.resblocks:
             assert (source.attn_mask is not None) is causal
 
-            def nodes(ops: Operators, x: str, normed: str, source: nn.Module = source, norm: nn.Module = norm) -> Write:
+            def nodes(
+                ops: Operators, x: str, normed: str, source: nn.Module = source, norm: nn.LayerNorm = norm
+            ) -> tuple[str, str]:
                 length = ops.graph.constant(9) if source.attn_mask is not None else ""
                 return modules.block(ops, source, x, normed, normed, norm, causal=length)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -60,31 +60,21 @@ class TritonPythonModel:
     def _answer(self, questions: Sequence[Question]) -> list[Any]:
         feeds = [question.feed for question in questions]
         try:
-            results = self._session.run(self._outputs, _joined(feeds))
+            batch = {name: np.concatenate([feed[name] for feed in feeds]) for name in feeds[0]}
+            results = self._session.run(self._outputs, batch)
         except Exception as error:  # ONNX Runtime's errors share no narrower class
             if len(questions) == 1:
                 return [triton.InferenceResponse(error=triton.TritonError(f"{questions[0].label}{error}"))]
             # one at fault, or shapes that differ (Triton batches those under allow_ragged_batch only)
             return [response for question in questions for response in self._answer([question])]
-        shares = _shares(results, [len(next(iter(feed.values()))) for feed in feeds])
+        ends = np.cumsum([len(next(iter(feed.values()))) for feed in feeds])[:-1]
+        shares = zip(*(np.split(result, ends) for result in results), strict=True)
         return [triton.InferenceResponse(list(map(triton.Tensor, self._outputs, share))) for share in shares]
 
 
 def _question(request: Any) -> Question:
     label = f"[request id: {request.request_id()}] " if request.request_id() else ""
     return Question({tensor.name(): tensor.as_numpy() for tensor in request.inputs()}, label)
-
-
-def _joined(feeds: Sequence[Feed]) -> Feed:
-    """One batch of all ``feeds``; one alone is not copied, which a question that comes alone would wait for."""
-    return feeds[0] if len(feeds) == 1 else {name: np.concatenate([feed[name] for feed in feeds]) for name in feeds[0]}
-
-
-def _shares(results: Sequence[Any], sizes: Sequence[int]) -> Iterator[Sequence[Any]]:
-    """The ``results`` of a batch, for each of the feeds that had these ``sizes``."""
-    if len(sizes) == 1:
-        return iter([results])
-    return zip(*(np.split(result, np.cumsum(sizes)[:-1]) for result in results), strict=True)
 
 
 def check_digests(graph: Path, config: Mapping[str, Any]) -> None:
