@@ -11,6 +11,7 @@ from pathlib import Path
 from export.graphs import GraphBuilder, tensor_value
 from training.head import GatedHead
 from training.predictor import Predictor
+from training.recipe import FEATURES
 from vizwiz_client.contract import tensors
 from vizwiz_client.contract.tensors import head_id
 
@@ -40,14 +41,15 @@ def write_head(predictor: Predictor, digest: str, path: Path) -> None:
 
 def _head(graph: GraphBuilder, both: str, head: GatedHead) -> tuple[str, str, str]:
     """:class:`GatedHead` behind ``both`` features; returns two probabilities, and the log-odds of answerable."""
-    joined = graph.linear(graph.norm(both, head.join[0]), head.join[2])
+    features = graph.norm(both, head.join[0])
+    joined = graph.linear(features, head.join[2])
     answer_type = graph.linear(joined, head.answer_type)
     gate = graph.add("Sigmoid", graph.linear(answer_type, head.gate))
     answer = graph.add("Mul", graph.linear(graph.norm(joined, head.answer[0]), head.answer[2]), gate)
     return (
         graph.add("Softmax", answer, axis=1),
         graph.add("Softmax", answer_type, axis=1),
-        graph.linear(joined, head.answerable),
+        graph.linear(features if head.answerable_from == FEATURES else joined, head.answerable),
     )
 
 

@@ -96,7 +96,9 @@ class Fitting:
         """Start a fit of a head for ``answers`` and ``types`` classes."""
         torch.manual_seed(seed)
         self.recipe, self.train = recipe, train
-        self.head = GatedHead(train.texts.shape[1], answers, types, recipe.hidden, recipe.dropout)
+        self.head = GatedHead(
+            train.texts.shape[1], answers, types, recipe.hidden, recipe.dropout, recipe.answerable_from
+        )
         if recipe.answer_loss == BCE:
             _start_at_the_base_rate(self.head, train.targets, answers)
         self.head.to(train.texts.device)

@@ -1,6 +1,6 @@
 """The gated linear head of "Less Is More: Linear Layers on CLIP Features as Powerful VizWiz Model" (arXiv 2206.05281).
 
-The head's one addition, the answerability branch, is the 2023 report's.
+The answerability branch is the 2023 report's, or one that reads the features themselves (docs/training.md).
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+
+from training.recipe import FEATURES, JOINED
 
 
 class HeadLogits(NamedTuple):
@@ -37,18 +39,34 @@ class GatedHead(nn.Module):
     others.
     """
 
-    def __init__(self, features: int, answers: int, types: int, hidden: int = 512, dropout: float = 0.5) -> None:
-        """Build a head for ``features`` = D numbers of each encoder, ``answers`` = V and ``types`` = K classes."""
+    def __init__(
+        self,
+        features: int,
+        answers: int,
+        types: int,
+        hidden: int = 512,
+        dropout: float = 0.5,
+        answerable_from: str = JOINED,
+    ) -> None:
+        """Build a head for ``features`` = D numbers of each encoder, ``answers`` = V and ``types`` = K classes.
+
+        Args:
+            answerable_from: ``joined`` or ``features``, as the recipe says.
+        """
         super().__init__()
+        self.answerable_from = answerable_from
         self.join = nn.Sequential(nn.LayerNorm(2 * features), Dropout(dropout), nn.Linear(2 * features, hidden))
         self.answer = nn.Sequential(nn.LayerNorm(hidden), Dropout(dropout), nn.Linear(hidden, answers))
         self.answer_type = nn.Linear(hidden, types)
         self.gate = nn.Linear(types, answers)
-        self.answerable = nn.Linear(hidden, 1)
+        self.answerable = nn.Linear(2 * features if answerable_from == FEATURES else hidden, 1)
 
     def forward(self, text_features: Tensor, image_features: Tensor) -> HeadLogits:
         """Compute the logits from ``text_features`` [B, D] and ``image_features`` [B, D]."""
-        joined = self.join(torch.cat([text_features, image_features], dim=1))
+        norm, dropout, join = self.join
+        features = norm(torch.cat([text_features, image_features], dim=1))
+        joined = join(dropout(features))
         answer_type = self.answer_type(joined)
         answer = self.answer(joined) * torch.sigmoid(self.gate(answer_type))
-        return HeadLogits(answer, answer_type, self.answerable(joined).squeeze(1))
+        answerable = self.answerable(features if self.answerable_from == FEATURES else joined)
+        return HeadLogits(answer, answer_type, answerable.squeeze(1))

@@ -17,6 +17,7 @@ from training.vocabulary import RULES, TOP_K
 
 MAJORITY, ANNOTATORS, ACCURACY = "majority", "annotators", "accuracy"  # targets
 CE, BCE = "ce", "bce"  # answer losses
+JOINED, FEATURES = "joined", "features"  # what answerability is read from
 LABEL = "label"  # answerable targets, beside ANNOTATORS
 BALANCED, NONE = "balanced", "none"
 CONSTANT, COSINE = "constant", "cosine"  # schedules
@@ -57,6 +58,9 @@ class Recipe:
     )
     answer_loss: str = _knob(CE, "cross-entropy over all answers, or binary cross-entropy of each", (CE, BCE))
     label_smoothing: float = _knob(0.0, "share of the answer's target that is spread over all answers")
+    answerable_from: str = _knob(
+        JOINED, "what answerability is read from: what the answers are too, or CLIP's features", (JOINED, FEATURES)
+    )
     answerable_targets: str = _knob(
         LABEL, "the official label, or its mean with the share of annotators who found an answer", (LABEL, ANNOTATORS)
     )
@@ -128,6 +132,7 @@ RECIPES = {
             batch_size=512,
             folds=10,
             targets=ACCURACY,
+            answerable_from=FEATURES,
             answerable_targets=ANNOTATORS,
             schedule=COSINE,
             ema=0.98,
@@ -142,7 +147,7 @@ SENTENCES = {
     "paper": "Less Is More's (arXiv 2206.05281): its answer list, 7 answer types told by pattern, rotated views of the "
     "photos, 10 folds averaged",
     "best": "what measures best on real questions (docs/training.md): targets graded by all ten annotators, averaged "
-    "weights, folds averaged, calibrated answerability",
+    "weights, folds averaged, answerability read from CLIP's features themselves and calibrated",
 }
 
 

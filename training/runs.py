@@ -25,6 +25,7 @@ from safetensors import SafetensorError
 
 from training.head import GatedHead
 from training.predictor import ClipEnsemble, Predictor
+from training.recipe import JOINED
 from training.splits import HOLDOUT
 from training.storage import digest_of, file_digest, write_json
 
@@ -113,13 +114,10 @@ class Run:
             RunError: the weights do not fit the configuration.
         """
         recipe = self.config["recipe"]
+        sizes = len(self.answers), len(self.answer_types), recipe["hidden"]
+        source = recipe.get("answerable_from", JOINED)  # older runs had no choice
         members = [
-            Predictor(
-                [
-                    GatedHead(clip["width"], len(self.answers), len(self.answer_types), recipe["hidden"])
-                    for _ in range(recipe["folds"])
-                ]
-            )
+            Predictor([GatedHead(clip["width"], *sizes, answerable_from=source) for _ in range(recipe["folds"])])
             for clip in self.clips
         ]
         ensemble = ClipEnsemble(members)

@@ -18,10 +18,13 @@ from vizwiz_client.contract.tensors import head_digest
 DIGEST = "0123456789ab"
 
 
-def make_predictor(folds: int, calibration: Calibration | None = None) -> Predictor:
+def make_predictor(folds: int, calibration: Calibration | None = None, answerable_from: str = "joined") -> Predictor:
     """Heads whose every weight differs from its initial value, LayerNorm's scale and shift included."""
     torch.manual_seed(0)
-    heads = [GatedHead(features=8, answers=5, types=3, hidden=16).eval() for _ in range(folds)]
+    heads = [
+        GatedHead(features=8, answers=5, types=3, hidden=16, answerable_from=answerable_from).eval()
+        for _ in range(folds)
+    ]
     for parameter in nn.ModuleList(heads).parameters():
         nn.init.normal_(parameter, mean=0.1)
     return Predictor(heads, calibration).eval()
@@ -45,8 +48,9 @@ def test_served_head_gives_probabilities_and_its_number(tmp_path: Path) -> None:
 
 
 @torch.inference_mode()
-def test_folds_are_the_mean_of_the_heads(tmp_path: Path) -> None:
-    predictor = make_predictor(3)
+@pytest.mark.parametrize("answerable_from", ["joined", "features"])
+def test_folds_are_the_mean_of_the_heads(answerable_from: str, tmp_path: Path) -> None:
+    predictor = make_predictor(3, answerable_from=answerable_from)
     image, text = torch.randn(4, 8), torch.randn(4, 8)
     answer, answer_type, answerable, _ = serve(predictor, tmp_path, image, text)
     logits = [head(text, image) for head in predictor.heads]

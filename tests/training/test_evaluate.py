@@ -75,6 +75,16 @@ def run(data: Path, tiny_vit: FrozenClip, tmp_path_factory: pytest.TempPathFacto
     return read_run(folder)
 
 
+def test_a_run_that_names_no_source_of_answerability_reads_as_it_was_fitted(run: Run, tmp_path: Path) -> None:
+    folder = tmp_path / "older"
+    shutil.copytree(run.folder, folder)
+    config = json.loads((folder / "run.json").read_text())
+    del config["recipe"]["answerable_from"]
+    write_json(folder / "run.json", config)
+    older, newer = read_run(folder).load_ensemble().state_dict(), run.load_ensemble().state_dict()
+    assert all(torch.equal(older[name], newer[name]) for name in newer)
+
+
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Features, encoded once for the tests of this file."""

@@ -26,6 +26,18 @@ def test_the_head_is_the_papers() -> None:
     torch.testing.assert_close(logits.answerable, linear("answerable", joined)[:, 0])
 
 
+def test_answerability_can_be_read_from_the_features() -> None:
+    torch.manual_seed(0)
+    head = GatedHead(features=8, answers=5, types=3, hidden=16, answerable_from="features")
+    torch.nn.init.normal_(head.join[0].weight)
+    text, image = torch.randn(4, 8), torch.randn(4, 8)
+    logits = head.train()(text, image)
+    normalised = functional.layer_norm(torch.cat([text, image], 1), (16,), head.join[0].weight, head.join[0].bias)
+    torch.testing.assert_close(logits.answerable, head.answerable(normalised)[:, 0])  # nothing is dropped before it
+    logits.answerable.sum().backward()
+    assert head.join[2].weight.grad is None
+
+
 def test_dropout_is_where_the_paper_has_it() -> None:
     torch.manual_seed(0)
     head = GatedHead(features=8, answers=5, types=3)

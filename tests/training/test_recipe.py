@@ -34,6 +34,7 @@ def test_the_reports_recipe_is_the_default() -> None:
         "targets": "majority",
         "answer_loss": "ce",
         "label_smoothing": 0.0,
+        "answerable_from": "joined",
         "answerable_targets": "label",
         "answerable_weighting": "none",
         "weight_decay": 0.0,
