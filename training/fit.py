@@ -34,7 +34,7 @@ from training.model_card import write_model_card
 from training.plots import plot_curves
 from training.predictor import ClipEnsemble
 from training.progress import EVENTS_FOLDER, PROGRESS_FILE, ProgressLog, describe, describe_chance
-from training.recipe import Recipe, RecipeError, add_recipe_flags, recipe_from
+from training.recipe import FEW_STEPS, Recipe, RecipeError, add_recipe_flags, recipe_from
 from training.runs import CURVES_FILE, METRICS_FILE, write_run
 from training.splits import fold_rows, holdout_rows, take
 from training.storage import staged_folder, write_json
@@ -84,6 +84,10 @@ def fit(
         f"vocabulary ({recipe.vocabulary}): {len(material.vocabulary.answers)} answers of {len(rows)} training records"
     )
     print(f"  always giving the best of them would score {config['vocabulary']['ceiling']:.2f} on val")
+    if (steps := recipe.steps(len(rows))) < FEW_STEPS:
+        print(
+            f"  each head takes {steps} steps, on which it learns little: give a smaller --batch-size or more --epochs"
+        )
     with locked_checkpoints(runs, config, resume=resume) as checkpoints:
         result = fit_ensemble(material, recipe, checkpoints, cache)
         folder = write_result(result, material, config, checkpoints.folder, runs)

@@ -97,6 +97,20 @@ def test_a_head_learns_what_can_be_learnt(tiny_vit: FrozenClip, splits: tuple[Sp
     assert learnt["unanswerable_ap"] > 0.95
 
 
+@pytest.mark.parametrize(("batch_size", "few"), [(1, False), (2, True)])
+def test_too_few_steps_are_told(
+    batch_size: int,
+    few: bool,
+    tiny_vit: FrozenClip,
+    splits: tuple[Split, Split],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    recipe = Recipe(epochs=3, batch_size=batch_size)  # of 50 records
+    fit.fit(*splits, tiny_vit, recipe, tmp_path / "runs", tmp_path / "cache")
+    assert ("each head takes 75 steps" in capsys.readouterr().out) is few
+
+
 def test_every_epoch_is_logged(run: Path) -> None:
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     assert rows == json.loads((run / "metrics.json").read_text(encoding="utf-8"))["history"]

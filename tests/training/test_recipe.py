@@ -92,6 +92,14 @@ def test_all_problems_are_told_together() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("records", "settings", "steps"),
+    [(20_523, {"epochs": 10, "batch_size": 128}, 1_610), (3_000, {"epochs": 6, "batch_size": 512, "folds": 10}, 36)],
+)
+def test_the_steps_of_a_fit(records: int, settings: dict[str, int], steps: int) -> None:
+    assert Recipe(**settings).steps(records) == steps  # type: ignore[arg-type]
+
+
 def test_a_size_without_its_rule() -> None:
     with pytest.raises(RecipeError, match="--vocabulary-size is for --vocabulary top-k, not report"):
         Recipe(vocabulary_size=100)
