@@ -173,17 +173,17 @@ def _differences(folder: Path, configs: dict[str, Any], steps: list[str], run: R
         )
         return [
             f"{tensors.ENSEMBLE} serves the run {serves}, not {run.folder.name}: publish that with "
-            f"{_EXPORT} --run {run.folder}, or name the run that it should serve with --run"
+            f"{_export(run)}, or name the run that it should serve with --run"
         ]
     found = [
         f"{folder / expected.name / repository.CONFIG_FILE} is not what export writes for {run.folder.name} "
-        f"({' + '.join(astuple(names))}); publish it again with {_EXPORT} --run {run.folder}"
+        f"({' + '.join(astuple(names))}); publish it again with {_export(run)}"
         for expected in repository.ensemble_configs(names, sizes(run))
         if configs[expected.name] != expected
     ]
     labels = folder / names.head / f"{tensors.ANSWER.name}.txt"
     if labels.is_file() and file_digest(labels) != run.config["files"][ANSWERS_FILE]:
-        found.append(f"{labels} is not the answer list of {run.folder.name}; publish it again with {_EXPORT}")
+        found.append(f"{labels} is not the answer list of {run.folder.name}; publish it again with {_export(run)}")
     return found
 
 
@@ -194,3 +194,7 @@ def _short(value: object) -> str:
 
 def _missing(folder: Path) -> RepositoryError:
     return RepositoryError(f"{folder} is not a folder: publish a model repository with {_EXPORT}")
+
+
+def _export(run: Run) -> str:
+    return f"`python -m export.to_onnx --run {run.folder}`"

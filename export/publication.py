@@ -91,6 +91,8 @@ def export_run(
             answers = compare_answers(head, predictor, proof.images, proof.texts, tolerance)
             comparisons = [*proof.comparisons, *answers]
             print(table(comparisons, tolerance, target.name))
+            if not to_prove:
+                print("  the encoders were proved when they were published; --recheck does it again")
             check(comparisons, tolerance, target.name)
             _finish(graphs, places, names, run, proof, comparisons, target)
             if names.preprocess in new:

@@ -90,7 +90,7 @@ def run_command(arguments: argparse.Namespace) -> int:
     print(
         f"and {tensors.RAW_ENSEMBLE}, the same behind {names.preprocess}: for clients that send a file (docs/http.md)"
     )
-    print("next: python -m serving")
+    print("next: python -m serving, or python -m serving reload where a server runs from there already")
     return 0
 
 

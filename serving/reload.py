@@ -52,7 +52,7 @@ def reload(
     server = _find(url, repository)
     if server is None and (url is None or repository is None):
         raise ServingError(
-            f"{_candidates()}: give the server's gRPC address with --url, and the repository that it serves with "
+            f"{_candidates(url)}: give the server's gRPC address with --url, and the repository that it serves with "
             "--repository"
         )
     key = server.key if server else os.environ.get(KEY_VARIABLE)  # a server that was found has said what its key is
@@ -97,13 +97,13 @@ def _loopback(url: str) -> str:
     return url.replace("localhost:", "127.0.0.1:")
 
 
-def _candidates() -> str:
-    servers = [f"{server.grpc} (serves {server.repository})" for server in find_servers()]
-    return (
-        f"which embedded server is meant is not clear: {', '.join(servers)}"
-        if servers
-        else "no embedded server is here"
-    )
+def _candidates(url: str | None) -> str:
+    servers = ", ".join(f"{server.grpc} (serves {server.repository})" for server in find_servers())
+    if not servers:
+        return "no embedded server is here"
+    if url:
+        return f"{url} is not the address of an embedded server here, which are {servers}"
+    return f"which embedded server is meant is not clear: {servers}"
 
 
 def _say(line: str) -> None:

@@ -39,6 +39,8 @@ from training.runs import CURVES_FILE, METRICS_FILE, write_run
 from training.splits import fold_rows, holdout_rows, take
 from training.storage import staged_folder, write_json
 
+DEFAULT_RUNS = Path("runs")
+
 
 class Result(NamedTuple):
     """What a fit came to."""
@@ -149,6 +151,11 @@ def write_result(result: Result, material: Material, config: dict[str, Any], pro
     return folder
 
 
+def next_step(folder: Path) -> str:
+    """How the run in ``folder`` is exported: without ``--run``, the newest among the default runs is."""
+    return "next: python -m export.to_onnx" + (f" --run {folder}" if folder.parent != DEFAULT_RUNS else "")
+
+
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(
@@ -166,7 +173,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         "both and averaged (such a run can be evaluated, not exported)",
     )
     parser.add_argument("--device", default="auto", help="auto (CUDA where there is one), cpu, cuda, cuda:1, ...")
-    parser.add_argument("--runs", type=Path, default=Path("runs"), help="where the run folder goes (default: runs)")
+    parser.add_argument("--runs", type=Path, default=DEFAULT_RUNS, help="where the run folder goes (default: runs)")
     parser.add_argument(
         "--cache", type=Path, default=Path(".cache/features"), help="encoded features (default: .cache/features)"
     )
@@ -239,7 +246,8 @@ def run_command(arguments: argparse.Namespace) -> Path:
         f"always {constant['answer']!r}: VQA {constant['vqa_accuracy_leave_one_out']:.2f}, "
         f"min3 {constant['vqa_accuracy_min3']:.2f}  {describe_chance(best)}"
     )
-    print(f"run folder: {folder}\nloss curves: {folder / CURVES_FILE}\nnext: python -m export.to_onnx")
+    print(f"run folder: {folder}\nloss curves: {folder / CURVES_FILE}")
+    print(next_step(folder))
     return folder
 
 

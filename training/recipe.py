@@ -122,7 +122,10 @@ class Recipe:
         if self.answer_loss == BCE and self.label_smoothing > 0:
             yield "--label-smoothing is for --answer-loss ce: binary cross-entropy has no distribution to smooth"
         if self.calibration != NONE and self.folds == 1:
-            yield f"--calibration {self.calibration} needs --folds 2 or more: one head leaves nothing to calibrate on"
+            yield (
+                f"--calibration {self.calibration} needs --folds 2 or more: one head leaves nothing to calibrate "
+                "on; give that, or --calibration none"
+            )
 
 
 REPORT = Recipe()

@@ -20,7 +20,7 @@ from training.clip_models import ClipError, FrozenClip, check_clip_source, choos
 from training.data import DatasetError, read_split
 from training.download import BASE_URL, download
 from training.evaluate import evaluate_run, read_part
-from training.fit import checked_recipe, fit
+from training.fit import DEFAULT_RUNS, checked_recipe, fit, next_step
 from training.fitting import DivergedError
 from training.model_card import write_model_card
 from training.recipe import Recipe, RecipeError, add_recipe_flags
@@ -165,7 +165,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         "--holdout", type=float, default=0.1, metavar="FRACTION", help="of train's photos, as a test (default: 0.1)"
     )
     parser.add_argument("--device", default="auto", help="auto (CUDA where there is one), cpu, cuda, cuda:1, ...")
-    parser.add_argument("--runs", type=Path, default=Path("runs"), help="where the run folder goes (default: runs)")
+    parser.add_argument("--runs", type=Path, default=DEFAULT_RUNS, help="where the run folder goes (default: runs)")
     parser.add_argument(
         "--cache", type=Path, default=Path(".cache/features"), help="encoded features (default: .cache/features)"
     )
@@ -189,7 +189,7 @@ def run_command(arguments: argparse.Namespace) -> Path:
     folder = reproduce(
         arguments.data, clips, recipe, arguments.holdout, arguments.runs, arguments.cache, resume=arguments.resume
     )
-    print(f"run folder: {folder}\nnext: python -m export.to_onnx")
+    print(f"run folder: {folder}\n{next_step(folder)}")
     return folder
 
 

@@ -62,6 +62,7 @@ class TestAsk:
             ("", "got nothing, expected at least one photo and then a question"),
             ("a.jpg", "got 'a.jpg' alone, expected at least one photo and then a question; see ask --help"),
             ("-q what?", "got no photo, expected at least one"),
+            ("{photo} what is this?", "'what' is no photo; if it is part of the question, put quotes around all of it"),
             ("a.jpg {photo}", "is a file, expected a question; see ask --help"),
             ("- -", "got - more than once, but standard input can be read once; give a file instead"),
             ("a.jpg what? --url http://localhost:8001", "expected host:port without http://"),

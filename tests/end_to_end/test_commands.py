@@ -17,6 +17,7 @@ import pytest
 from tests.conftest import ROOT
 from training.data import read_split
 from training.demo import ensure_demo_dataset
+from training.fit import next_step
 from training.runs import newest_run
 
 FREE_PORTS = ["--http-port", "0", "--grpc-port", "0", "--metrics-port", "0"]
@@ -73,6 +74,11 @@ def test_fit_says_what_it_fits_on_and_what_comes_next(fitted: str) -> None:
     assert lines[0].startswith("data: the embedded demo data")
     assert lines[1].startswith("CLIP: the embedded demo CLIP")
     assert lines[-1] == "next: python -m export.to_onnx"
+
+
+def test_what_comes_next_names_a_run_that_export_would_not_find() -> None:
+    assert next_step(Path("runs/1")) == "next: python -m export.to_onnx"
+    assert next_step(Path("elsewhere/1")) == "next: python -m export.to_onnx --run elsewhere/1"
 
 
 def test_the_demo_clip_carries_the_demo(place: Path, fitted: str) -> None:

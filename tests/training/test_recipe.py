@@ -89,6 +89,7 @@ def test_all_problems_are_told_together() -> None:
         "--vocabulary top-k needs --vocabulary-size",
         "--label-smoothing is for --answer-loss ce: binary cross-entropy has no distribution to smooth",
         "--calibration platt needs --folds 2 or more: one head leaves nothing to calibrate on",
+        "give that, or --calibration none",
     ]
 
 

@@ -57,12 +57,19 @@ def photos_and_questions(arguments: argparse.Namespace) -> tuple[list[str], list
         *operands, last = operands
         if os.path.isfile(last):  # noqa: PTH113 - Path.is_file raises on a question longer than a file name can be
             raise _exits.UsageError(f"the last argument, {last!r}, is a file, expected a question; see ask --help")
+        if rest := next((operand for operand in operands[1:] if _is_a_word(operand)), None):
+            raise _exits.UsageError(f"{rest!r} is no photo; if it is part of the question, put quotes around all of it")
         questions = [last]
     if not operands:
         raise _exits.UsageError("got no photo, expected at least one; see ask --help")
     if (operands + questions).count(STANDARD_INPUT) > 1:
         raise _exits.UsageError("got - more than once, but standard input can be read once; give a file instead")
     return [photo for operand in operands for photo in _expanded(operand)], _read_questions(questions)
+
+
+def _is_a_word(operand: str) -> bool:
+    """Whether it can only be a part of a question whose quotes were forgotten: photos have a dot in their names."""
+    return operand != STANDARD_INPUT and "." not in operand and not any(map(os.path.exists, _expanded(operand)))
 
 
 def _expanded(operand: str) -> list[str]:
