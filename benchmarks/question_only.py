@@ -216,7 +216,7 @@ def main() -> int:
     parser.add_argument("--choose", action="store_true", help="fit on 85%% of train, score on the rest of it")
     parser.add_argument("--unseen", action="store_true", help="with --choose: the two parts share no question")
     parser.add_argument("--only", nargs="+", help="rows to fit: names of recipes, or parts of an ablation's name")
-    parser.add_argument("--penalty", type=float, default=3.0, help="of the ridge on val, found with --choose")
+    parser.add_argument("--penalty", type=float, default=3.0, help="of the ridge that is compared, found with --choose")
     parser.add_argument("--seeds", type=int, default=1, help="fits of `best` to compare with the ridge")
     arguments = parser.parse_args()
     train, test = (read_split_of(arguments.annotations, split) for split in ("train", "val"))
@@ -234,10 +234,10 @@ def main() -> int:
     share = answerable.mean()
     always = 100 * constant(test).accuracy.mean()
     print(f"{'always unanswerable / chance':<38}{always:>7.2f}{share:>9.3f}{1 - share:>9.3f}")
-    penalties = RIDGE_PENALTIES if arguments.choose else (arguments.penalty,)
-    for penalty in penalties:
+    ridges = {}
+    for penalty in sorted({arguments.penalty, *(RIDGE_PENALTIES if arguments.choose else ())}):
         started = time.perf_counter()
-        ridge = fit_ridge(penalty, train, test, features)
+        ridges[penalty] = ridge = fit_ridge(penalty, train, test, features)
         print(describe(f"ridge, penalty {penalty:g}", ridge, answerable, time.perf_counter() - started), flush=True)
     wanted = arguments.only or [*RECIPES, *ABLATION]
     rows = {name: recipe for name, recipe in (RECIPES | ABLATION).items() if wants(name, wanted)}
@@ -248,7 +248,8 @@ def main() -> int:
         outcomes[name] = fit_recipe(recipe, train, test, features)
         print(describe(name, outcomes[name], answerable, time.perf_counter() - started), flush=True)
     for name in [name for name in outcomes if name in RECIPES]:
-        print(compare(f"{name} against the ridge", outcomes[name], ridge, answerable), flush=True)
+        against = f"{name} against the ridge, penalty {arguments.penalty:g}"
+        print(compare(against, outcomes[name], ridges[arguments.penalty], answerable), flush=True)
     return 0
 
 
