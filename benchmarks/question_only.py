@@ -6,7 +6,7 @@
 
 There are no photos in it. A question's features are 768 of its hashed words and 768 of its hashed characters, in the
 places of CLIP's text and image features; from there on it is the fit of `python -m training.fit`. The ablation changes
-one setting of `best` at a time, for one head. About half an hour on two idle cores; --only names single rows.
+one setting of `best` at a time, for one head. Three quarters of an hour on two cores; --only names single rows.
 """
 
 from __future__ import annotations
@@ -219,6 +219,8 @@ def main() -> int:
     parser.add_argument("--penalty", type=float, default=3.0, help="of the ridge that is compared, found with --choose")
     parser.add_argument("--seeds", type=int, default=1, help="fits of `best` to compare with the ridge")
     arguments = parser.parse_args()
+    if arguments.unseen and not arguments.choose:
+        parser.error("--unseen goes with --choose")
     train, test = (read_split_of(arguments.annotations, split) for split in ("train", "val"))
     if arguments.choose:
         train, test = divide(train, arguments.unseen)

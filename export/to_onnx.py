@@ -27,6 +27,8 @@ from training.data import DatasetError
 from training.runs import Run, RunError, newest_run, read_run
 from vizwiz_client.contract import tensors
 
+DEFAULT_REPOSITORY = Path("triton_models")
+
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     """Read the command line."""
@@ -34,14 +36,14 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         prog="python -m export.to_onnx",
         description="Export CLIP's image and text encoder and a fitted head to ONNX, check them against PyTorch, and\n"
         "publish them into a Triton model repository. What is published already is not exported again.",
-        epilog=f"{explain(this_machine())}\n\nnext: python -m serving",
+        epilog=f"{explain(this_machine())}\n\nnext: python -m serving, or python -m serving reload",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--run", type=Path, help="run folder (default: the newest in --runs)")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="where runs are (default: runs)")
     parser.add_argument("--clip", help="name or checkpoint of the CLIP of the fit (default: where the fit found it)")
     parser.add_argument(
-        "--repository", type=Path, default=Path("triton_models"), help="model repository (default: triton_models)"
+        "--repository", type=Path, default=DEFAULT_REPOSITORY, help="model repository (default: triton_models)"
     )
     parser.add_argument("--target", choices=DEVICES, help="what will serve it (default: a machine like this one)")
     parser.add_argument("--precision", choices=PRECISIONS, help="what the graphs compute with (default: see below)")
@@ -90,7 +92,8 @@ def run_command(arguments: argparse.Namespace) -> int:
     print(
         f"and {tensors.RAW_ENSEMBLE}, the same behind {names.preprocess}: for clients that send a file (docs/http.md)"
     )
-    print("next: python -m serving, or python -m serving reload where a server runs from there already")
+    place = "" if arguments.repository == DEFAULT_REPOSITORY else f" --repository {arguments.repository}"
+    print(f"next: python -m serving{place}, or python -m serving reload where a server runs from there already")
     return 0
 
 

@@ -51,10 +51,8 @@ def reload(
     """
     server = _find(url, repository)
     if server is None and (url is None or repository is None):
-        raise ServingError(
-            f"{_candidates(url)}: give the server's gRPC address with --url, and the repository that it serves with "
-            "--repository"
-        )
+        address = "" if url else "the server's gRPC address with --url, and "
+        raise ServingError(f"{_candidates(url)}: give {address}the repository that it serves with --repository")
     key = server.key if server else os.environ.get(KEY_VARIABLE)  # a server that was found has said what its key is
     folder = repository or Path(server.repository if server else "")
     return swap(folder, url or (server.grpc if server else ""), key, to=to, report=report)

@@ -115,7 +115,7 @@ class Run:
         """
         recipe = self.config["recipe"]
         sizes = len(self.answers), len(self.answer_types), recipe["hidden"]
-        source = recipe.get("answerable_from", JOINED)  # older runs had no choice
+        source = recipe["answerable_from"]
         members = [
             Predictor([GatedHead(clip["width"], *sizes, answerable_from=source) for _ in range(recipe["folds"])])
             for clip in self.clips
@@ -159,6 +159,7 @@ def read_run(folder: Path) -> Run:
         )
     if missing := [key for key in _KEYS if key not in config]:
         raise RunError(f"{folder / RUN_FILE} lacks {', '.join(missing)}: it was changed after the fit; fit again")
+    config["recipe"].setdefault("answerable_from", JOINED)  # older runs had no choice
     for name, expected in config["files"].items():
         path = folder / name
         if not path.is_file() or file_digest(path) != expected:

@@ -20,6 +20,7 @@ from serving import __main__ as command
 from serving.admin import GRPC_HEADER, HTTP_HEADER, KEY_VARIABLE, admin_key, ask_http, find_servers
 from serving.errors import ServingError
 from serving.ports import EXPOSE_FLAG, check_host
+from serving.reload import reload
 from serving.server import EmbeddedTriton
 from tests.serving.test_lifecycle import Command
 from tests.serving.tiny_repository import HEAD, SIDE, TEXT_MODEL, TOKEN_VALUES, ask
@@ -49,6 +50,12 @@ OPEN = [
 
 def key_of(server: EmbeddedTriton) -> str:
     return next(found.key for found in find_servers() if found.grpc == server.grpc_url)
+
+
+def test_an_address_that_is_not_the_servers_is_said(server: EmbeddedTriton) -> None:
+    said = rf"localhost:9 is not the address of an embedded server here, which are .*{server.grpc_url} \(serves "
+    with pytest.raises(ServingError, match=said):
+        reload("localhost:9")
 
 
 @pytest.mark.parametrize(("method", "path"), CLOSED)

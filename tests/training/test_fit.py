@@ -108,7 +108,7 @@ def test_too_few_steps_are_told(
 ) -> None:
     recipe = Recipe(epochs=3, batch_size=batch_size)  # of 50 records
     fit.fit(*splits, tiny_vit, recipe, tmp_path / "runs", tmp_path / "cache")
-    assert ("each head takes 75 steps" in capsys.readouterr().out) is few
+    assert ("each head takes" in capsys.readouterr().out) is few
 
 
 def test_every_epoch_is_logged(run: Path) -> None:

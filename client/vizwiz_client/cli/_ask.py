@@ -68,8 +68,8 @@ def photos_and_questions(arguments: argparse.Namespace) -> tuple[list[str], list
 
 
 def _is_a_word(operand: str) -> bool:
-    """Whether it can only be a part of a question whose quotes were forgotten: photos have a dot in their names."""
-    return operand != STANDARD_INPUT and "." not in operand and not any(map(os.path.exists, _expanded(operand)))
+    """Whether it looks like a part of a question whose quotes were forgotten: letters alone, and no file."""
+    return operand.replace("'", "").isalpha() and not os.path.exists(operand)  # noqa: PTH110 - as above
 
 
 def _expanded(operand: str) -> list[str]:
