@@ -134,7 +134,7 @@ class EmbeddedTriton:
             self._log = Log(self._workspace.folder / "server.log", models, self.repository)
             self._environment = self._prepare(runtime)
             self._command = [str(runtime.server), *self._arguments(runtime)]
-            stack.callback(lambda: _kill(self._process))
+            stack.callback(lambda: _kill(vars(self).get("_process")))  # none yet, if stopped just before it starts
             self._launch(report)
             address = RunningServer(self.grpc_url, self.http_url, str(self.repository.resolve()), self._key)
             write_record(self._workspace.folder, address)
@@ -317,8 +317,8 @@ class EmbeddedTriton:
         return f"ended with {signal.Signals(-code).name if code < 0 else f'exit status {code}'}"
 
 
-def _kill(process: subprocess.Popen[bytes]) -> None:
-    """Kill the server and its stubs, one process group, unless it ended by itself (then its stubs end too)."""
-    if process.poll() is None:
+def _kill(process: subprocess.Popen[bytes] | None) -> None:
+    """Kill the server, where there is one, and its stubs: one process group. If it ended by itself, so did they."""
+    if process is not None and process.poll() is None:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()

@@ -153,6 +153,17 @@ def test_a_stop_in_the_middle_of_a_start_leaves_no_trace(tiny_repository: Path, 
     assert list(Path("/dev/shm").glob(f"{PREFIX}{process.pid}-*")) == []
 
 
+def test_a_stop_just_before_the_process_starts_is_a_stop(
+    tiny_repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(EmbeddedTriton, "_launch", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        EmbeddedTriton(tiny_repository).start()
+
+
 def test_a_request_in_flight_is_answered_before_the_server_stops(own_repository: Path) -> None:
     def delay(config: Any) -> None:
         config.dynamic_batching.max_queue_delay_microseconds = 1_000_000
