@@ -21,7 +21,7 @@ from typing import Any
 
 from training.data import Record, read_split
 from training.demo import ensure_demo_dataset
-from training.runs import CURVES_FILE, METRICS_FILE, newest_run
+from training.runs import CURVES_FILE, DEFAULT_RUNS, METRICS_FILE, newest_run
 from training.vocabulary import majority_answer
 
 PHOTOS = 8
@@ -43,7 +43,7 @@ def main() -> int:
             print(f"    question: {record.question}")
             print(f"    answer:   {ask(data / 'val' / record.image, record.question, grpc_url)}")
             print(f"    people:   {majority_answer(record)}")
-    print_scores(newest_run(Path("runs")))
+    print_scores(newest_run(DEFAULT_RUNS))
     print('\nyour turn: `python -m serving`, and in another terminal `vizwiz-client ask img.jpg "what is this?"`')
     return 0
 

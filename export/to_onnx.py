@@ -24,7 +24,7 @@ from export.store import RepositoryError
 from export.targets import DEVICES, PRECISIONS, TARGETS, VARIANTS, TargetError, choose_target, explain, this_machine
 from training.clip_models import ClipError, load_clip
 from training.data import DatasetError
-from training.runs import Run, RunError, newest_run, read_run
+from training.runs import DEFAULT_RUNS, Run, RunError, newest_run, read_run
 from vizwiz_client.contract import tensors
 
 DEFAULT_REPOSITORY = Path("triton_models")
@@ -40,7 +40,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--run", type=Path, help="run folder (default: the newest in --runs)")
-    parser.add_argument("--runs", type=Path, default=Path("runs"), help="where runs are (default: runs)")
+    parser.add_argument("--runs", type=Path, default=DEFAULT_RUNS, help="where runs are (default: runs)")
     parser.add_argument("--clip", help="name or checkpoint of the CLIP of the fit (default: where the fit found it)")
     parser.add_argument(
         "--repository", type=Path, default=DEFAULT_REPOSITORY, help="model repository (default: triton_models)"

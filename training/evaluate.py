@@ -28,7 +28,7 @@ from training.features import SplitFeatures, encode_split
 from training.metrics import vqa_accuracy
 from training.model_card import describe_scores, write_model_card
 from training.report import write_report
-from training.runs import Run, RunError, annotations_of_fit, newest_run, read_run, read_scores
+from training.runs import DEFAULT_RUNS, Run, RunError, annotations_of_fit, newest_run, read_run, read_scores
 from training.splits import HOLDOUT, holdout_rows, take
 from training.storage import write_json
 from training.submission import SubmissionError, write_submissions
@@ -155,7 +155,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         epilog="The report holds photos of the split: treat it as you treat the photos.",
     )
     parser.add_argument("--run", type=Path, help="run folder (default: the newest in --runs)")
-    parser.add_argument("--runs", type=Path, default=Path("runs"), help="where runs are (default: runs)")
+    parser.add_argument("--runs", type=Path, default=DEFAULT_RUNS, help="where runs are (default: runs)")
     parser.add_argument("--data", type=Path, help="VizWiz folder (default: the one of the fit)")
     parser.add_argument("--split", choices=SPLITS, default="val", help="default: val")
     parser.add_argument(

@@ -35,11 +35,9 @@ from training.plots import plot_curves
 from training.predictor import ClipEnsemble
 from training.progress import EVENTS_FOLDER, PROGRESS_FILE, ProgressLog, describe, describe_chance
 from training.recipe import FEW_STEPS, Recipe, RecipeError, add_recipe_flags, recipe_from
-from training.runs import CURVES_FILE, METRICS_FILE, write_run
+from training.runs import CURVES_FILE, DEFAULT_RUNS, METRICS_FILE, write_run
 from training.splits import fold_rows, holdout_rows, take
 from training.storage import staged_folder, write_json
-
-DEFAULT_RUNS = Path("runs")
 
 
 class Result(NamedTuple):

@@ -123,8 +123,8 @@ class Recipe:
             yield "--label-smoothing is for --answer-loss ce: binary cross-entropy has no distribution to smooth"
         if self.calibration != NONE and self.folds == 1:
             yield (
-                f"--calibration {self.calibration} needs --folds 2 or more: one head leaves nothing to calibrate "
-                "on; give that, or --calibration none"
+                f"--calibration {self.calibration} needs --folds 2 or more, because one head leaves nothing to "
+                "calibrate on (--calibration none does without)"
             )
 
 

@@ -20,11 +20,11 @@ from training.clip_models import ClipError, FrozenClip, check_clip_source, choos
 from training.data import DatasetError, read_split
 from training.download import BASE_URL, download
 from training.evaluate import evaluate_run, read_part
-from training.fit import DEFAULT_RUNS, checked_recipe, fit, next_step
+from training.fit import checked_recipe, fit, next_step
 from training.fitting import DivergedError
 from training.model_card import write_model_card
 from training.recipe import Recipe, RecipeError, add_recipe_flags
-from training.runs import RunError, read_run
+from training.runs import DEFAULT_RUNS, RunError, read_run
 from training.splits import HOLDOUT
 from training.storage import staged_file
 from training.submission import SubmissionError

@@ -29,6 +29,7 @@ from training.recipe import JOINED
 from training.splits import HOLDOUT
 from training.storage import digest_of, file_digest, write_json
 
+DEFAULT_RUNS = Path("runs")
 RUN_FORMAT = 2
 RUN_FILE = "run.json"
 HEAD_FILE = "head.safetensors"

@@ -88,8 +88,8 @@ def test_all_problems_are_told_together() -> None:
         "--targets must be one of majority, annotators, accuracy, got mode",
         "--vocabulary top-k needs --vocabulary-size",
         "--label-smoothing is for --answer-loss ce: binary cross-entropy has no distribution to smooth",
-        "--calibration platt needs --folds 2 or more: one head leaves nothing to calibrate on",
-        "give that, or --calibration none",
+        "--calibration platt needs --folds 2 or more, because one head leaves nothing to calibrate on (--calibration "
+        "none does without)",
     ]
 
 
