@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 DECLINE_BELOW = 0.5  # the served probability is calibrated for this threshold
+NO_ANSWER = ("unanswerable", "unsuitable", "unsuitable image")  # labels of VizWiz that decline in words
 
 
 class Candidate(NamedTuple):
@@ -51,8 +52,11 @@ class Answer:
 
     @property
     def declined(self) -> bool:
-        """Whether the photo probably cannot answer the question: show :attr:`answer` as a guess, or not at all."""
-        return self.answerable < DECLINE_BELOW
+        """Whether the photo probably cannot answer the question: show :attr:`answer` as a guess, or not at all.
+
+        Either :attr:`answerable` is under 0.5, or the most probable answer says so itself, such as "unanswerable".
+        """
+        return self.answerable < DECLINE_BELOW or self.answer in NO_ANSWER
 
     def to_dict(self) -> dict[str, Any]:
         """Everything above as plain values, ready for JSON."""
@@ -71,7 +75,7 @@ class Answer:
 
     def __repr__(self) -> str:
         said = ", or ".join(f"{candidate.answer!r} {candidate.confidence:.0%}" for candidate in self.candidates)
-        verdict = f"{'declined' if self.declined else 'answerable'} {self.answerable:.0%}"
+        verdict = f"{'declined, ' if self.declined else ''}answerable {self.answerable:.0%}"
         cut = ", question truncated" if self.question_truncated else ""
         return (
             f"<Answer {said}, {verdict}, type {self.answer_type!r}{cut}; head {self.head_id}, "

@@ -182,7 +182,7 @@ class Core:
         try:
             pixels = dict(zip(photos, await self._io.work(tasks), strict=True))
         except Failure as failure:
-            raise await self._explain(failure, 0, None) from failure
+            raise await self._explain(failure, 0, None) from None
         return [_prepare.item(pixels[id(image)], ids, token_s) for ids, (image, _) in zip(tokens, pairs, strict=True)]
 
     async def _infer(self, items: Sequence[Item], top: int, deadline: float, start: float) -> list[Answer]:
@@ -229,7 +229,7 @@ class Core:
             except Failure as failure:
                 left_s = deadline - time.monotonic()
                 if not failure.passing or pause is None or pause >= left_s:
-                    raise await self._explain(failure, left_s, request_id) from failure
+                    raise await self._explain(failure, left_s, request_id) from None  # its text says it all
             await self._io.sleep(pause)
         raise AssertionError("unreachable")
 

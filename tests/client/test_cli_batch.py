@@ -295,6 +295,16 @@ class TestGoingOn:
         assert status == _exits.USAGE
         assert notes[0].endswith("a.csv.part was begun with other input; remove it to begin again")
 
+    def test_options_may_change_while_no_row_is_done(
+        self, batch, stand_in: StandIn, photos: list[Path], tmp_path: Path
+    ) -> None:
+        path, output = write_csv(tmp_path / "q.csv", questions(photos, 3)), tmp_path / "a.csv"
+        assert batch(path, "-o", output, "--url", "localhost:9", "--retries", 0)[0] == _exits.TRY_LATER
+        status, _, notes = batch(path, "-o", output, "--top", 3)
+        assert (status, [row["question"] for row in read(output)]) == (0, [row["question"] for row in read(path)]), (
+            notes
+        )
+
     @pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
     def test_ctrl_c_says_how_to_go_on(self, stand_in: StandIn, photos: list[Path], tmp_path: Path) -> None:
         path, output = write_csv(tmp_path / "q.csv", questions(photos, MANY)), tmp_path / "a.csv"

@@ -50,6 +50,15 @@ class TestAsk:
         stand_in.answerable = answerable
         assert client.ask(photos[0], "what is this?").declined is declined
 
+    @pytest.mark.parametrize("label", ["unanswerable", "unsuitable", "unsuitable image"])
+    def test_an_answer_that_says_so_is_declined(
+        self, client: Any, stand_in: StandIn, photos: list[Path], label: str
+    ) -> None:
+        stand_in.labels, stand_in.answerable = (label, "banana"), 0.9
+        assert client.ask(photos[0], "what is this?").declined
+        stand_in.labels = ("banana", label)
+        assert not client.ask(photos[0], "what is this?", top=2).declined
+
     def test_photos_of_all_kinds_are_asked_alike(self, client: Any, photos: list[Path]) -> None:
         data = photos[1].read_bytes()
         sources = [photos[1], str(photos[1]), data, bytearray(data), memoryview(data), io.BytesIO(data)]
@@ -94,7 +103,7 @@ class TestAsk:
             text,
         )
         stand_in.answerable = 0.2
-        assert "'red' 50%, declined 20%, type" in repr(client.ask(photos[0], "what colour?"))
+        assert "'red' 50%, declined, answerable 20%, type" in repr(client.ask(photos[0], "what colour?"))
 
     def test_the_request_is_named_and_timed(self, client: Any, stand_in: StandIn, photos: list[Path]) -> None:
         stand_in.delay_s = 0.1

@@ -6,6 +6,7 @@ import http.server
 import socket
 import threading
 import time
+import traceback
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,13 @@ class TestNoServer:
                 ServerUnavailable, match=f"no server is ready at {url}; start it with `python -m serving`"
             ):
                 connect(url, retries=0).ask(photos[0], "what is this?")
+
+    def test_the_traceback_is_this_error_alone(self, connect: Connect, photos: list[Path]) -> None:
+        with pytest.raises(ServerUnavailable) as raised:
+            connect("localhost:9", retries=0).ask(photos[0], "what is this?")
+        printed = "".join(traceback.format_exception(raised.value))
+        assert printed.count("Traceback") == 1
+        assert "StatusCode" not in printed
 
     def test_no_such_host(self, connect: Connect, photos: list[Path]) -> None:
         with pytest.raises(ServerUnavailable, match=r"no server is ready at no-such-host\.invalid:8001"):

@@ -45,17 +45,21 @@ class Journal:
         """Return how many whole rows there are; what follows the last of them is removed."""
         self._file.seek(0)
         lines, size = 0, 0
+        begun: Any = None
         for line in self._file:
             value = _parsed(line)
             if value is None:
                 break
-            if not lines and value != settings:
+            begun = begun if lines else value
+            lines, size = lines + 1, size + len(line)
+        if begun != settings:
+            if lines > 1:
                 self.close()
                 raise UsageError(
-                    f"{self._path} was begun with {_said(value)}, now it is {_said(settings)}; go on with the same "
+                    f"{self._path} was begun with {_said(begun)}, now it is {_said(settings)}; go on with the same "
                     "options, or remove the file to begin again"
                 )
-            lines, size = lines + 1, size + len(line)
+            lines = size = 0  # no row is done, so nothing is lost
         self._file.truncate(size)
         if not lines:
             self._append(settings)

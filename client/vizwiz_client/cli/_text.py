@@ -8,15 +8,14 @@ import textwrap
 from typing import Any
 
 from vizwiz_client import Answer
-
-_NO_ANSWER = ("unanswerable", "unsuitable", "unsuitable image")  # labels of VizWiz that say what `declined` says
+from vizwiz_client._answer import NO_ANSWER
 
 
 def sentence(answer: Answer) -> str:
     """The answer in a line of plain words."""
-    guesses = [candidate for candidate in answer.candidates if candidate.answer not in _NO_ANSWER]
+    guesses = [candidate for candidate in answer.candidates if candidate.answer not in NO_ANSWER]
     spoken = [f"{guess.answer}, {guess.confidence:.0%} sure" for guess in guesses]
-    if not answer.declined and answer.answer not in _NO_ANSWER:
+    if not answer.declined:
         return "; or ".join(spoken)
     refusal = "The photo probably cannot answer this."
     return f"{refusal} Best guess: {'; or '.join(spoken)}" if spoken else refusal
