@@ -3,45 +3,65 @@
 
     serve.py [OPTION ...] [TRITONSERVER_OPTION ...]
 
-What is not an option of this program goes to ``tritonserver``, after the flags set here.
+What is not an option of this program goes to ``tritonserver``, after the flags set here. Graphs and labels are held
+against the digests in their configurations first, and a process of the Python backend that dies is replaced.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import http.client
 import os
 import re
+import resource
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
+from serving.launch import NO_CORE
+from serving.watch import Served, Watch
+from vizwiz_client.contract import tensors
 from vizwiz_client.contract.tensors import ENSEMBLES
 
 ADMIN_APIS = "model-repository,shared-memory,trace,logging"  # metadata, model-config and statistics stay readable
 ADMIN_HEADER = "vizwiz-admin-key"  # over gRPC, Triton puts `triton-grpc-protocol-` before it
 KEY = re.compile(r"[A-Za-z0-9_-]{32,}")
 CONNECTION_AGE_S = 300  # a client then connects, hence looks the replicas up, again: new ones get their share
-DRAIN_S = 30
+DRAIN_S = 60  # a client's default patience
+EXIT_S = 30  # for Triton to end, once nothing is in flight
 POLL_S = 0.1
+ADMIN_S = 600  # a model may take that long to load again
+
+_MODEL = re.compile(r'model_name: "([^"]+)"')  # a step, in the text that an ensemble's configuration is
+_DIGEST = re.compile(
+    rf'key: "({tensors.MODEL_DIGEST_PARAMETER}|{tensors.LABELS_DIGEST_PARAMETER}[^"]+)"'
+    r'\s+value \{\s+string_value: "([0-9a-f]{64})"'
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Serve until SIGTERM or SIGINT, then drain; return tritonserver's exit status, as a shell tells it."""
     arguments, others = _parser().parse_known_args(argv)
     key = read_key(arguments.admin_key_file)
+    check_digests(Path(arguments.repository))
+    resource.setrlimit(resource.RLIMIT_CORE, (NO_CORE, NO_CORE))  # a core would hold photos and questions
+    environment = {**os.environ, "VIZWIZ_SERVING_THREADS": str(arguments.threads)}  # the preprocess model's
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.default_int_handler)
     # a session of its own: Ctrl-C reaches this process alone, and the server is stopped in order
-    server = subprocess.Popen([*command(arguments, key), *others], start_new_session=True)
+    server = subprocess.Popen([*command(arguments, key), *others], env=environment, start_new_session=True)
+    watch = watch_over(server.pid, arguments, key)
     try:
         server.wait()
     except KeyboardInterrupt:
         time.sleep(arguments.stop_delay_s)
+        watch.stop()
         drain(arguments.http_port, key)
     finally:
         server.terminate()
@@ -65,6 +85,52 @@ def read_key(path: Path) -> str:
     )
 
 
+def check_digests(repository: Path) -> None:
+    """Hold what the ensembles of ``repository`` name against the digests in its configurations; exit if it differs.
+
+    Triton's native backends load whatever is there. A repository that is not a folder here is left to Triton.
+    """
+    configs = [repository / ensemble / "config.pbtxt" for ensemble in ENSEMBLES]
+    named = {model for config in configs if config.is_file() for model in _MODEL.findall(config.read_text())}
+    for model in sorted(named):
+        folder = repository / model
+        config = folder / "config.pbtxt"
+        for key, expected in _DIGEST.findall(config.read_text()) if config.is_file() else []:
+            label = key.removeprefix(tensors.LABELS_DIGEST_PARAMETER)
+            paths = [*folder.glob("1/model.*")] if key == tensors.MODEL_DIGEST_PARAMETER else [folder / label]
+            for path in paths or [folder / "1"]:
+                if (got := sha256(path)) != expected:
+                    sys.exit(
+                        f"serve.py: {path} has SHA-256 {got}, its config.pbtxt says {expected}: the file is damaged or "
+                        "another one; publish it again with `python -m export.to_onnx`"
+                    )
+
+
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file in hex, or why there is none."""
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb") as file:
+            while chunk := file.read(1 << 20):
+                digest.update(chunk)
+    except OSError as error:
+        return f"none ({error.strerror})"
+    return digest.hexdigest()
+
+
+def watch_over(server: int, arguments: argparse.Namespace, key: str) -> Watch:
+    """Watch the Python backend's processes, which Triton does not start again."""
+    ask = partial(_ask, arguments.http_port, key)
+    served = Served(ask)
+
+    def in_python() -> set[str]:
+        return {model for model in served() if model.startswith(tensors.PREPROCESS_PREFIX)}
+
+    watch = Watch(server, Path(arguments.repository), in_python, lambda: None, ask, partial(print, file=sys.stderr))
+    watch.start()
+    return watch
+
+
 def options(argv: Sequence[str]) -> argparse.Namespace:
     """The options of this program in ``argv``, or their defaults."""
     return _parser().parse_known_args(argv)[0]
@@ -84,7 +150,7 @@ def command(arguments: argparse.Namespace, key: str) -> list[str]:
         f"--grpc-restricted-protocol={restricted}",
         f"--grpc-max-connection-age={CONNECTION_AGE_S * 1000}",
         f"--grpc-max-connection-age-grace={DRAIN_S * 1000}",
-        f"--exit-timeout-secs={DRAIN_S}",
+        f"--exit-timeout-secs={EXIT_S}",
         f"--cache-config=local,size={arguments.cache_bytes}",
         "--metrics-config=summary_latencies=true",
         # one pool of threads for all models, so that the encoders do not fight over the cores
@@ -101,16 +167,19 @@ def drain(http_port: int, key: str) -> None:
     deadline = time.monotonic() + DRAIN_S
     with suppress(OSError, http.client.HTTPException):  # it is still loading, or gone
         for ensemble in ENSEMBLES:
-            _admin(http_port, key, f"models/{ensemble}/unload")
-        while b"UNLOADING" in _admin(http_port, key, "index") and time.monotonic() < deadline:
+            _ask(http_port, key, "POST", f"repository/models/{ensemble}/unload", timeout_s=DRAIN_S)
+        while b"UNLOADING" in _ask(http_port, key, "POST", "repository/index", timeout_s=DRAIN_S)[1]:
+            if time.monotonic() > deadline:
+                break
             time.sleep(POLL_S)
 
 
-def _admin(http_port: int, key: str, path: str) -> bytes:
-    connection = http.client.HTTPConnection("localhost", http_port, timeout=5)
+def _ask(http_port: int, key: str, method: str, path: str, timeout_s: float = ADMIN_S) -> tuple[int, bytes]:
+    connection = http.client.HTTPConnection("localhost", http_port, timeout=timeout_s)
     try:
-        connection.request("POST", f"/v2/repository/{path}", headers={ADMIN_HEADER: key})
-        return connection.getresponse().read()
+        connection.request(method, f"/v2/{path}", headers={ADMIN_HEADER: key})
+        response = connection.getresponse()
+        return response.status, response.read()
     finally:
         connection.close()
 

@@ -41,7 +41,12 @@ def accelerate(config: Any, target: Target, inputs: Mapping[TensorSpec, Sequence
     if target.device == "tensorrt":
         options = tensorrt_options(config.name, inputs)
         accelerators.gpu_execution_accelerator.add(name=TENSORRT).parameters.update(options)
-    if target.device in ("cuda", "tensorrt"):  # CUDA computes what TensorRT cannot
+    bound_on_cuda(config, target)  # which computes what TensorRT cannot
+
+
+def bound_on_cuda(config: Any, target: Target) -> None:
+    """Have ``config`` say how ONNX Runtime may use a GPU, where ``target`` is for one."""
+    if target.device in ("cuda", "tensorrt"):
         for key, value in _CUDA.items():
             config.parameters[key].string_value = str(value)
 

@@ -215,7 +215,7 @@ def _finish(
     configs: dict[str, Callable[[str, Sizes, Path], Any]] = {
         names.image: partial(repository.image_config, target=target),
         names.text: partial(repository.text_config, target=target),
-        names.head: repository.head_config,
+        names.head: partial(repository.head_config, target=target),
     }
     samples = _samples(places[names.image], names, run, proof)
     for name, folder in new.items():

@@ -14,7 +14,7 @@ from typing import Any
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
 
-from export.accelerators import accelerate
+from export.accelerators import accelerate, bound_on_cuda
 from export.targets import Target
 from training.storage import file_digest, staged_file
 from vizwiz_client.contract import tensors
@@ -124,8 +124,8 @@ def _encoder_config(
     return config
 
 
-def head_config(name: str, sizes: Sizes, graph: Path) -> Any:
-    """Configuration of a head, whose answers and types Triton labels."""
+def head_config(name: str, sizes: Sizes, graph: Path, target: Target) -> Any:
+    """Configuration of a head, whose answers and types Triton labels, beside encoders of ``target``."""
     features = {tensors.IMAGE_FEATURES: (sizes.features,), tensors.TEXT_FEATURES: (sizes.features,)}
     outputs = {
         tensors.ANSWER: (sizes.answers,),
@@ -135,6 +135,7 @@ def head_config(name: str, sizes: Sizes, graph: Path) -> Any:
     }
     labels = {tensors.ANSWER: f"{tensors.ANSWER.name}.txt", tensors.ANSWER_TYPE: f"{tensors.ANSWER_TYPE.name}.txt"}
     config = model_config(name, features, outputs, labels, graph)
+    bound_on_cuda(config, target)
     config.parameters["intra_op_thread_count"].string_value = "1"  # its products are too small to share
     return config
 

@@ -1,4 +1,4 @@
-"""Become the program in the arguments, and let the kernel end that program with the process that asked for it.
+"""Become the program in the arguments, which dumps no core and ends with the process that asked for it.
 
     python launch.py PARENT_PID PROGRAM [ARGUMENT ...]
 
@@ -10,14 +10,20 @@ from __future__ import annotations
 
 import ctypes
 import os
+import resource
 import signal
 import sys
 
+NO_CORE = 1  # byte: too small for a file, and the one limit that a pipe in core_pattern heeds (fs/coredump.c)
 PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 
 
 def main(parent: str, *command: str) -> None:
-    """Replace this process by ``command``, which gets SIGTERM when the process ``parent`` ends."""
+    """Replace this process by ``command``, which gets SIGTERM when the process ``parent`` ends.
+
+    No core: a crash would write the photos and questions in memory to disk.
+    """
+    resource.setrlimit(resource.RLIMIT_CORE, (NO_CORE, NO_CORE))
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM) != 0:
         sys.exit(f"prctl(PR_SET_PDEATHSIG): {os.strerror(ctypes.get_errno())}")

@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from serving.errors import ServingError
+from serving.watch import STUB
 
 OLDEST_GLIBC = (2, 35)  # the wheel's platform tag is manylinux_2_35
-STUB = "triton_python_backend_stub"
 
 _PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 _OWN_BACKENDS = Path(__file__).with_name("backends")

@@ -29,12 +29,12 @@ from serving.errors import ServingError
 from serving.log import Log
 from serving.ports import EVERY_INTERFACE, LOOPBACK
 from serving.repository import CONFIG_FILE, check_repository, ensembles
-from serving.runtime import STUB, Runtime, check_stub, find_runtime
-from serving.watch import Watch
+from serving.runtime import Runtime, check_stub, find_runtime
+from serving.watch import STUB, Served, Watch
 from serving.workspace import PREFIX, Workspace, remove_leftovers
 from vizwiz_client.contract.tensors import ENSEMBLE, ENSEMBLES
 
-DRAIN_S = 10  # how long requests in flight may take to finish once the server is to stop
+DRAIN_S = 60  # how long requests in flight may take to finish once the server is to stop: a client's default patience
 EXIT_S = 10  # how long the server may then take to end: its backends take about 2
 CONTROL_S = 600  # a model may take that long to load again
 STUB_TIMEOUT_S = 600  # a model may load that long: a large CLIP's file takes a while to read and optimise
@@ -204,15 +204,15 @@ class EmbeddedTriton:
                 pass_fds=[self._workspace.lock],
                 start_new_session=True,  # Ctrl-C comes to us, and we stop the server in order
             )
-        self._served_steps: dict[str, list[str]] = {}
         self._wait_until_ready(report)
         if not hide_key(self._process.pid, self._key):
             report("other users of this machine can read the admin key in the list of processes")
+        served = Served(self._control, self._ensembles)
         with suppress(OSError, http.client.HTTPException):  # it ended just now: that is noticed elsewhere
-            self._wanted()
+            served()
         tidy = self._workspace.close_shared_memory
         tidy()
-        self._watch = Watch(self._process.pid, self._log.models, self._wanted, tidy, self._control, report)
+        self._watch = Watch(self._process.pid, self._log.models, served, tidy, self._control, report)
         self._watch.start()
 
     def _clean_up(self) -> None:
@@ -282,30 +282,18 @@ class EmbeddedTriton:
         deadline = time.monotonic() + DRAIN_S
         with suppress(OSError, http.client.HTTPException):  # the server is gone already
             for name in self._ensembles():
-                self._control("POST", f"repository/models/{name}/unload")
-            while b"UNLOADING" in self._control("POST", "repository/index")[1] and time.monotonic() < deadline:
+                self._control("POST", f"repository/models/{name}/unload", DRAIN_S)
+            while b"UNLOADING" in self._control("POST", "repository/index", DRAIN_S)[1] and time.monotonic() < deadline:
                 time.sleep(PROBE_INTERVAL_S)
 
-    def _control(self, method: str, path: str) -> tuple[int, bytes]:
-        return ask_http(self.http_url, method, path, {HTTP_HEADER: self._key}, CONTROL_S)
+    def _control(self, method: str, path: str, timeout_s: float = CONTROL_S) -> tuple[int, bytes]:
+        return ask_http(self.http_url, method, path, {HTTP_HEADER: self._key}, timeout_s)
 
     def _ensembles(self) -> list[str]:
         """The ensembles to serve; the one that clients ask also where Triton will have to say what is wrong with it."""
         repository = self._log.models  # as it was at the start, whatever the working directory is now
         ours = [name for name in ENSEMBLES if (repository / name / CONFIG_FILE).is_file()]
         return list(dict.fromkeys([ENSEMBLE, *ours, *ensembles(repository)]))
-
-    def _wanted(self) -> set[str]:
-        """The models that the ensembles name as they are served, or were when they last were.
-
-        The repository may be ahead of the server: an export waits there for a reload.
-        """
-        for name in self._ensembles():
-            status, body = ask_http(self.http_url, "GET", f"models/{name}/config")
-            if status == http.HTTPStatus.OK:
-                steps = json.loads(body)["ensemble_scheduling"]["step"]
-                self._served_steps[name] = [step["model_name"] for step in steps]
-        return {model for steps in self._served_steps.values() for model in steps}
 
     def _hosts(self) -> dict[str, str]:
         return {"--http-port": self._host, "--grpc-port": self._host, "--metrics-port": LOOPBACK}

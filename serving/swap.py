@@ -115,8 +115,9 @@ def _load(
         with suppress(ServingError):
             server.unload(_unneeded(loaded, served))
         raise ServingError(
-            f"refused {_heads(after)}: {error}. No ensemble was touched, the server answers as before; publish again "
-            f"with `python -m export.to_onnx`, or go back with `python -m serving reload --to DIGEST`"
+            f"refused {_heads(after)}: {error}. No ensemble was touched, the server answers as before; but the "
+            "repository names it, and a server that starts would serve it: publish again with "
+            "`python -m export.to_onnx`, or go back with `python -m serving reload --to DIGEST`"
         ) from error
     report("the golden request is answered as expected")
     return loaded

@@ -6,6 +6,7 @@ which makes every ensemble that names it unready at once, and loads it again, wh
 
 from __future__ import annotations
 
+import http
 import itertools
 import json
 import threading
@@ -14,8 +15,9 @@ from collections.abc import Callable, Collection
 from contextlib import suppress
 from pathlib import Path
 
-from serving.runtime import STUB
+from vizwiz_client.contract.tensors import ENSEMBLES
 
+STUB = "triton_python_backend_stub"  # the program of Triton that runs a model of its Python backend
 INTERVAL_S = 0.5
 ROUND = 10  # looks from one comparison with the models that have to be there to the next
 PATIENCE_S = 5.0
@@ -69,7 +71,7 @@ class Watch:
 
     def _run(self) -> None:
         while not self._end.wait(INTERVAL_S):
-            with suppress(OSError, ValueError):  # the server is gone, or too busy to answer: look again
+            with suppress(Exception):  # the server is gone, or answers strangely: the next look may find it well
                 self._tidy()
                 self._look()
 
@@ -95,9 +97,9 @@ class Watch:
         for model in suspects:
             lost = {instance for instance, name in self._stubs.values() if name == model} - instances
             if states.get(model) == "READY" and (lost or model not in {name for _, name in living.values()}):
-                self._report(f"a process of {model} died: loading the model again")
                 self._broken[model] = 0
                 self._ask("POST", f"repository/models/{model}/unload")
+                self._report(f"a process of {model} died: loading the model again")  # last: it may not be heard
 
     def _revive(self, model: str) -> None:
         status, body = self._ask("POST", f"repository/models/{model}/load")
@@ -110,6 +112,27 @@ class Watch:
 
     def _states(self) -> dict[str, str]:
         return {entry["name"]: entry.get("state", "") for entry in json.loads(self._ask("POST", "repository/index")[1])}
+
+
+class Served:
+    """The models that ensembles name as they are served, or were when they last were.
+
+    The repository may be ahead of the server: an export waits there for a reload.
+    """
+
+    def __init__(self, ask: Ask, ensembles: Callable[[], Collection[str]] = lambda: ENSEMBLES) -> None:
+        """Of the server that ``ask`` asks; nothing is known yet."""
+        self._ask = ask
+        self._ensembles = ensembles
+        self._steps: dict[str, list[str]] = {}
+
+    def __call__(self) -> set[str]:
+        """Their names. Raises OSError or HTTPException: the server does not answer."""
+        for name in self._ensembles():
+            status, body = self._ask("GET", f"models/{name}/config")
+            if status == http.HTTPStatus.OK:
+                self._steps[name] = [step["model_name"] for step in json.loads(body)["ensemble_scheduling"]["step"]]
+        return {model for steps in self._steps.values() for model in steps}
 
 
 def stubs(server: int, models: Path) -> dict[int, tuple[str, str]]:

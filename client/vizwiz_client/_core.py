@@ -228,7 +228,9 @@ class Core:
                 return reply, time.monotonic() - start
             except Failure as failure:
                 left_s = deadline - time.monotonic()
-                if not failure.passing or pause is None or pause >= left_s:
+                # a model whose configuration was read, and is away: its server stops, or repairs itself
+                may_pass = failure.passing or (failure.status == "NOT_FOUND" and method == "infer")
+                if not may_pass or pause is None or pause >= left_s:
                     raise await self._explain(failure, left_s, request_id) from None  # its text says it all
             await self._io.sleep(pause)
         raise AssertionError("unreachable")

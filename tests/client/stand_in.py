@@ -32,6 +32,7 @@ class StandIn(service_pb2_grpc.GRPCInferenceServiceServicer):
     max_batch_size: int = tensors.MAX_BATCH_SIZE
     models: tuple[str, ...] = MODELS
     not_ready: tuple[str, ...] = ()
+    missing: bool = False  # the ensemble is not there
     labelled: bool = True
     answerable: float = 0.75
     labels: tuple[str, ...] = ()  # the answers, best first, instead of the numbers
@@ -58,7 +59,7 @@ class StandIn(service_pb2_grpc.GRPCInferenceServiceServicer):
     def ModelConfig(self, request, context):
         self.config_reads += 1
         self.metadata.append(dict(context.invocation_metadata()))
-        if request.name != tensors.ENSEMBLE:
+        if request.name != tensors.ENSEMBLE or self.missing:
             context.abort(grpc.StatusCode.NOT_FOUND, f"Request for unknown model: '{request.name}' is not found")
         response = service_pb2.ModelConfigResponse()
         response.config.parameters[tensors.CONTRACT_VERSION_PARAMETER].string_value = self.contract_version

@@ -181,7 +181,8 @@ class TestFailures:
             stand_in.failure = (status, "trouble")
             with pytest.raises(ServerError):
                 client.ask(photos[0], "what is this?")
-            assert len(stand_in.request_ids) == (3 if status is grpc.StatusCode.UNAVAILABLE else 1), status
+            passing = status in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.NOT_FOUND)
+            assert len(stand_in.request_ids) == (3 if passing else 1), status
             assert len(set(stand_in.request_ids)) == 1  # the same request, by the same name
 
     @pytest.mark.parametrize("retries", [0, 1])
@@ -198,6 +199,21 @@ class TestFailures:
         answer = client.ask(photos[0], "what is this?")
         assert len(stand_in.request_ids) == 3
         assert answer.timings.total_s > answer.timings.request_s + 0.25 * 0.5 + 0.5 * 0.5  # the two shortest pauses
+
+    def test_a_model_that_is_away_for_a_moment_is_asked_again(
+        self, client: Any, stand_in: StandIn, photos: list[Path]
+    ) -> None:
+        """As in a server that drains, where the next attempt comes to another, or that replaces a dead process."""
+        stand_in.failures_left, stand_in.failure = 1, (grpc.StatusCode.NOT_FOUND, "Request for unknown model")
+        assert client.ask(photos[0], "what is this?").candidates
+        assert len(stand_in.request_ids) == 2
+
+    def test_a_model_that_was_never_there_is_not(self, connect: Connect, stand_in: StandIn, photos: list[Path]) -> None:
+        client = connect(stand_in.url, retries=1000)
+        stand_in.missing = True
+        with pytest.raises(ModelMissing):
+            client.ask(photos[0], "what is this?")
+        assert stand_in.config_reads == 1
 
     def test_all_attempts_share_one_deadline(self, connect: Connect, stand_in: StandIn, photos: list[Path]) -> None:
         client = connect(stand_in.url, timeout_s=2.0, retries=1000)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import itertools
 import struct
+import subprocess
 import sys
 import threading
 import warnings
@@ -330,3 +331,25 @@ def test_threads_leave_the_warning_filters_as_they_were() -> None:
         thread.join()
     sys.setswitchinterval(interval)
     assert warnings.filters == before
+
+
+LARGE = """
+import io, resource, sys
+from concurrent.futures import ThreadPoolExecutor
+from PIL import Image
+from vizwiz_client.contract.geometry import LARGE_PIXELS, load_photo
+
+file = io.BytesIO()
+side = int(LARGE_PIXELS ** 0.5) + 1
+Image.new("RGBA", (side, side), (1, 2, 3, 4)).save(file, "PNG", compress_level=1)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+with ThreadPoolExecutor(4) as pool:
+    photos = list(pool.map(load_photo, [file.getvalue()] * 4))
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / (4 * side * side / 1024))
+"""
+
+
+def test_large_photos_are_decoded_one_at_a_time() -> None:
+    """In pictures of 4 bytes a pixel: four that stay, and one more of each that is being decoded."""
+    run = subprocess.run([sys.executable, "-c", LARGE], check=True, capture_output=True, text=True)
+    assert 3 < float(run.stdout) < 6

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -24,7 +25,6 @@ from vizwiz_client.contract.tensors import ENSEMBLE, TEXT_ENCODER_PREFIX
 
 RAW_ENSEMBLE = f"{ENSEMBLE}_raw"
 DEPLOY = ROOT / "deploy"
-SERVE = DEPLOY / "serve.py"
 KEY = "0123456789abcdef0123456789abcdef"
 HOST = "127.0.0.1"
 START_S = STOP_S = 120  # far more than it takes: the machine may be busy
@@ -55,7 +55,10 @@ class Deployed:
         environment["PATH"] = f"{runtime.server.parent}{os.pathsep}{environment['PATH']}"
         with (self.folder / "log").open("wb") as log:
             self.process = subprocess.Popen(
-                [sys.executable, str(SERVE), *self._arguments(runtime.triton)], env=environment, stdout=log, stderr=log
+                [sys.executable, str(as_in_the_image(self.folder)), *self._arguments(runtime.triton)],
+                env=environment,
+                stdout=log,
+                stderr=log,
             )
 
     def _arguments(self, triton: Path) -> list[str]:
@@ -94,6 +97,17 @@ class Deployed:
             return response.status, response.read()
         finally:
             connection.close()
+
+
+def as_in_the_image(folder: Path) -> Path:
+    """Copy below ``folder`` what the Dockerfile copies beside its command, and nothing else; returns the command."""
+    dockerfile = (DEPLOY / "Dockerfile").read_text(encoding="utf-8")
+    for sources, target in re.findall(r"^COPY (?:--chmod=\S+ )?([^-\n].*) /(opt/\S+/)$", dockerfile, re.MULTILINE):
+        (folder / target).mkdir(parents=True, exist_ok=True)
+        for source in sources.split():
+            shutil.copy(ROOT / source, folder / target)
+    (command,) = folder.glob("opt/*/serve.py")
+    return command
 
 
 @pytest.fixture(scope="session")

@@ -85,7 +85,7 @@ class TestPod:
 
     def test_a_stop_has_the_time_it_takes(self) -> None:
         delay = serve.options([one.replace("$(CPUS)", "4") for one in CONTAINER["args"][1:]]).stop_delay_s
-        assert POD["spec"]["terminationGracePeriodSeconds"] > delay + 2 * serve.DRAIN_S
+        assert POD["spec"]["terminationGracePeriodSeconds"] > delay + serve.DRAIN_S + serve.EXIT_S
 
 
 def test_selectors_and_ports_meet() -> None:
@@ -99,6 +99,16 @@ def test_selectors_and_ports_meet() -> None:
         assert service["selector"].items() <= labels
         assert all(ports[port["targetPort"]] == port["port"] for port in service["ports"])
     assert MANIFESTS["Service/vizwiz-triton"]["spec"]["clusterIP"] == "None"
+
+
+def test_the_scrape_finds_the_pods_for_the_rules_and_the_adapter() -> None:
+    (job,) = yaml.safe_load((DEPLOY / "prometheus" / "kubernetes.yaml").read_text(encoding="utf-8"))
+    rules = (DEPLOY / "prometheus" / "rules.yaml").read_text(encoding="utf-8")
+    app, port, *added = job["relabel_configs"]
+    assert f'job="{job["job_name"]}"' in rules
+    assert POD["metadata"]["labels"]["app"] == app["regex"]
+    assert port["regex"] in [one["name"] for one in CONTAINER["ports"]]
+    assert [one["target_label"] for one in added] == ["namespace", "pod"]
 
 
 def test_the_autoscaler_reads_what_the_adapter_makes() -> None:

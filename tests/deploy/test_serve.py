@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 import http.client
+import os
+import re
+import shutil
+import signal
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,10 +19,12 @@ from tritonclient.grpc import InferenceServerClient, InferInput
 from tritonclient.utils import InferenceServerException
 
 from deploy import serve
+from serving.launch import NO_CORE
+from serving.watch import stubs
 from tests.conftest import LiveServer
-from tests.deploy.conftest import KEY, Deployed
+from tests.deploy.conftest import KEY, RAW_ENSEMBLE, START_S, Deployed
 from vizwiz_client import VizwizClient
-from vizwiz_client.contract.tensors import CONTEXT_LENGTH, ENSEMBLE, IMAGE, TOKENS
+from vizwiz_client.contract.tensors import CONTEXT_LENGTH, ENSEMBLE, IMAGE, IMAGE_BYTES, QUESTION, TOKENS
 from vizwiz_client.contract.tokens import END_OF_TEXT, START_OF_TEXT
 
 HEADERS = {serve.ADMIN_HEADER: KEY}
@@ -124,6 +132,63 @@ def test_a_stop_drains(another: Deployed, live_server: LiveServer) -> None:
     assert len(refusals) == len(threads)
     for text in refusals:  # turned away at the door, not thrown out half-way
         assert f"Request for unknown model: '{ENSEMBLE}'" in text
+
+
+def test_a_process_of_the_python_backend_that_dies_is_replaced(another: Deployed, photo: Path) -> None:
+    another.wait_until_ready()
+    (tritonserver,) = children(another.process.pid)
+    (victim,) = [
+        pid for pid, (_, model) in stubs(tritonserver, another.repository).items() if model.startswith("preprocess_")
+    ]
+    assert ask_raw(another, photo)[0] == http.client.OK
+    os.kill(victim, signal.SIGKILL)
+    deadline = time.monotonic() + START_S
+    while ask_raw(another, photo)[0] != http.client.OK:
+        assert time.monotonic() < deadline, another.log
+        time.sleep(0.2)
+    assert "is loaded again" in another.log
+
+
+def test_a_damaged_graph_is_refused_before_triton_starts(deployed: Deployed, tmp_path: Path) -> None:
+    repository = tmp_path / "models"
+    shutil.copytree(deployed.repository, repository)
+    serve.check_digests(repository)
+    (head,) = repository.glob("gated_head_*/1/model.onnx")
+    (labels,) = repository.glob("gated_head_*/answer.txt")
+    whole = head.read_bytes()
+    head.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    with pytest.raises(SystemExit, match=r"model\.onnx has SHA-256 [0-9a-f]{64}, its config\.pbtxt says"):
+        serve.check_digests(repository)
+    head.unlink()
+    with pytest.raises(SystemExit, match="has SHA-256 none"):
+        serve.check_digests(repository)
+    head.write_bytes(whole)
+    labels.write_text("another\n", encoding="utf-8")
+    with pytest.raises(SystemExit, match=r"answer\.txt has SHA-256"):
+        serve.check_digests(repository)
+
+
+def test_it_dumps_no_core(another: Deployed) -> None:
+    another.wait_until_ready()
+    (tritonserver,) = children(another.process.pid)
+    for pid in (tritonserver, *stubs(tritonserver, another.repository)):
+        limits = Path(f"/proc/{pid}/limits").read_text(encoding="utf-8")
+        assert re.search(rf"Max core file size +{NO_CORE} +{NO_CORE} ", limits), limits
+
+
+def children(parent: int) -> list[int]:
+    return [int(pid) for pid in Path(f"/proc/{parent}/task/{parent}/children").read_text(encoding="ascii").split()]
+
+
+def ask_raw(server: Deployed, photo: Path) -> tuple[int, bytes]:
+    inputs = [
+        {"name": name, "shape": [1, 1], "datatype": "BYTES", "data": [data]}
+        for name, data in (
+            (IMAGE_BYTES.name, base64.b64encode(photo.read_bytes()).decode()),
+            (QUESTION.name, "what is this?"),
+        )
+    ]
+    return server.http("POST", f"/v2/models/{RAW_ENSEMBLE}/infer", {"inputs": inputs})
 
 
 def _request(side: int) -> tuple[InferInput, InferInput]:

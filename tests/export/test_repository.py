@@ -36,7 +36,7 @@ def dims(tensors_: object) -> dict[str, tuple[int, list[int]]]:
 def test_encoders_and_head_state_their_tensors(graph: Path) -> None:
     image = repository.image_config("clip_image_a", SIZES, graph, TARGET)
     text = repository.text_config("clip_text_b", SIZES, graph, TARGET)
-    head = repository.head_config("gated_head_c", SIZES, graph)
+    head = repository.head_config("gated_head_c", SIZES, graph, TARGET)
     assert dims(image.input) == {"image": (pb.TYPE_UINT8, [64, 64, 3])}
     assert dims(image.output) == {"image_features": (pb.TYPE_FP32, [32])}
     assert dims(text.input) == {"tokens": (pb.TYPE_INT32, [77])}
@@ -56,7 +56,7 @@ def test_models_are_served_by_the_native_backend_as_well(graph: Path) -> None:
     for config in (
         repository.image_config("name", SIZES, graph, TARGET),
         repository.text_config("name", SIZES, graph, TARGET),
-        repository.head_config("name", SIZES, graph),
+        repository.head_config("name", SIZES, graph, TARGET),
     ):
         assert (config.backend, config.runtime) == ("onnxruntime", "")
         assert [(group.kind, group.count) for group in config.instance_group] == [(pb.ModelInstanceGroup.KIND_AUTO, 1)]
@@ -87,7 +87,7 @@ def test_a_cpu_target_asks_for_its_accelerator(graph: Path) -> None:
 def test_a_cpu_takes_eight_at_once(target: Target, preferred: list[int], graph: Path) -> None:
     for make in (repository.image_config, repository.text_config):
         assert list(make("name", SIZES, graph, target).dynamic_batching.preferred_batch_size) == preferred
-    assert list(repository.head_config("name", SIZES, graph).dynamic_batching.preferred_batch_size) == []
+    assert list(repository.head_config("name", SIZES, graph, TARGET).dynamic_batching.preferred_batch_size) == []
 
 
 def test_the_ensembles_tie_their_steps_together() -> None:
@@ -116,7 +116,7 @@ def test_only_preprocess_bounds_its_queue_and_none_sets_a_time_limit(graph: Path
     others = [
         repository.image_config("name", SIZES, graph, TARGET),
         repository.text_config("name", SIZES, graph, TARGET),
-        repository.head_config("name", SIZES, graph),
+        repository.head_config("name", SIZES, graph, TARGET),
     ]
     for config in (preprocess, *others):
         policy = config.dynamic_batching.default_queue_policy

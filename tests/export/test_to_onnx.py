@@ -22,6 +22,7 @@ from training.fit import fit
 from training.predictor import Calibration, Predictor
 from training.recipe import RECIPES, Recipe
 from training.runs import Run, read_run
+from vizwiz_client.contract import tensors
 
 
 def test_the_repository_holds_the_chain_and_nothing_half_written(published: Path, run: Run) -> None:
@@ -31,6 +32,18 @@ def test_the_repository_holds_the_chain_and_nothing_half_written(published: Path
     assert (head / "answer.txt").read_text(encoding="utf-8").splitlines() == run.answers
     assert (head / "answer_type.txt").read_text(encoding="utf-8").splitlines() == run.answer_types
     assert [path.name for path in published.parent.iterdir()] == ["triton_models"]
+
+
+def test_every_model_warms_up_on_samples_that_are_there(published: Path, run: Run) -> None:
+    """Alone and in eights; the text encoder at each of its lengths."""
+    for name in astuple(publication.model_names(run)):
+        config = store.read_config(published / name)
+        lengths = len(tensors.TOKEN_LENGTHS) if name.startswith(tensors.TEXT_ENCODER_PREFIX) else 1
+        assert [warmup.batch_size for warmup in config.model_warmup] == [1, 8] * lengths
+        for warmup in config.model_warmup:
+            assert set(warmup.inputs) == {tensor.name for tensor in config.input}
+            for sample in warmup.inputs.values():
+                assert (published / name / "warmup" / sample.input_data_file).stat().st_size > 0
 
 
 def test_exporting_again_changes_nothing(published: Path, run: Run, tiny_clip: FrozenClip) -> None:

@@ -24,7 +24,9 @@ import numpy as np
 import pytest
 from PIL import Image
 from tritonclient.grpc import InferenceServerClient, InferInput
+from tritonclient.utils import InferenceServerException
 
+from serving.repository import read_config
 from serving.server import EmbeddedTriton
 from tests.conftest import ROOT, LiveServer
 from tests.serving import malformed
@@ -193,6 +195,45 @@ def test_many_at_once_each_get_their_own_answer(
         np.testing.assert_allclose(one["answer"], other["answer"], atol=1e-5)
         assert one["error"] == other["error"]
     assert [bool(one["error"][0]) for one in alone] == [number == 5 for number in range(12)]
+
+
+def test_a_full_queue_of_photos_refuses_and_recovers(live_server: LiveServer, photo: bytes, tmp_path: Path) -> None:
+    """The published bound, made short enough to be reached by a few clients."""
+    repository = Path(shutil.copytree(live_server.repository, tmp_path / "models"))
+    (preprocess,) = repository.glob("preprocess_*")
+    assert read_config(preprocess).dynamic_batching.default_queue_policy.max_queue_size > 0
+
+    def shorten(config: Any) -> None:
+        config.dynamic_batching.default_queue_policy.max_queue_size = 2
+
+    change_config(preprocess, shorten)
+    with Image.open(io.BytesIO(photo)) as image:
+        large = encode(image.resize((3000, 2000)), "JPEG")
+
+    with EmbeddedTriton(repository) as server:
+
+        def over_http(_: int) -> int | str:
+            body = json.dumps({"inputs": malformed.good_raw_inputs(large)}).encode()
+            return malformed.send_http(server.http_url, body, {}, tensors.RAW_ENSEMBLE)
+
+        def over_grpc(_: int) -> str:
+            with InferenceServerClient(server.grpc_url) as client:
+                try:
+                    ask_raw(client, [large], [QUESTION])
+                except InferenceServerException as error:
+                    return f"{error.status()} {error.message()}"
+            return "answered"
+
+        with ThreadPoolExecutor(32) as pool:
+            http_statuses, grpc_statuses = (Counter(pool.map(ask, range(32))) for ask in (over_http, over_grpc))
+        assert http_statuses.keys() == {200, 503}, http_statuses
+        refusals = [text for text in grpc_statuses if text != "answered"]
+        assert grpc_statuses["answered"]
+        assert refusals
+        assert all(text.startswith("StatusCode.UNAVAILABLE") for text in refusals), refusals
+        assert all("Exceeds maximum queue size" in text for text in refusals), refusals
+        with InferenceServerClient(server.grpc_url) as client:
+            assert ask_raw(client, [photo], [QUESTION])["error"] == [""]
 
 
 def test_base64_is_taken_for_what_it_holds(client: InferenceServerClient, photo: bytes) -> None:

@@ -15,7 +15,7 @@ import pytest
 from tritonclient.grpc import model_config_pb2 as pb
 
 from serving import __main__ as command
-from serving import runtime
+from serving import runtime, watch
 from serving.errors import ServingError
 from serving.server import EmbeddedTriton
 from serving.workspace import PREFIX
@@ -201,13 +201,13 @@ def test_a_python_for_which_there_is_no_stub(monkeypatch: pytest.MonkeyPatch, tm
 
 def test_a_python_without_its_shared_library() -> None:
     found = runtime.find_runtime()
-    stub = found.triton / "python_backend_stubs" / "3.8" / runtime.STUB
+    stub = found.triton / "python_backend_stubs" / "3.8" / watch.STUB
     with pytest.raises(ServingError, match=r"start: libpython3\.8\.so.*: No such file .*install the package libpython"):
         runtime.check_stub(stub, {"LD_LIBRARY_PATH": str(found.libraries)})
 
 
 def test_a_temporary_folder_that_may_not_hold_programs(tmp_path: Path) -> None:
-    stub = tmp_path / runtime.STUB
+    stub = tmp_path / watch.STUB
     stub.write_bytes(b"")
     stub.chmod(0o600)
     with pytest.raises(ServingError, match=r"may not hold programs \(mounted noexec\?\): set TMPDIR"):

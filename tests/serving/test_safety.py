@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import http.client
 import json
 import re
@@ -22,6 +23,7 @@ from serving.errors import ServingError
 from serving.ports import EXPOSE_FLAG, check_host
 from serving.reload import reload
 from serving.server import EmbeddedTriton
+from tests.conftest import LiveServer
 from tests.serving.test_lifecycle import Command
 from tests.serving.tiny_repository import HEAD, SIDE, TEXT_MODEL, TOKEN_VALUES, ask
 from vizwiz_client.contract import tensors
@@ -209,6 +211,35 @@ def test_no_photo_question_or_answer_stays_behind(verbose: Command) -> None:
     assert [secret for secret in secrets if secret.decode(errors="replace") in said] == []
 
 
+def test_no_file_of_a_photo_and_no_text_stays_behind(live_server: LiveServer) -> None:
+    """Nor of what the raw ensemble takes: answered, refused, or malformed."""
+    (photo,) = (path.read_bytes() for path in live_server.repository.glob("gated_head_*/golden.jpg"))
+    question = "is this my SECRET-QUESTION?"
+    encoded = base64.b64encode(photo).decode()
+    secrets = [photo[-200:-150], encoded[-200:-150].encode(), b"SECRET-QUESTION"]
+    with Command(live_server.repository, "--log-verbose") as served:
+        said = []
+        for file, end in ((encoded, None), (encoded[: len(encoded) // 2], None), (encoded, -30)):
+            inputs = [
+                {"name": spec.name, "datatype": "BYTES", "shape": [1, 1], "data": [data]}
+                for spec, data in ((tensors.IMAGE_BYTES, file), (tensors.QUESTION, question))
+            ]
+            connection = http.client.HTTPConnection(served.addresses["http"], timeout=60)
+            connection.request("POST", f"/v2/models/{tensors.RAW_ENSEMBLE}/infer", json.dumps({"inputs": inputs})[:end])
+            said.append(connection.getresponse().read())
+            connection.close()
+        assert b"damaged or incomplete" in said[1]
+        assert b"damaged or incomplete" not in said[0]
+        assert b"error" in said[2]
+        written = traces(served.folder)
+        assert b"[request id: " in written, "the server logs nothing: the test proves nothing"
+        assert [secret for secret in secrets if secret in written] == []
+        served.process.terminate()
+        said_here = served.end()
+        assert served.leaves_no_trace()
+        assert "SECRET" not in said_here
+
+
 # request ids
 
 
@@ -218,3 +249,14 @@ def test_errors_name_the_request(server: EmbeddedTriton) -> None:
     with InferenceServerClient(server.grpc_url) as client, pytest.raises(InferenceServerException) as caught:
         client.infer(tensors.ENSEMBLE, wrong, request_id="ask-4711", client_timeout=20)
     assert "[request id: ask-4711]" in caught.value.message()
+
+
+def test_the_log_names_the_request_that_a_model_failed_on(server: EmbeddedTriton) -> None:
+    unknown = InferInput("tokens", [1, 8], "INT32").set_data_from_numpy(SECRET_TOKENS + len(TOKEN_VALUES))
+    image = InferInput("image", [1, SIDE, SIDE, 3], "UINT8").set_data_from_numpy(np.zeros((1, SIDE, SIDE, 3), np.uint8))
+    with InferenceServerClient(server.grpc_url) as client, pytest.raises(InferenceServerException) as caught:
+        client.infer(tensors.ENSEMBLE, [image, unknown], request_id="ask-4712", client_timeout=20)
+    assert "[request id: ask-4712]" in caught.value.message()
+    (line,) = [line for line in server.log.read_text(errors="replace").splitlines() if "ask-4712" in line]
+    assert "of a request" in line
+    assert not any(str(number) in line for number in SECRET_TOKENS[0] + len(TOKEN_VALUES))

@@ -15,7 +15,7 @@ import threading
 import warnings
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -30,6 +30,9 @@ GEOMETRY_VERSION = 1  # raised when a file gives other pixels than before: featu
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")  # of an animation, the first frame
 MIN_SIDE = 16  # pixels; the smallest photos of VizWiz are 48 x 64
 MAX_PIXELS = 110_000_000  # a 108-megapixel phone's photo; 440 MB decoded (Pillow keeps 4 bytes a pixel)
+LARGE_PIXELS = (
+    25_000_000  # larger ones are decoded one at a time: on its way to RGB, a photo is there up to three times
+)
 MAX_FILE_BYTES = 500_000_000  # of a file object, which may have no end; MAX_PIXELS uncompressed are 330 MB
 MAX_ASPECT_RATIO = 10  # bounds the resized picture too: without it, 1 x 20,000 pixels become S x 20,000 S
 
@@ -61,6 +64,7 @@ _UPRIGHT = {  # EXIF orientation -> what undoes it; https://www.cipa.jp/std/docu
 _ORIENTATION_IN = ("exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp")
 _NAME = "the photo"  # of what has no name
 _warnings_lock = threading.Lock()
+_large_lock = threading.Lock()
 
 
 def load_photo(source: Photo, fast_side: int | None = None) -> Image.Image:
@@ -201,14 +205,15 @@ def _shrink(image: Image.Image, side: int) -> None:
 
 def _finish(image: Image.Image, name: str) -> Image.Image:
     _check_size(*image.size, name)
-    _load(image, name)
-    try:
-        rgb = _to_rgb(image, name)
-    except ImageError:
-        raise
-    except _DAMAGE as error:
-        raise _damaged(name, error) from error
-    return _upright(rgb, _turn(image))
+    with _large_lock if image.width * image.height > LARGE_PIXELS else nullcontext():
+        _load(image, name)
+        try:
+            rgb = _to_rgb(image, name)
+        except ImageError:
+            raise
+        except _DAMAGE as error:
+            raise _damaged(name, error) from error
+        return _upright(rgb, _turn(image))
 
 
 def _load(image: Image.Image, name: str) -> None:
@@ -239,9 +244,9 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
         image = Image.fromarray(to_8_bits[grey.clip(0, 65535) if image.mode == "I" else grey])
     if not image.has_transparency_data:
         return image.convert("RGB")
-    rgba = image.convert("RGBA")
+    rgba = image if image.mode == "RGBA" else image.convert("RGBA")  # which copies one that is RGBA
     page = Image.new("RGB", image.size, "white")
-    page.paste(rgba, mask=rgba.getchannel("A"))
+    page.paste(rgba, mask=rgba)
     return page
 
 

@@ -64,6 +64,8 @@ class TritonPythonModel:
             results = self._session.run(self._outputs, batch)
         except Exception as error:  # ONNX Runtime's errors share no narrower class
             if len(questions) == 1:
+                # the caller gets the error's text, which may hold ids of the question; the log does not
+                triton.Logger.log_error(f"{questions[0].label}{type(error).__name__} of a request")
                 return [triton.InferenceResponse(error=triton.TritonError(f"{questions[0].label}{error}"))]
             # one at fault, or shapes that differ (Triton batches those under allow_ragged_batch only)
             return [response for question in questions for response in self._answer([question])]
