@@ -26,6 +26,10 @@ import numpy as np
 import numpy.typing as npt
 import triton_python_backend_utils as triton
 
+# Pillow's memory in blocks that malloc maps one by one: smaller ones stay with the thread that decoded, for ever.
+# https://pillow.readthedocs.io/en/stable/reference/block_allocator.html
+os.environ["PILLOW_BLOCK_SIZE"] = "128m"
+
 try:
     from vizwiz_client.contract import errors, geometry, tensors, tokens
 except ImportError as error:
@@ -34,7 +38,7 @@ except ImportError as error:
         "`pip install vizwiz-client` there, in the version that the repository was exported with"
     ) from error
 
-MAX_THREADS = 4  # each may hold a photo of geometry.MAX_PIXELS, decoded
+MAX_THREADS = 4  # each may hold a photo of geometry.MAX_PIXELS, decoded; geometry decodes such one at a time
 
 _GREY = 128  # of the picture in the place of a refused one
 _NO_WORDS = np.array([tokens.START_OF_TEXT, tokens.END_OF_TEXT], np.int32)

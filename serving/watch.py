@@ -7,7 +7,6 @@ which makes every ensemble that names it unready at once, and loads it again, wh
 from __future__ import annotations
 
 import http
-import itertools
 import json
 import threading
 import time
@@ -55,7 +54,7 @@ class Watch:
         self._report = report
         self._stubs: dict[int, tuple[str, str]] = {}  # of those that lived when last looked at: pid -> instance, model
         self._broken: dict[str, float] = {}  # model -> when to try it next, time.monotonic()
-        self._looks = itertools.count(1)
+        self._rest = 0  # looks until the next comparison with what is wanted
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._run, name="stub watch", daemon=True)
 
@@ -78,8 +77,10 @@ class Watch:
     def _look(self) -> None:
         living = stubs(self._server, self._models)
         suspects = {model for pid, (_, model) in self._stubs.items() if pid not in living}
-        if next(self._looks) % ROUND == 0:  # one that died before it was first seen is missed by comparing
+        if not self._rest:  # one that died before it was first seen is missed by comparing
             suspects |= {*self._wanted()} - {model for _, model in living.values()}
+            self._rest = ROUND  # only now: at the start the server may not answer yet
+        self._rest -= 1
         if suspects:
             self._unload_dead(suspects)
         self._stubs = living

@@ -299,7 +299,9 @@ class TestGoingOn:
         self, batch, stand_in: StandIn, photos: list[Path], tmp_path: Path
     ) -> None:
         path, output = write_csv(tmp_path / "q.csv", questions(photos, 3)), tmp_path / "a.csv"
-        assert batch(path, "-o", output, "--url", "localhost:9", "--retries", 0)[0] == _exits.TRY_LATER
+        stand_in.failure = (grpc.StatusCode.UNAVAILABLE, "stopping")
+        assert batch(path, "-o", output)[0] == _exits.TRY_LATER
+        stand_in.failure = None
         status, _, notes = batch(path, "-o", output, "--top", 3)
         assert (status, [row["question"] for row in read(output)]) == (0, [row["question"] for row in read(path)]), (
             notes

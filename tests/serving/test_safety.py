@@ -219,7 +219,7 @@ def test_no_file_of_a_photo_and_no_text_stays_behind(live_server: LiveServer) ->
     secrets = [photo[-200:-150], encoded[-200:-150].encode(), b"SECRET-QUESTION"]
     with Command(live_server.repository, "--log-verbose") as served:
         said = []
-        for file, end in ((encoded, None), (encoded[: len(encoded) // 2], None), (encoded, -30)):
+        for file, end in ((encoded, None), (encoded[: len(encoded) // 8 * 4], None), (encoded, -30)):
             inputs = [
                 {"name": spec.name, "datatype": "BYTES", "shape": [1, 1], "data": [data]}
                 for spec, data in ((tensors.IMAGE_BYTES, file), (tensors.QUESTION, question))
@@ -257,6 +257,6 @@ def test_the_log_names_the_request_that_a_model_failed_on(server: EmbeddedTriton
     with InferenceServerClient(server.grpc_url) as client, pytest.raises(InferenceServerException) as caught:
         client.infer(tensors.ENSEMBLE, [image, unknown], request_id="ask-4712", client_timeout=20)
     assert "[request id: ask-4712]" in caught.value.message()
-    (line,) = [line for line in server.log.read_text(errors="replace").splitlines() if "ask-4712" in line]
-    assert "of a request" in line
-    assert not any(str(number) in line for number in SECRET_TOKENS[0] + len(TOKEN_VALUES))
+    lines = [line for line in server.log.read_text(errors="replace").splitlines() if "ask-4712" in line]
+    assert any("of a request" in line for line in lines)
+    assert not any(str(number) in line for line in lines for number in SECRET_TOKENS[0] + len(TOKEN_VALUES))
