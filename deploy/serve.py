@@ -19,7 +19,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -38,6 +38,7 @@ EXIT_S = 30  # for Triton to end, once nothing is in flight
 POLL_S = 0.1
 ADMIN_S = 600  # a model may take that long to load again
 
+CONFIG_FILE = "config.pbtxt"
 _MODEL = re.compile(r'model_name: "([^"]+)"')  # a step, in the text that an ensemble's configuration is
 _DIGEST = re.compile(
     rf'key: "({tensors.MODEL_DIGEST_PARAMETER}|{tensors.LABELS_DIGEST_PARAMETER}[^"]+)"'
@@ -58,6 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     server = subprocess.Popen([*command(arguments, key), *others], env=environment, start_new_session=True)
     watch = watch_over(server.pid, arguments, key)
     try:
+        watch.start()
         server.wait()
     except KeyboardInterrupt:
         time.sleep(arguments.stop_delay_s)
@@ -90,20 +92,24 @@ def check_digests(repository: Path) -> None:
 
     Triton's native backends load whatever is there. A repository that is not a folder here is left to Triton.
     """
-    configs = [repository / ensemble / "config.pbtxt" for ensemble in ENSEMBLES]
+    configs = [repository / ensemble / CONFIG_FILE for ensemble in ENSEMBLES]
     named = {model for config in configs if config.is_file() for model in _MODEL.findall(config.read_text())}
-    for model in sorted(named):
-        folder = repository / model
-        config = folder / "config.pbtxt"
-        for key, expected in _DIGEST.findall(config.read_text()) if config.is_file() else []:
-            label = key.removeprefix(tensors.LABELS_DIGEST_PARAMETER)
-            paths = [*folder.glob("1/model.*")] if key == tensors.MODEL_DIGEST_PARAMETER else [folder / label]
-            for path in paths or [folder / "1"]:
-                if (got := sha256(path)) != expected:
-                    sys.exit(
-                        f"serve.py: {path} has SHA-256 {got}, its config.pbtxt says {expected}: the file is damaged or "
-                        "another one; publish it again with `python -m export.to_onnx`"
-                    )
+    for path, expected in (pair for model in sorted(named) for pair in digests(repository / model)):
+        if (got := sha256(path)) != expected:
+            sys.exit(
+                f"serve.py: {path} has SHA-256 {got}, its {CONFIG_FILE} says {expected}: the file is damaged or "
+                "another one; publish it again with `python -m export.to_onnx`"
+            )
+
+
+def digests(model: Path) -> Iterator[tuple[Path, str]]:
+    """The graph (or code) and label files in a model's folder, each with the SHA-256 in its configuration."""
+    config = model / CONFIG_FILE
+    for key, expected in _DIGEST.findall(config.read_text()) if config.is_file() else []:
+        if key != tensors.MODEL_DIGEST_PARAMETER:
+            yield model / key.removeprefix(tensors.LABELS_DIGEST_PARAMETER), expected
+        else:
+            yield next((model / "1").glob("model.*"), model / "1" / "model.onnx"), expected
 
 
 def sha256(path: Path) -> str:
@@ -119,16 +125,14 @@ def sha256(path: Path) -> str:
 
 
 def watch_over(server: int, arguments: argparse.Namespace, key: str) -> Watch:
-    """Watch the Python backend's processes, which Triton does not start again."""
+    """A watch over the Python backend's processes, which Triton does not start again."""
     ask = partial(_ask, arguments.http_port, key)
     served = Served(ask)
 
     def in_python() -> set[str]:
         return {model for model in served() if model.startswith(tensors.PREPROCESS_PREFIX)}
 
-    watch = Watch(server, Path(arguments.repository), in_python, lambda: None, ask, partial(print, file=sys.stderr))
-    watch.start()
-    return watch
+    return Watch(server, Path(arguments.repository), in_python, lambda: None, ask, partial(print, file=sys.stderr))
 
 
 def options(argv: Sequence[str]) -> argparse.Namespace:
