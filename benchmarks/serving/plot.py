@@ -26,7 +26,7 @@ _STYLES = {
 
 def draw(results: Mapping[str, Any], path: Path) -> None:
     """Draw what was measured to a PNG."""
-    models = list(dict.fromkeys(key.split(", ")[0] for key in results))
+    models = list(dict.fromkeys(key.split(", ")[0] for key in results if ", " in key))  # one key is the conditions
     memory = {key: found["curve"] for key, found in results.items() if key.endswith(", memory")}
     figure = Figure(figsize=(4.2 * (len(models) + bool(memory)), 7), layout="constrained")
     axes = figure.subplots(2, len(models) + bool(memory), squeeze=False)
