@@ -132,6 +132,13 @@ def test_eight_bits_hold_both_sides_of_the_image_encoders_products(tiny_vit: Fro
     assert in_eight_bits(tmp_path / "model.onnx") == (19, 14)
 
 
+@pytest.mark.parametrize("tiny_clip", [(1, 1, 1, 1)], ids=["resnet"], indirect=True)
+def test_the_image_encoder_of_a_resnet_is_that_of_bf16(tiny_clip: FrozenClip, tmp_path: Path) -> None:
+    for precision in ("bf16", "int8"):
+        write_image_encoder(tiny_clip, Target("portable", precision), tmp_path / precision)  # type: ignore[arg-type]
+    assert (tmp_path / "bf16").read_bytes() == (tmp_path / "int8").read_bytes()
+
+
 def test_an_attention_that_is_not_fused_is_refused(text_graphs: dict[Target, Path]) -> None:
     portable = onnx.load(text_graphs[Target("portable", "fp32")]).graph
     with pytest.raises(GraphError, match=r"^0 of 2 attentions are fused.*`--variant portable` does not need it$"):
