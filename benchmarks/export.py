@@ -285,12 +285,14 @@ def main() -> int:
     parser.add_argument("--images", action="store_true", help="leave the text encoders out")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--cache", type=Path, default=Path(".cache/bench-export"), help="where the graphs are kept")
-    parser.add_argument("--results", type=Path, help="what was measured (default: results-DEVICE.json in --cache)")
+    parser.add_argument(
+        "--results", type=Path, help="what was measured (default: in --cache, for each device and format of the graphs)"
+    )
     parser.add_argument("--json", action="store_true", help="print the results as JSON too")
     parser.add_argument("--task", help=argparse.SUPPRESS)
     parser.add_argument("--case", type=json.loads, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    arguments.results = arguments.results or arguments.cache / f"results-{arguments.device}.json"
+    arguments.results = arguments.results or arguments.cache / f"results-{arguments.device}-{EXPORT_FORMAT}.json"
     if not arguments.task:
         return run_all(arguments)
     device = torch.device(arguments.device)

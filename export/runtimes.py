@@ -43,6 +43,12 @@ def _open_openvino(path: Path, target: Target) -> Graph:
             "`pip install openvino`, or choose another --precision"
         ) from None
     core = openvino.Core()
-    hint = target.hint if target.hint.upper() in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES") else "f32"
+    hint = target.hint
+    if hint.upper() not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        hint = "f32"
+        print(
+            f"  this CPU does not multiply {target.hint}: {path.parents[1].name} is compared in fp32; export "
+            "with --recheck where it will be served"
+        )
     model = core.compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": hint})
     return lambda inputs: [output.copy() for output in model(dict(inputs)).values()]

@@ -20,7 +20,7 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
 
 from export.repository import CONFIG_FILE, GRAPH_FILE, PYTHON_FILE, VERSION, write_config
-from training.storage import STAGING_SUFFIX, file_digest, publish_folder, workspace
+from training.storage import STAGING_SUFFIX, file_digest, flush_folder, publish_folder, workspace
 from vizwiz_client.contract import tensors
 
 MADE_FROM_FILE = "made_from.json"
@@ -136,6 +136,7 @@ def publish(repository: Path, models: Mapping[str, Path], trash: Path) -> None:
     """Move finished models into ``repository``; a damaged one of the same name goes into ``trash``."""
     for name, folder in models.items():
         if (repository / name).exists():
+            flush_folder(folder)  # before, so that nothing lies between the two renames
             (repository / name).replace(trash / f"{name}.damaged")
         publish_folder(folder, repository / name)
 

@@ -65,8 +65,8 @@ TARGETS: Mapping[Target, str] = {
     Target("portable", "fp32"): "exact to rounding, on any CPU or GPU and with any ONNX runtime; the safe choice",
     Target("portable", "bf16"): "for CPUs that multiply 16-bit numbers: twice as fast as fp32, by OpenVINO; exact "
     "fp32 where the machine that serves lacks either",
-    Target("portable", "int8"): "for CPUs: products of 8-bit numbers, half as fast again as bf16, a quarter of "
-    "the size, by OpenVINO; the least exact",
+    Target("portable", "int8"): "for CPUs: products of 8-bit numbers, by OpenVINO: of a vision transformer half as "
+    "fast again as bf16 and a third of the size; the least exact",
     Target("portable", "fp16"): "for TensorRT and other runtimes on a GPU: half the size, tensor cores",
     Target("fused", "fp32"): "for ONNX Runtime on an NVIDIA GPU: exact to rounding, attention in one kernel",
     Target("fused", "fp16"): "for ONNX Runtime on an NVIDIA GPU: half the size, tensor cores, attention in one kernel",

@@ -59,11 +59,16 @@ def publish_folder(staging: Path, path: Path) -> None:
     if path.exists():
         raise FileExistsError(f"{path} exists already")
     path.parent.mkdir(parents=True, exist_ok=True)
-    for entry in sorted(staging.rglob("*"), reverse=True):
-        _flush(entry)
-    _flush(staging)
+    flush_folder(staging)
     staging.replace(path)
     _flush(path.parent)
+
+
+def flush_folder(folder: Path) -> None:
+    """Flush a folder and all in it to disk."""
+    for entry in sorted(folder.rglob("*"), reverse=True):
+        _flush(entry)
+    _flush(folder)
 
 
 def _remove_abandoned(folder: Path) -> None:

@@ -28,7 +28,7 @@ def assert_within(got: Array, reference: torch.Tensor, target: Target) -> None:
     assert got.dtype == np.float32
     assert np.abs(got - expected).max() <= tolerance.relative_error * np.abs(expected).max()
     cosine = (got * expected).sum(1) / np.linalg.norm(got, axis=1) / np.linalg.norm(expected, axis=1)
-    assert (1 - cosine).max() <= tolerance.cosine_error + 1e-7  # rounding of this line
+    assert (1 - cosine).max() <= tolerance.cosine_error + 3e-7  # rounding of this line
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +74,9 @@ def test_a_question_has_one_feature_at_8_16_and_77_positions(target: Target, tex
 
 
 def encode(graph: Graph, length: int) -> Array:
-    return graph({"tokens": clip_tokenize(QUESTIONS).int().numpy()[:, :length]})[0]
+    """Features of the questions beside one that fills ``length`` positions, so that the graph computes as many."""
+    longest = "a " * (length - 2)
+    return graph({"tokens": clip_tokenize([*QUESTIONS, longest]).int().numpy()[:, :length]})[0][:-1]
 
 
 @targets

@@ -32,6 +32,9 @@ ON_A_CPU = [
     Target("portable", "fp16"),  # ONNX Runtime computes it in fp32 here, from weights in fp16
 ]
 PHOTOS = 8
+REFUSED = {
+    ("RN50", "int8")
+}  # of these random weights: the kinds of answer are off by 1 - cosine of 1.4e-3, allowed 1e-3
 
 
 @pytest.mark.slow
@@ -49,9 +52,8 @@ def test_a_full_size_clip_is_fitted_on_and_exported(name: str, some_photos: Path
         try:
             names = export_run(run, frozen, tmp_path / "repository", target)  # parity is checked before it publishes
         except ParityError as error:
-            if target.precision != "int8":
+            if (name, target.precision) not in REFUSED:
                 raise
-            # random weights may find drawn photos so alike that int8 cannot tell them apart
             print(f"FULL {name} | {target.name} | refused: {error}")
             continue
         print_worst(name, target, tmp_path / "repository" / names.head / PARITY_FILE)

@@ -143,7 +143,8 @@ def providers(args: Mapping[str, str], config: Mapping[str, Any]) -> list[Any]:
     if args["model_instance_kind"] != "GPU" or "CUDAExecutionProvider" not in ort.get_available_providers():
         return ["CPUExecutionProvider"]
     ort.preload_dlls()  # CUDA and cuDNN lie in the nvidia-* wheels, where the loader does not look
-    options = {"device_id": args["model_instance_device_id"], **cuda_options(config)}
+    # without TF32, which is on by default and has 10 bits of mantissa: the gate proved fp32 without it
+    options = {"device_id": args["model_instance_device_id"], "use_tf32": "0", **cuda_options(config)}
     return [("CUDAExecutionProvider", options), "CPUExecutionProvider"]
 
 
