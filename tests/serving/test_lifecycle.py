@@ -110,8 +110,8 @@ def test_the_server_ends_with_a_parent_that_is_killed_and_the_next_start_tidies_
     assert len(serve.shared_memory()) == 3, "the shared memory of a server that lives was removed"
     os.kill(serve.triton(), signal.SIGCONT)
     assert eventually(lambda: not serve.processes())
-    assert serve.folder.exists()
-    assert eventually(lambda: remove_leftovers() or serve.leaves_no_trace())  # the lock goes with the last process
+    # the lock goes with the last process; from then on any start tidies up, one in another process of tests too
+    assert eventually(lambda: remove_leftovers() or serve.leaves_no_trace())
     assert server.log.exists(), "the folder of a server that lives was removed"
 
 
@@ -119,8 +119,7 @@ def test_shared_memory_that_a_killed_server_left_is_removed(serve: Command) -> N
     for pid in [serve.process.pid, *serve.processes()]:
         os.kill(pid, signal.SIGKILL)
     assert eventually(lambda: not serve.processes())
-    assert len(serve.shared_memory()) == 3
-    assert eventually(lambda: remove_leftovers() or serve.leaves_no_trace())  # the lock goes with the last process
+    assert eventually(lambda: remove_leftovers() or serve.leaves_no_trace())  # as above
 
 
 def test_a_server_that_ends_by_itself_is_told_and_started_again_but_not_for_ever(serve: Command) -> None:
