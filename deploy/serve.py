@@ -50,11 +50,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Serve until SIGTERM or SIGINT, then drain; return tritonserver's exit status, as a shell tells it."""
     arguments, others = _parser().parse_known_args(argv)
     key = read_key(arguments.admin_key_file)
+    # before what takes seconds: a container's first process ignores signals that it does not handle
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.default_int_handler)
     check_digests(Path(arguments.repository))
     resource.setrlimit(resource.RLIMIT_CORE, (NO_CORE, NO_CORE))  # a core would hold photos and questions
     environment = {**os.environ, "VIZWIZ_SERVING_THREADS": str(arguments.threads)}  # the preprocess model's
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, signal.default_int_handler)
     # a session of its own: Ctrl-C reaches this process alone, and the server is stopped in order
     server = subprocess.Popen([*command(arguments, key), *others], env=environment, start_new_session=True)
     watch = watch_over(server.pid, arguments, key)

@@ -30,9 +30,7 @@ GEOMETRY_VERSION = 1  # raised when a file gives other pixels than before: featu
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")  # of an animation, the first frame
 MIN_SIDE = 16  # pixels; the smallest photos of VizWiz are 48 x 64
 MAX_PIXELS = 110_000_000  # a 108-megapixel phone's photo; 440 MB decoded (Pillow keeps 4 bytes a pixel)
-LARGE_PIXELS = (
-    25_000_000  # larger ones are decoded one at a time: on its way to RGB, a photo is there up to three times
-)
+LARGE_PIXELS = 25_000_000  # larger ones are decoded one at a time: becoming RGB, a photo is there up to three times
 MAX_FILE_BYTES = 500_000_000  # of a file object, which may have no end; MAX_PIXELS uncompressed are 330 MB
 MAX_ASPECT_RATIO = 10  # bounds the resized picture too: without it, 1 x 20,000 pixels become S x 20,000 S
 
