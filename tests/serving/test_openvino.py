@@ -77,25 +77,36 @@ def test_a_graph_that_is_not_the_configs_is_refused_by_openvino_as_well(own_repo
     )
 
 
-WITHOUT_OPENVINO = """
+OPEN_SESSION = """
 import sys, types
 from pathlib import Path
-sys.modules["openvino"] = None  # as if it were not installed
-warned = []
-sys.modules["triton_python_backend_utils"] = types.SimpleNamespace(Logger=types.SimpleNamespace(log_warn=warned.append))
+said = []
+logger = types.SimpleNamespace(log_warn=said.append, log_info=said.append)
+sys.modules["triton_python_backend_utils"] = types.SimpleNamespace(Logger=logger)
 sys.path.insert(0, sys.argv[1])
 import sessions
 config = {"optimization": {"execution_accelerators": {"cpu_execution_accelerator": [{"name": "openvino"}]}}}
 session = sessions.open_session(Path(sys.argv[2]), {"model_instance_kind": "CPU", "model_name": "clip_text_1"}, config)
-print(type(session).__name__, warned)
 """
 
 
+def in_its_own_process(model: Path, before: str = "", after: str = "") -> str:
+    """What ``after`` prints of ``session``, opened where Triton, which logs, is absent."""
+    code, backend = before + OPEN_SESSION + after, ROOT / "serving" / "backends" / "onnxruntime"
+    command = [sys.executable, "-c", code, backend, model / "1" / "model.onnx"]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+def test_threads_go_where_a_core_is_free(own_repository: Path) -> None:
+    """Two encoders whose threads are held to the same cores wait for each other: 1 ms of ViT-B/32's 20."""
+    properties = ("ENABLE_CPU_PINNING", "NUM_STREAMS", "PERFORMANCE_HINT")
+    after = f"print([str(session._model.get_property(name)) for name in {properties}])"
+    assert in_its_own_process(own_repository / TEXT_MODEL, after=after) == "['False', '1', 'LATENCY']\n"
+
+
 def test_without_openvino_it_says_so_and_goes_on(own_repository: Path) -> None:
-    """In a process of its own: only there can the package be missing, and Triton, which logs, be absent."""
-    backend, graph = ROOT / "serving" / "backends" / "onnxruntime", own_repository / TEXT_MODEL / "1" / "model.onnx"
-    output = subprocess.run(
-        [sys.executable, "-c", WITHOUT_OPENVINO, backend, graph], check=True, capture_output=True, text=True
-    ).stdout
+    missing = "import sys; sys.modules['openvino'] = None  # as if it were not installed"
+    after = "print(type(session).__name__, said)"
+    output = in_its_own_process(own_repository / TEXT_MODEL, missing, after)
     assert output.startswith("InferenceSession ['clip_text_1 runs without OpenVINO, which its config asks for, ")
     assert "(pip install openvino)" in output

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import triton_python_backend_utils as triton
 from sessions import Feed, LoadError, open_session
 
@@ -60,7 +61,10 @@ class TritonPythonModel:
     def _answer(self, questions: Sequence[Question]) -> list[Any]:
         feeds = [question.feed for question in questions]
         try:
-            batch = {name: np.concatenate([feed[name] for feed in feeds]) for name in feeds[0]}
+            # one request as it is: with cold caches, joining and splitting cost a tenth of a millisecond each
+            batch = (
+                feeds[0] if len(feeds) == 1 else {name: np.concatenate([f[name] for f in feeds]) for name in feeds[0]}
+            )
             results = self._session.run(self._outputs, batch)
         except Exception as error:  # ONNX Runtime's errors share no narrower class
             if len(questions) == 1:
@@ -69,9 +73,14 @@ class TritonPythonModel:
                 return [triton.InferenceResponse(error=triton.TritonError(f"{questions[0].label}{error}"))]
             # one at fault, or shapes that differ (Triton batches those under allow_ragged_batch only)
             return [response for question in questions for response in self._answer([question])]
-        ends = np.cumsum([len(next(iter(feed.values()))) for feed in feeds])[:-1]
-        shares = zip(*(np.split(result, ends) for result in results), strict=True)
+        shares = [results] if len(feeds) == 1 else split(results, feeds)
         return [triton.InferenceResponse(list(map(triton.Tensor, self._outputs, share))) for share in shares]
+
+
+def split(results: Sequence[npt.NDArray[Any]], feeds: Sequence[Feed]) -> list[tuple[npt.NDArray[Any], ...]]:
+    """Each feed's share of ``results``, which answer all of them, one after the other along the first axis."""
+    ends = np.cumsum([len(next(iter(feed.values()))) for feed in feeds])[:-1]
+    return list(zip(*(np.split(result, ends) for result in results), strict=True))
 
 
 def _question(request: Any) -> Question:

@@ -115,6 +115,8 @@ class OpenVinoSession:
         able = precision.upper() in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
         hint = self.arithmetic = precision if able else "f32"
         options = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": hint}
+        # the encoders share the cores: threads held to theirs would wait there for another's (docs/results.md, tuning)
+        options["ENABLE_CPU_PINNING"] = "NO"
         self._model = core.compile_model(graph, "CPU", {**options, "INFERENCE_NUM_THREADS": thread_count})
         self._request = self._model.create_infer_request()
 
