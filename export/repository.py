@@ -33,6 +33,10 @@ MAX_PHOTOS_WAITING = 128
 # fifth fewer questions a second than two times 8 do (docs/results.md, tuning).
 CPU_BATCH = 8
 
+# The text encoder has the cores when the image encoder, which takes several times as long, leaves them: taking turns in
+# equal shares, each waits in the midst of its products for threads of the other (docs/results.md, tuning).
+YIELDING = "10"
+
 _DATA_TYPES = {
     "UINT8": pb.TYPE_UINT8,
     "INT32": pb.TYPE_INT32,
@@ -108,6 +112,8 @@ def text_config(name: str, sizes: Sizes, graph: Path, target: Target) -> Any:
     text = {tensors.TOKENS: tensors.TOKENS.shape}
     config = _encoder_config(name, text, {tensors.TEXT_FEATURES: (sizes.features,)}, graph, target)
     config.response_cache.enable = True  # of this model alone: docs/architecture.md says why
+    if target.device == "cpu":
+        config.parameters[tensors.NICE_PARAMETER].string_value = YIELDING
     return config
 
 

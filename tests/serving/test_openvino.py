@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -85,23 +86,41 @@ logger = types.SimpleNamespace(log_warn=said.append, log_info=said.append)
 sys.modules["triton_python_backend_utils"] = types.SimpleNamespace(Logger=logger)
 sys.path.insert(0, sys.argv[1])
 import sessions
-config = {"optimization": {"execution_accelerators": {"cpu_execution_accelerator": [{"name": "openvino"}]}}}
+accelerators = {"cpu_execution_accelerator": [{"name": "openvino"}]}
+config = {"optimization": {"execution_accelerators": accelerators}, "parameters": globals().get("PARAMETERS", {})}
 session = sessions.open_session(Path(sys.argv[2]), {"model_instance_kind": "CPU", "model_name": "clip_text_1"}, config)
 """
 
 
 def in_its_own_process(model: Path, before: str = "", after: str = "") -> str:
     """What ``after`` prints of ``session``, opened where Triton, which logs, is absent."""
-    code, backend = before + OPEN_SESSION + after, ROOT / "serving" / "backends" / "onnxruntime"
+    code, backend = f"{before}\n{OPEN_SESSION}{after}", ROOT / "serving" / "backends" / "onnxruntime"
     command = [sys.executable, "-c", code, backend, model / "1" / "model.onnx"]
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 
-def test_threads_go_where_a_core_is_free(own_repository: Path) -> None:
-    """Two encoders whose threads are held to the same cores wait for each other: 1 ms of ViT-B/32's 20."""
-    properties = ("ENABLE_CPU_PINNING", "NUM_STREAMS", "PERFORMANCE_HINT")
-    after = f"print([str(session._model.get_property(name)) for name in {properties}])"
-    assert in_its_own_process(own_repository / TEXT_MODEL, after=after) == "['False', '1', 'LATENCY']\n"
+@pytest.mark.parametrize(("nice", "pinned"), [("0", True), ("10", False)])
+def test_a_model_that_yields_is_nice_and_not_pinned(nice: str, pinned: bool, own_repository: Path) -> None:
+    """So are the threads that compute, of which OpenVINO has at least one."""
+    yielding = f"""
+import os
+os.environ["OPENBLAS_NUM_THREADS"] = "1"  # NumPy's threads, older than the session, are not asked
+PARAMETERS = {{"nice": {{"string_value": "{nice}"}}}}
+"""
+    after = """
+of_threads = {os.getpriority(os.PRIO_PROCESS, int(thread)) for thread in os.listdir("/proc/self/task")}
+print(of_threads, session._model.get_property("ENABLE_CPU_PINNING"), len(os.listdir("/proc/self/task")) > 1)
+"""
+    output = in_its_own_process(own_repository / TEXT_MODEL, yielding, after)
+    assert output == f"{{{os.getpriority(os.PRIO_PROCESS, 0) + int(nice)}}} {pinned} True\n"
+
+
+def test_a_niceness_that_is_none_is_refused(own_repository: Path) -> None:
+    def edit(config: Any) -> None:
+        config.parameters["nice"].string_value = "-5"
+
+    change_config(own_repository / TEXT_MODEL, edit)
+    assert "config.pbtxt has nice '-5', expected 0 to 19" in first_line(own_repository)
 
 
 def test_without_openvino_it_says_so_and_goes_on(own_repository: Path) -> None:

@@ -17,6 +17,7 @@ MODEL_DIGEST_PARAMETER = "model_sha256"  # in a model's config: SHA-256 of its g
 LABELS_DIGEST_PARAMETER = "labels_sha256_"  # + a label file's name: the same for the file that names the outputs
 FILE_DIGEST_PARAMETER = "file_sha256_"  # + the name of any other file beside the config: verified by export alone
 PRECISION_PARAMETER = "inference_precision"  # of a CPU accelerator, in a model's config: the least it may compute in
+NICE_PARAMETER = "nice"  # in a model's config: nice(2) of its process in the embedded server, where it yields the cores
 
 ENSEMBLE = "vizwiz_vqa"  # asked with pixels and token ids
 RAW_ENSEMBLE = "vizwiz_vqa_raw"  # asked with a file and a text

@@ -21,6 +21,8 @@ import triton_python_backend_utils as triton
 sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 
 PRECISION_PARAMETER = "inference_precision"  # as in the contract, which this process may not have
+NICE_PARAMETER = "nice"
+MOST_NICE = 19
 
 Feed = dict[str, npt.NDArray[Any]]  # input name -> its tensor, the first axis the batch
 
@@ -44,11 +46,12 @@ def open_session(graph: Path, args: Mapping[str, str], config: Mapping[str, Any]
     Raises:
         LoadError: an accelerator that is not known, or an option of it that is none.
     """
+    os.nice(niceness(config))  # before the session's threads start, which inherit it
     chosen = providers(args, config)
     if accelerator := cpu_accelerator(config):
         on_gpu = chosen[0] != "CPUExecutionProvider"
         if not on_gpu and importlib.util.find_spec(_OPENVINO) is not None:
-            session = OpenVinoSession(graph, accelerator.get("parameters", {}), threads(config))
+            session = OpenVinoSession(graph, accelerator.get("parameters", {}), threads(config), niceness(config) == 0)
             triton.Logger.log_info(f"{args['model_name']} runs on OpenVINO, in {session.arithmetic}")
             return session
         if not on_gpu:
@@ -95,6 +98,20 @@ def threads(config: Mapping[str, Any]) -> int:
     return min(allowed, int(parameter(config, "intra_op_thread_count") or 0) or allowed)
 
 
+def niceness(config: Mapping[str, Any]) -> int:
+    """How far this model's process yields the cores to others: 0, or as ``config`` says; see nice(2).
+
+    A model that yields is not pinned to cores either: it would wait there for another's threads while a core is free.
+
+    Raises:
+        LoadError: the config says something else.
+    """
+    value = parameter(config, NICE_PARAMETER) or "0"
+    if not value.isdecimal() or int(value) > MOST_NICE:
+        raise LoadError(f"config.pbtxt has {NICE_PARAMETER} {value!r}, expected 0 to {MOST_NICE}")
+    return int(value)
+
+
 class Tensor(NamedTuple):
     """An input or output of a graph, as ONNX Runtime describes them."""
 
@@ -106,18 +123,17 @@ class Tensor(NamedTuple):
 class OpenVinoSession:
     """OpenVINO on the CPU, with the methods of ONNX Runtime's session that are used here."""
 
-    def __init__(self, graph: Path, parameters: Mapping[str, str], thread_count: int) -> None:
-        """Compile ``graph`` as the ``parameters`` of its accelerator say."""
+    def __init__(self, graph: Path, parameters: Mapping[str, str], thread_count: int, pinned: bool) -> None:
+        """Compile ``graph`` as the ``parameters`` of its accelerator say, for threads that are ``pinned`` to cores."""
         import openvino  # needed for models that ask for it alone
 
         core = openvino.Core()
         precision = parameters.get(PRECISION_PARAMETER, "bf16")
         able = precision.upper() in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
         hint = self.arithmetic = precision if able else "f32"
-        options = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": hint}
-        # the encoders share the cores: threads held to theirs would wait there for another's (docs/results.md, tuning)
-        options["ENABLE_CPU_PINNING"] = "NO"
-        self._model = core.compile_model(graph, "CPU", {**options, "INFERENCE_NUM_THREADS": thread_count})
+        options: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": hint}
+        options |= {"INFERENCE_NUM_THREADS": thread_count, "ENABLE_CPU_PINNING": pinned}
+        self._model = core.compile_model(graph, "CPU", options)
         self._request = self._model.create_infer_request()
 
     def run(self, names: Sequence[str], inputs: Feed) -> list[npt.NDArray[Any]]:
