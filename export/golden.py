@@ -5,19 +5,21 @@ It travels in the head's folder, as immutable as the head. After a load, whoever
 
 ==============  ==========================================================================================
 ``question``    as text
-``expected``    what PyTorch answers, as the client's ``Answer`` names it: ``candidates`` (the five most probable
-                answers with their ``confidence``), ``answer_type``, ``answerable``, ``head_id``
-``tolerance``   how far each probability may be from it; so compare the confidence of each candidate, not their
-                order: two that are closer than this may come in either
+``expected``    what PyTorch answers: ``candidates`` (the five most probable answers with their ``confidence``),
+                ``answer_types`` (all of them, likewise), ``answerable``, ``head_id``
+``tolerance``   how far each probability may be from it; so compare the confidence of each candidate and type, not
+                their order: two that are closer than this may come in either
 ==============  ==========================================================================================
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from export.parity import reference_answers
 from export.parity_inputs import GOLDEN_QUESTION
@@ -38,14 +40,16 @@ def write_golden(folder: Path, run: Run, proof: Proof, digest: str, tolerance: T
     request: dict[str, Any] = {
         "question": GOLDEN_QUESTION,
         "expected": {
-            "candidates": [
-                {"answer": run.answers[index], "confidence": float(answer[0, index])}
-                for index in np.argsort(-answer[0], kind="stable")[:_CANDIDATES]
-            ],
-            "answer_type": run.answer_types[int(answer_type[0].argmax())],
+            "candidates": _best("answer", run.answers, answer[0], _CANDIDATES),
+            "answer_types": _best("answer_type", run.answer_types, answer_type[0], len(run.answer_types)),
             "answerable": float(answerable[0, 0]),
             "head_id": digest,
         },
         "tolerance": tolerance.relative_error,
     }
     write_json(folder / REQUEST_FILE, request)
+
+
+def _best(what: str, labels: Sequence[str], probabilities: npt.NDArray[np.float32], count: int) -> list[dict[str, Any]]:
+    best = np.argsort(-probabilities, kind="stable")[:count]
+    return [{what: labels[index], "confidence": float(probabilities[index])} for index in best]

@@ -68,6 +68,11 @@ def check_repository(folder: Path, run: Run | None) -> list[str]:
         for problem in store.problems(folder / name)
     ]
     for ensemble, config in configs.items():
+        if not (folder / ensemble / repository.VERSION).is_dir():
+            found.append(
+                f"{folder / ensemble / repository.VERSION} is missing, though empty: Triton loads no ensemble without "
+                f"a version (some ways of copying drop empty folders); publish with {_EXPORT}"
+            )
         version = config.parameters[tensors.CONTRACT_VERSION_PARAMETER].string_value
         if version != str(tensors.CONTRACT_VERSION):
             found.append(

@@ -24,7 +24,7 @@ from export.store import RepositoryError
 from export.targets import DEVICES, PRECISIONS, TARGETS, VARIANTS, TargetError, choose_target, explain, this_machine
 from training.clip_models import ClipError, load_clip
 from training.data import DatasetError
-from training.runs import DEFAULT_RUNS, Run, RunError, newest_run, read_run
+from training.runs import DEFAULT_RUNS, NoRunError, Run, RunError, newest_run, read_run
 from vizwiz_client.contract import tensors
 
 DEFAULT_REPOSITORY = Path("triton_models")
@@ -112,7 +112,10 @@ def _run_to_check(arguments: argparse.Namespace) -> Run | None:
     """The run that was named, or the newest; None on a machine that only serves."""
     if arguments.run:
         return read_run(arguments.run)
-    return read_run(newest_run(arguments.runs)) if arguments.runs.is_dir() else None
+    try:
+        return read_run(newest_run(arguments.runs))
+    except NoRunError:
+        return None
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -41,7 +41,7 @@ class GoldenRequest:
     photo: bytes
     question: str
     candidates: Mapping[str, float]  # answer -> its probability
-    answer_type: str
+    answer_types: Mapping[str, float]  # each type -> its probability
     answerable: float
     tolerance: float  # of each probability, absolute
     answers: int  # V, all of which are asked for: NaN hides among those that are not
@@ -72,7 +72,7 @@ class GoldenRequest:
         """What to ask a model for that gives the head's outputs: every label, and the two that have none."""
         return [
             InferRequestedOutput(tensors.ANSWER.name, class_count=self.answers),
-            InferRequestedOutput(tensors.ANSWER_TYPE.name, class_count=1),
+            InferRequestedOutput(tensors.ANSWER_TYPE.name, class_count=len(self.answer_types)),
             InferRequestedOutput(tensors.ANSWERABLE.name),
             InferRequestedOutput(tensors.HEAD_ID.name),
         ]
@@ -80,25 +80,27 @@ class GoldenRequest:
     def problems(self, result: Any) -> list[str]:
         """How the reply ``result`` (tritonclient's ``InferResult``) is not the answer that is expected."""
         got = _labelled(result.as_numpy(tensors.ANSWER.name)[0])
-        kind = next(iter(_labelled(result.as_numpy(tensors.ANSWER_TYPE.name)[0])), "")
+        types = _labelled(result.as_numpy(tensors.ANSWER_TYPE.name)[0])
         answerable = float(result.as_numpy(tensors.ANSWERABLE.name)[0, 0])
         head = tensors.head_digest(int(result.as_numpy(tensors.HEAD_ID.name)[0, 0]))
-        found = [
-            f"{label!r} has the probability {got[label]:.6f}, expected {probability:.6f}"
-            if label in got
-            else f"there is no answer labelled {label!r}"
-            for label, probability in self.candidates.items()
-            if not self._near(got.get(label, math.nan), probability)
-        ]
+        found = self._differences("answer", got, self.candidates)
         if not all(math.isfinite(probability) for probability in got.values()):
             found.append("some probabilities are not numbers")
-        if kind != self.answer_type:
-            found.append(f"the answer's type is {kind!r}, expected {self.answer_type!r}")
+        found += self._differences("answer type", types, self.answer_types)
         if not self._near(answerable, self.answerable):
             found.append(f"answerable is {answerable:.6f}, expected {self.answerable:.6f}")
         if tensors.HEAD_PREFIX + head != self.head:
             found.append(f"the head that answered is {head}")
         return found
+
+    def _differences(self, what: str, got: Mapping[str, float], expected: Mapping[str, float]) -> list[str]:
+        return [
+            f"{label!r} has the probability {got[label]:.6f}, expected {probability:.6f}"
+            if label in got
+            else f"there is no {what} labelled {label!r}"
+            for label, probability in expected.items()
+            if not self._near(got.get(label, math.nan), probability)
+        ]
 
     def _near(self, got: float, expected: float) -> bool:
         return abs(got - expected) <= self.tolerance + 1e-6  # Triton prints six decimals beside a label
@@ -119,7 +121,7 @@ def read_golden(repository: Path, head: str) -> GoldenRequest:
             photo=(folder / PHOTO_FILE).read_bytes(),
             question=request["question"],
             candidates={item["answer"]: float(item["confidence"]) for item in expected["candidates"]},
-            answer_type=expected["answer_type"],
+            answer_types={item["answer_type"]: float(item["confidence"]) for item in expected["answer_types"]},
             answerable=float(expected["answerable"]),
             tolerance=float(request["tolerance"]),
             answers=_length(read_config(folder), tensors.ANSWER.name),

@@ -44,6 +44,10 @@ class RunError(Exception):
     """A run folder that is missing, incomplete, altered, or made by another version."""
 
 
+class NoRunError(RunError):
+    """No fit has been made yet."""
+
+
 @dataclass(frozen=True)
 class Run:
     """A run folder that was read and verified."""
@@ -192,9 +196,9 @@ def newest_run(runs: Path) -> Path:
     """Return the folder of the latest fit in ``runs``: their names begin with the time.
 
     Raises:
-        RunError: there is none.
+        NoRunError: there is none.
     """
     folders = sorted(path.parent for path in runs.glob(f"[!.]*/{RUN_FILE}"))
     if not folders:
-        raise RunError(f"no run in {runs}/: make one with `python -m training.fit`")
+        raise NoRunError(f"no run in {runs}/: make one with `python -m training.fit`")
     return folders[-1]

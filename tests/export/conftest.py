@@ -57,4 +57,5 @@ def ask_golden(grpc_url: str, repository: Path) -> None:
     for candidate in expected["candidates"]:
         assert got[candidate["answer"]] == pytest.approx(candidate["confidence"], abs=golden["tolerance"])
     assert answer.answerable == pytest.approx(expected["answerable"], abs=golden["tolerance"])
-    assert (answer.answer_type, answer.head_id) == (expected["answer_type"], expected["head_id"])
+    likely = [each["answer_type"] for each in expected["answer_types"]]
+    assert (answer.answer_type, answer.head_id) == (likely[0], expected["head_id"])

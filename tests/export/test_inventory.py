@@ -150,9 +150,15 @@ def no_ensemble(own: Path, names: Names) -> str:
     return f"{own / 'vizwiz_vqa' / 'config.pbtxt'} is missing: nothing can be served"
 
 
+def no_version_of_an_ensemble(own: Path, names: Names) -> str:
+    shutil.rmtree(own / "vizwiz_vqa" / "1")
+    return f"{own / 'vizwiz_vqa' / '1'} is missing, though empty: Triton loads no ensemble without a version"
+
+
 @pytest.mark.parametrize(
     "spoil",
     [
+        no_version_of_an_ensemble,
         damaged_graph,
         missing_labels,
         missing_encoder,
@@ -190,10 +196,11 @@ def test_another_run_is_told(run: Run, other_run: Run, own: Path) -> None:
     assert problem.startswith(f"vizwiz_vqa serves the run {run.folder.name}, not {other_run.folder.name}: publish that")
 
 
+@pytest.mark.parametrize("runs", ["none", "."], ids=["no folder", "an empty one"])
 def test_a_repository_is_checked_where_there_is_no_run(
-    run: Run, own: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    runs: str, own: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    command = ["--check", "--repository", str(own), "--runs", str(tmp_path / "none")]
+    command = ["--check", "--repository", str(own), "--runs", str(tmp_path / runs)]
     assert to_onnx.main(command) == 0
     assert capsys.readouterr().out == f"{own}: by itself, there is no run\n  all is well\n"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import operator
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -166,11 +167,19 @@ def _labels_under_the_digest_of_others(repository: Path) -> None:
     )
 
 
-def _another_golden_answer(repository: Path) -> None:
+def change_golden(repository: Path, edit: Callable[[dict[str, Any]], None]) -> None:
     path = repository / SECOND / "golden.json"
     golden = json.loads(path.read_text())
-    golden["expected"]["candidates"][0]["confidence"] += 1
+    edit(golden["expected"])
     path.write_text(json.dumps(golden))
+
+
+def _another_golden_answer(repository: Path) -> None:
+    change_golden(repository, lambda expected: operator.setitem(expected["candidates"][0], "confidence", 0.5))
+
+
+def _another_golden_type(repository: Path) -> None:
+    change_golden(repository, lambda expected: operator.setitem(expected["answer_types"][1], "confidence", 0.5))
 
 
 def _no_golden_request(repository: Path) -> None:
@@ -194,6 +203,7 @@ BROKEN: list[tuple[Callable[[Path], None], str]] = [
     (_other_labels_with_their_digest, "'mug' has the probability"),
     (_labels_under_the_digest_of_others, "answer.txt is damaged or another one"),
     (_another_golden_answer, "'mug' has the probability"),
+    (_another_golden_type, "'number' has the probability"),
     (_no_golden_request, f"{SECOND} has no golden request that can be asked (FileNotFoundError"),
     (_another_heads_number, "the head that answered is ffffffffffff"),
 ]
@@ -224,6 +234,19 @@ def test_a_broken_head_is_refused_before_any_ensemble_is_touched(
     assert {reply.head for reply in load.replies} == {FIRST}
     assert served.server.log.read_text().count(f"loading: {tensors.ENSEMBLE}") == loads
     served.swap(SECOND)  # with nothing broken it goes through
+    assert {reply.head for reply in served.ask().values()} == {SECOND}
+
+
+def test_types_that_are_nearly_tied_may_come_in_either_order(served: Served) -> None:
+    """Each probability is within the tolerance, which is 0.01 here; their order says nothing."""
+
+    def reorder(expected: dict[str, Any]) -> None:
+        expected["answer_types"].reverse()
+        for each in expected["answer_types"]:
+            each["confidence"] += 0.009
+
+    change_golden(served.repository, reorder)
+    served.swap(SECOND)
     assert {reply.head for reply in served.ask().values()} == {SECOND}
 
 

@@ -27,6 +27,7 @@ IMAGE_MODEL, TEXT_MODEL, HEAD = "clip_image_000000000000", "clip_text_0000000000
 SIDE = 4
 TOKEN_VALUES = (np.arange(49408, dtype=np.float32) % 100) ** 2  # what a token id counts; there are no others
 LABELS = ("red", "blue: dark", "green")
+TYPES = ("other", "number", "yes")
 GOLDEN_QUESTION = "what is this?"
 QUEUE_DELAY_US = 100_000  # long, so that requests sent together meet in a batch
 
@@ -83,12 +84,13 @@ def write_head(folder: Path, labels: Sequence[str] = LABELS, factor: float = 1) 
     """
     _write_model(folder, _head_graph(folder.name, len(labels), factor), _FEATURES, _head_outputs(len(labels)))
     (folder / "answer.txt").write_text("".join(f"{label}\n" for label in labels))
-    (folder / "answer_type.txt").write_text("other\nnumber\nyes\n")
+    (folder / "answer_type.txt").write_text("".join(f"{label}\n" for label in TYPES))
     (folder / "golden.jpg").write_bytes(golden_photo())
     image, tokens = golden_inputs()
     answer = head_answer(image, tokens, len(labels), factor)[0]
     candidates = [{"answer": label, "confidence": float(value)} for label, value in zip(labels, answer, strict=True)]
-    expected = {"candidates": candidates, "answer_type": "other", "answerable": float(answer[0])}
+    types = [{"answer_type": label, "confidence": -float(answer[i])} for i, label in enumerate(TYPES)]
+    expected = {"candidates": candidates, "answer_types": types, "answerable": float(answer[0])}
     golden = {"question": GOLDEN_QUESTION, "expected": expected, "tolerance": 0.01}
     (folder / "golden.json").write_text(json.dumps(golden))
 
