@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import http.client
+import io
 import json
 import re
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
+from PIL import Image
 from tritonclient.grpc import InferenceServerClient, InferInput, service_pb2, service_pb2_grpc
 from tritonclient.utils import InferenceServerException
 
@@ -159,7 +161,14 @@ def test_the_flag_exposes_it_and_says_what_that_means(tiny_repository: Path) -> 
 
 
 @pytest.fixture
-def verbose(tiny_repository: Path) -> Iterator[Command]:
+def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder for temporary files of servers that a test starts, and of them alone."""
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    return tmp_path
+
+
+@pytest.fixture
+def verbose(tiny_repository: Path, temporary: Path) -> Iterator[Command]:
     with Command(tiny_repository, "--log-verbose") as served:
         yield served
 
@@ -171,13 +180,14 @@ WRITTEN_TOKENS = b"|".join(rb"%d\D{1,3}%d" % pair for pair in pairwise(SECRET_TO
 SECRET_ANSWER = "blue: dark"
 
 
-def traces(folder: Path) -> bytes:
-    """All that a running server has written: its folder, its models left aside, and its shared memory."""
-    own = [path for path in folder.rglob("*") if path.is_file() and not path.is_relative_to(folder / "models")]
-    return b"".join(path.read_bytes() for path in own)
+def traces(served: Command, temporary: Path) -> bytes:
+    """All that lies in ``temporary`` and in shared memory, but for the server's models and its regions there."""
+    apart = {*(served.folder / "models").rglob("*"), *served.shared_memory()}
+    files = {path for folder in (temporary, Path("/dev/shm")) for path in folder.rglob("*") if path.is_file()}
+    return b"".join(path.read_bytes() for path in sorted(files - apart) if path.exists())
 
 
-def test_no_photo_question_or_answer_stays_behind(verbose: Command) -> None:
+def test_no_photo_question_or_answer_stays_behind(verbose: Command, temporary: Path) -> None:
     """Not in the log, verbose as it is, nor in a file; in shared memory no longer than the server lives."""
     image = np.frombuffer(SECRET_PIXELS * 4, np.uint8).reshape(1, SIDE, SIDE, 3)
     secrets = [SECRET_PIXELS, SECRET_TOKENS.tobytes(), SECRET_ANSWER.encode()]
@@ -198,7 +208,7 @@ def test_no_photo_question_or_answer_stays_behind(verbose: Command) -> None:
         connection.request("POST", f"/v2/models/{tensors.ENSEMBLE}/infer", text)
         connection.getresponse().read()
         connection.close()
-    written = traces(verbose.folder)
+    written = traces(verbose, temporary)
     assert b"[request id: " in written, "the server logs nothing: the test proves nothing"
     assert [secret for secret in secrets if secret in written] == []
     assert not re.search(WRITTEN_TOKENS, written)
@@ -211,9 +221,11 @@ def test_no_photo_question_or_answer_stays_behind(verbose: Command) -> None:
     assert [secret for secret in secrets if secret.decode(errors="replace") in said] == []
 
 
-def test_no_file_of_a_photo_and_no_text_stays_behind(live_server: LiveServer) -> None:
+def test_no_file_of_a_photo_and_no_text_stays_behind(live_server: LiveServer, temporary: Path) -> None:
     """Nor of what the raw ensemble takes: answered, refused, or malformed."""
-    (photo,) = (path.read_bytes() for path in live_server.repository.glob("gated_head_*/golden.jpg"))
+    noise = np.random.default_rng(20261127).integers(0, 256, (60, 80, 3), np.uint8)  # no other test's photo
+    Image.fromarray(noise).save(buffer := io.BytesIO(), "JPEG")
+    photo = buffer.getvalue()
     question = "is this my SECRET-QUESTION?"
     encoded = base64.b64encode(photo).decode()
     secrets = [photo[-200:-150], encoded[-200:-150].encode(), b"SECRET-QUESTION"]
@@ -231,12 +243,14 @@ def test_no_file_of_a_photo_and_no_text_stays_behind(live_server: LiveServer) ->
         assert b"damaged or incomplete" in said[1]
         assert b"damaged or incomplete" not in said[0]
         assert b"error" in said[2]
-        written = traces(served.folder)
+        written = traces(served, temporary)
         assert b"[request id: " in written, "the server logs nothing: the test proves nothing"
         assert [secret for secret in secrets if secret in written] == []
         served.process.terminate()
         said_here = served.end()
         assert served.leaves_no_trace()
+        left = traces(served, temporary)
+        assert [secret for secret in secrets if secret in left] == []
         assert "SECRET" not in said_here
 
 
