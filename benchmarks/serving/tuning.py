@@ -4,8 +4,8 @@
     python -m benchmarks.serving.tuning triton_models --concurrency 1 16 64
 
 Run it on the machine that serves. Nothing in the repository is changed: each setting is served from a copy that shares
-its graphs. To take one over, edit ``instance_group`` or ``dynamic_batching`` in the encoders' config.pbtxt and the
-option ``--threads`` of ``python -m serving``.
+its graphs. To take one over, edit ``instance_group``, ``dynamic_batching`` or the parameter ``nice`` in the encoders'
+config.pbtxt, or the option ``--threads`` of ``python -m serving``.
 """
 
 from __future__ import annotations
@@ -58,6 +58,7 @@ def settings(cores: int) -> list[Setting]:
     others += [Setting("half the threads for each model", threads=cores // 2)] if cores > 1 else []
     others += [Setting(f"waiting up to {delay} ms for a batch", _delay(delay)) for delay in (2, 10)]
     others += [Setting(f"{size} at once preferred", _preferred(size)) for size in (4, 16)]
+    others += [Setting("equal shares of the cores", _equal)]
     return [Setting("as published"), *others]
 
 
@@ -82,6 +83,10 @@ def _preferred(size: int) -> Callable[[Any], None]:
     return change
 
 
+def _equal(config: Any) -> None:
+    config.parameters.pop(tensors.NICE_PARAMETER, None)
+
+
 def main() -> None:
     """Run the benchmark."""
     arguments = _parser().parse_args()
@@ -89,7 +94,9 @@ def main() -> None:
         check_repository(arguments.repository)
     except ServingError as error:
         raise SystemExit(f"python -m benchmarks.serving.tuning: {error}") from None
-    chosen = settings(len(os.sched_getaffinity(0)))
+    published, *others = settings(len(os.sched_getaffinity(0)))
+    wanted = tuple(arguments.setting or [""])
+    chosen = [published, *(each for each in others if each.name.startswith(wanted))]
     measured = {(each.name, concurrency): Column() for each in chosen for concurrency in arguments.concurrency}
     generator = Generator()
     with tempfile.TemporaryDirectory() as folder:
@@ -175,6 +182,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("repository", type=Path, help="the model repository that is served")
     parser.add_argument("--concurrency", nargs="+", type=int, default=[1, 16], help="default: 1 16")
+    parser.add_argument("--setting", nargs="+", help="beginnings of those to compare with the published (default: all)")
     parser.add_argument("--seconds", type=float, default=6.0, help="of each measurement (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=3, help="of all settings (default: %(default)s)")
     parser.add_argument(
