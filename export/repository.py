@@ -35,7 +35,7 @@ CPU_BATCH = 8
 
 # The text encoder has the cores when the image encoder, which takes several times as long, leaves them: taking turns in
 # equal shares, each waits in the midst of its products for threads of the other (docs/results.md, tuning).
-YIELDING = "10"
+YIELDING = "5"
 
 _DATA_TYPES = {
     "UINT8": pb.TYPE_UINT8,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 import shutil
 import subprocess
 from typing import Any
@@ -104,11 +105,22 @@ def test_selectors_and_ports_meet() -> None:
 def test_the_scrape_finds_the_pods_for_the_rules_and_the_adapter() -> None:
     (job,) = yaml.safe_load((DEPLOY / "prometheus" / "kubernetes.yaml").read_text(encoding="utf-8"))
     rules = (DEPLOY / "prometheus" / "rules.yaml").read_text(encoding="utf-8")
-    app, port, *added = job["relabel_configs"]
+    phase, app, port, *added = job["relabel_configs"]
+    assert (phase["action"], phase["regex"]) == ("drop", "Pending|Succeeded|Failed")  # listed, and nothing to ask
     assert f'job="{job["job_name"]}"' in rules
     assert POD["metadata"]["labels"]["app"] == app["regex"]
     assert port["regex"] in [one["name"] for one in CONTAINER["ports"]]
     assert [one["target_label"] for one in added] == ["namespace", "pod"]
+
+
+def test_the_adapter_asks_a_prometheus_that_may_scrape_the_pods() -> None:
+    _, scrape = MANIFESTS["NetworkPolicy/vizwiz-triton"]["spec"]["ingress"]
+    (source,) = scrape["from"]
+    namespace = source["namespaceSelector"]["matchLabels"]["kubernetes.io/metadata.name"]
+    adapter = yaml.safe_load((DEPLOY / "kubernetes" / "adapter.yaml").read_text(encoding="utf-8"))
+    assert re.fullmatch(rf"http://[a-z-]+\.{namespace}\.svc", adapter["prometheus"]["url"])
+    install = (DEPLOY / "README.md").read_text(encoding="utf-8").partition("helm upgrade --install adapter")[2]
+    assert f"--namespace {namespace}" in install.splitlines()[0]
 
 
 def test_the_autoscaler_reads_what_the_adapter_makes() -> None:

@@ -90,7 +90,7 @@ def test_a_cpu_takes_eight_at_once(target: Target, preferred: list[int], graph: 
     assert list(repository.head_config("name", SIZES, graph, TARGET).dynamic_batching.preferred_batch_size) == []
 
 
-@pytest.mark.parametrize(("variant", "nice"), [("portable", "10"), ("fused", "")])
+@pytest.mark.parametrize(("variant", "nice"), [("portable", "5"), ("fused", "")])
 def test_on_a_cpu_the_text_encoder_yields_to_the_image_encoder(variant: str, nice: str, graph: Path) -> None:
     target = Target(variant, "bf16" if nice else "fp16")  # type: ignore[arg-type]
     configs = [make("name", SIZES, graph, target) for make in (repository.text_config, repository.image_config)]
