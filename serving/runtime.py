@@ -49,6 +49,8 @@ class Runtime:
         libraries = [str(self.libraries), *map(str, _libpython_folders()), os.environ.get("LD_LIBRARY_PATH")]
         path = [str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]
         return {
+            # photos of all sizes leave holes in malloc's arenas; with one for each thread, memory goes on growing
+            "MALLOC_ARENA_MAX": "2",
             **os.environ,
             "LD_LIBRARY_PATH": os.pathsep.join(filter(None, libraries)),
             "PATH": os.pathsep.join(path),

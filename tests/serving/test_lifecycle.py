@@ -21,6 +21,7 @@ from tritonclient.grpc import InferenceServerClient
 
 from serving import __main__ as command
 from serving.admin import ask_http
+from serving.runtime import find_runtime
 from serving.server import EmbeddedTriton
 from serving.workspace import PREFIX, remove_leftovers
 from tests.serving.tiny_repository import SIDE, TEXT_MODEL, ask, change_config, expected_answer
@@ -228,3 +229,9 @@ def test_onnx_runtimes_telemetry_is_off(tiny_repository: Path, tmp_path: Path, m
         monkeypatch.delenv(name, raising=False)
     with EmbeddedTriton(tiny_repository):
         assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+def test_mallocs_arenas_are_few_unless_the_user_says_otherwise(serve: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert b"\0MALLOC_ARENA_MAX=2\0" in b"\0" + _read(Path(f"/proc/{serve.triton()}/environ"))
+    monkeypatch.setenv("MALLOC_ARENA_MAX", "8")
+    assert find_runtime().environment()["MALLOC_ARENA_MAX"] == "8"
