@@ -97,6 +97,8 @@ def main() -> None:
     published, *others = settings(len(os.sched_getaffinity(0)))
     wanted = tuple(arguments.setting or [""])
     chosen = [published, *(each for each in others if each.name.startswith(wanted))]
+    if chosen == [published]:
+        raise SystemExit(f"no setting begins so; there are: {'; '.join(each.name for each in others)}")
     measured = {(each.name, concurrency): Column() for each in chosen for concurrency in arguments.concurrency}
     generator = Generator()
     with tempfile.TemporaryDirectory() as folder:

@@ -46,12 +46,13 @@ def open_session(graph: Path, args: Mapping[str, str], config: Mapping[str, Any]
     Raises:
         LoadError: an accelerator that is not known, or an option of it that is none.
     """
-    os.nice(niceness(config))  # before the session's threads start, which inherit it
+    nice = niceness(config)
+    os.nice(nice)  # before the session's threads start, which inherit it
     chosen = providers(args, config)
     if accelerator := cpu_accelerator(config):
         on_gpu = chosen[0] != "CPUExecutionProvider"
         if not on_gpu and importlib.util.find_spec(_OPENVINO) is not None:
-            session = OpenVinoSession(graph, accelerator.get("parameters", {}), threads(config), niceness(config) == 0)
+            session = OpenVinoSession(graph, accelerator.get("parameters", {}), threads(config), pinned=not nice)
             triton.Logger.log_info(f"{args['model_name']} runs on OpenVINO, in {session.arithmetic}")
             return session
         if not on_gpu:
