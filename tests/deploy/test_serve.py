@@ -8,6 +8,8 @@ import os
 import re
 import shutil
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -21,7 +23,7 @@ from tritonclient.utils import InferenceServerException
 from deploy import serve
 from serving.launch import NO_CORE
 from serving.watch import stubs
-from tests.conftest import LiveServer
+from tests.conftest import ROOT, LiveServer
 from tests.deploy.conftest import KEY, RAW_ENSEMBLE, START_S, Deployed
 from vizwiz_client import VizwizClient
 from vizwiz_client.contract.tensors import CONTEXT_LENGTH, ENSEMBLE, IMAGE, IMAGE_BYTES, QUESTION, TOKENS
@@ -166,6 +168,13 @@ def test_a_damaged_graph_is_refused_before_triton_starts(deployed: Deployed, tmp
     labels.write_text("another\n", encoding="utf-8")
     with pytest.raises(SystemExit, match=r"answer\.txt has SHA-256"):
         serve.check_digests(repository)
+    (key := tmp_path / "key").write_text(KEY, encoding="utf-8")
+    command = [sys.executable, "-m", "deploy.serve", f"--repository={repository}", f"--admin-key-file={key}"]
+    run = subprocess.run(command, cwd=ROOT, env={"PATH": ""}, capture_output=True, text=True, check=False)
+    assert run.returncode == 1
+    assert re.match(r"serve\.py: \S+answer\.txt has SHA-256", run.stderr), (
+        run.stderr
+    )  # there is no tritonserver to start
 
 
 def test_it_dumps_no_core(another: Deployed) -> None:
