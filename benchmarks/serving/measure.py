@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
@@ -11,13 +12,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from benchmarks.serving import plan
 from benchmarks.serving.job import BARE, Job, Record
 from benchmarks.serving.models import Served
 from benchmarks.serving.plan import PACES, Cell
 from benchmarks.serving.processes import Generator, Server, counters, plain, triton
-from benchmarks.serving.statistics import memory_slope, summarise
-from benchmarks.serving.watch import Watch
+from benchmarks.serving.statistics import Look, memory_slope, summarise
+from benchmarks.serving.watch import Watch, look
 from export.publication import EXPORT_FORMAT
 from training.storage import write_json
 from vizwiz_client.contract import tensors
@@ -165,22 +168,32 @@ class Bench:
         return {"first_ms": times[0], "tenth_ms": times[-1], "errors": len(record.errors)}
 
     def _memory(self, server: LazyServer, ensemble: str) -> Results:
-        """The server's memory over many requests, once as many others have filled the response cache."""
+        """The server's memory over many requests, once as many others have filled the response cache.
+
+        It is looked at between blocks of requests too, when no photo is under way: those of a moment are of all sizes.
+        """
         most = self.options.memory_requests
+        block = min(plan.MEMORY_BLOCK, most)
         job = self._new_job(
             ensemble,
             url=server().url,
             concurrency=plan.MEMORY_CONCURRENCY,
-            prepared=most,
-            most=most,
+            prepared=block,
+            most=block,
             seconds=1e9,
-            at_most_s=0.05 * most,  # three times what the slower ensemble takes
+            at_most_s=0.05 * block,  # three times what the slower ensemble takes
         )
-        filling = replace(job, system=tensors.ENSEMBLE, seed=job.seed + 1)
+        filling = replace(job, system=tensors.ENSEMBLE, prepared=most, most=most, at_most_s=0.05 * most)
         self.generator.run(filling)  # by the quicker ensemble for both
-        with Watch(server().pid) as watch:
-            record = self.generator.run(job)
-        return memory_slope(record, watch.samples)
+        root, looks, errors = psutil.Process(server().pid), [], []
+        for number in range(1, most // block + 1):
+            with Watch(root.pid) as watch:
+                record = self.generator.run(replace(job, seed=job.seed + number))
+            time.sleep(plan.MEMORY_REST_S)
+            errors += record.errors
+            busiest = max(sample.memory for sample in watch.samples)
+            looks.append(Look(len(record.ends), look(root).memory, busiest))
+        return memory_slope(looks, errors)
 
     def _keep(self, key: str, measure: Callable[[], Results]) -> None:
         if key in self.results:

@@ -14,6 +14,7 @@ PLAIN = ("fastapi fp32", "fastapi bf16")
 PLAIN_CONCURRENCIES = (1, 16)
 REPEATED_CONCURRENCIES = (1, 16)
 MEMORY_MODEL, MEMORY_CONCURRENCY, MEMORY_REQUESTS = "demo", 8, 40_000
+MEMORY_BLOCK, MEMORY_REST_S = 500, 0.3  # requests between two looks at memory, and the pause before each
 FIRST_REQUESTS = 10  # on a fresh server: the first against the tenth
 ROUNDS = 3  # of measurements that are compared closely, in turn: a machine's mood then meets all alike
 

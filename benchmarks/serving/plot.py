@@ -67,8 +67,13 @@ def _draw(axes: Any, results: Mapping[str, Any], model: str, name: str, label: s
 def _draw_memory(axes: Any, memory: Mapping[str, list[list[int]]]) -> None:
     for key, curve in memory.items():
         color, _ = next(style for system, style in reversed(_STYLES.items()) if f", {system}," in key)
-        requests, size = zip(*curve, strict=True)
-        axes.plot(requests, [each / 1e6 for each in size], color=color)
-    axes.set(xlabel="requests answered", ylabel="server's memory, MB", title=next(iter(memory)).split(", ")[0])
+        requests, at_rest, busiest = zip(*curve, strict=True)
+        axes.plot(requests, [each / 1e6 for each in at_rest], color=color)
+        axes.plot(requests, [each / 1e6 for each in busiest], color=color, linestyle=":")
+    axes.set(
+        xlabel="requests answered",
+        ylabel="server's memory at rest (dotted: busiest), MB",
+        title=next(iter(memory)).split(", ")[0],
+    )
     axes.set_ylim(bottom=0)
     axes.grid(alpha=0.3)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -72,21 +72,30 @@ def cpu_between(samples: Sequence[Sample], start: float, stop: float) -> float:
     return float(last - first)
 
 
-def memory_slope(record: Record, samples: Sequence[Sample]) -> dict[str, Any]:
-    """Growth of the server's memory in bytes a request, by least squares, over all but the first requests."""
-    done = np.searchsorted(record.ends, [sample.at for sample in samples], side="right")
-    memory = np.array([sample.memory for sample in samples], float)
-    settled = done >= SETTLED * len(record.ends)
-    slope = float(np.polyfit(done[settled], memory[settled], 1)[0]) if np.ptp(done[settled]) else float("nan")
+class Look(NamedTuple):
+    """The server's memory after a block of requests, in bytes."""
+
+    requests: int  # answered in the block
+    at_rest: int  # after it
+    busiest: int  # the most while it was answered
+
+
+def memory_slope(looks: Sequence[Look], errors: Sequence[str]) -> dict[str, Any]:
+    """Growth of the server's memory at rest in bytes a request, by least squares, over all but the first requests."""
+    done = np.cumsum([look.requests for look in looks])
+    at_rest = np.array([look.at_rest for look in looks], float)
+    settled = done >= SETTLED * done[-1]
+    slope = float(np.polyfit(done[settled], at_rest[settled], 1)[0]) if np.ptp(done[settled]) else float("nan")
     return {
-        "requests": len(record.ends),
-        "errors": len(record.errors),
-        **({"error": record.errors[0]} if record.errors else {}),
+        "requests": int(done[-1]),
+        "errors": len(errors),
+        **({"error": errors[0]} if errors else {}),
         "bytes_per_request": slope,
-        "memory_mb_first": memory[0] / 1e6,
-        "memory_mb_settled": memory[settled][0] / 1e6,
-        "memory_mb_last": memory[-1] / 1e6,
-        "curve": [[int(count), int(size)] for count, size in zip(done, memory, strict=True)],
+        "memory_mb_first": at_rest[0] / 1e6,
+        "memory_mb_settled": at_rest[settled][0] / 1e6,
+        "memory_mb_last": at_rest[-1] / 1e6,
+        "memory_mb_busiest": max(look.busiest for look in looks) / 1e6,
+        "curve": [[int(count), look.at_rest, look.busiest] for count, look in zip(done, looks, strict=True)],
     }
 
 

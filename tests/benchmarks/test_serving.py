@@ -25,7 +25,7 @@ from benchmarks.serving.models import Served
 from benchmarks.serving.plan import Cell
 from benchmarks.serving.plot import draw
 from benchmarks.serving.processes import Generator, plain
-from benchmarks.serving.statistics import cpu_between, memory_slope, summarise
+from benchmarks.serving.statistics import Look, cpu_between, memory_slope, summarise
 from benchmarks.serving.tables import tables
 from benchmarks.serving.watch import Sample
 from export.targets import Target
@@ -95,12 +95,13 @@ def test_cpu_between_two_samples() -> None:
 
 
 def test_slope_of_memory_leaves_out_the_start() -> None:
-    """One request a second; the memory jumps at first, and then grows by 7 bytes a request."""
-    record = Record(starts=[float(n) for n in range(1000)], ends=[n + 0.5 for n in range(1000)])
-    samples = [Sample(float(n), 0.0, 5_000_000 + 7 * n if n >= 50 else 1_000_000) for n in range(0, 1001, 10)]
-    found = memory_slope(record, samples)
+    """The memory jumps at first, and then grows by 7 bytes a request."""
+    done = range(10, 1001, 10)
+    looks = [Look(10, 5_000_000 + 7 * n if n >= 50 else 1_000_000, 9_000_000) for n in done]
+    found = memory_slope(looks, ["a first error", "another"])
     assert found["bytes_per_request"] == pytest.approx(7.0)
-    assert (found["memory_mb_first"], found["memory_mb_last"]) == (1.0, 5.007)
+    assert (found["memory_mb_first"], found["memory_mb_last"], found["memory_mb_busiest"]) == (1.0, 5.007, 9.0)
+    assert (found["requests"], found["errors"], found["error"]) == (1000, 2, "a first error")
 
 
 @pytest.mark.parametrize("concurrency", [1, 5])
