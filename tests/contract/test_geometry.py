@@ -287,6 +287,30 @@ class TestRefused:
         with pytest.raises(ImageError, match=rf"damaged or incomplete \(.*{text}"):
             load_photo(bytes(data))
 
+    def test_a_jpeg_of_many_scans(self, tmp_path: Path) -> None:
+        """The decoder goes over the whole picture for each: half a megabyte could take minutes."""
+        data = encoded(noise(64, 48), "JPEG", progressive=True)
+        start = data.rindex(b"\xff\xda")  # its last scan, which may come again
+        assert load_photo(data).size == (64, 48)
+        (path := tmp_path / "scans.jpg").write_bytes(data[:start] + data[start:-2] * 100 + data[-2:])
+        for photo, name in ((path, r"scans\.jpg"), (path.read_bytes(), "the photo")):
+            with pytest.raises(ImageError, match=rf"{name}: the JPEG has 1\d\d scans, expected at most 100, because"):
+                load_photo(photo)
+
+    def test_scans_are_counted_across_the_pieces_that_are_read(self, tmp_path: Path) -> None:
+        data = encoded(noise(64, 48), "JPEG")
+        scan = data[data.index(b"\xff\xda") :][:10]
+        for split in range(10):
+            padding = b"\xff\xfe" + b"\x00" * ((1 << 20) - len(data) - 2 - split)
+            whole = data + padding + scan * 1000
+            with pytest.raises(ImageError, match="has 1,001 scans"):
+                load_photo(whole)
+
+    def test_a_film_behind_the_picture_has_no_scans(self) -> None:
+        film = np.random.default_rng(0).integers(0, 256, 20_000_000, np.uint8).tobytes()
+        assert film.count(b"\xff\xda") > geometry.MAX_SCANS
+        assert load_photo(encoded(noise(64, 48), "JPEG") + film).size == (64, 48)
+
     def test_a_missing_file_is_named(self, tmp_path: Path) -> None:
         path = tmp_path / "no.jpg"
         with pytest.raises(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import stat
 import struct
 import threading
@@ -32,6 +33,7 @@ MIN_SIDE = 16  # pixels; the smallest photos of VizWiz are 48 x 64
 MAX_PIXELS = 110_000_000  # a 108-megapixel phone's photo; 440 MB decoded (Pillow keeps 4 bytes a pixel)
 LARGE_PIXELS = 25_000_000  # larger ones are decoded one at a time: becoming RGB, a photo is there up to three times
 MAX_FILE_BYTES = 500_000_000  # of a file object, which may have no end; MAX_PIXELS uncompressed are 330 MB
+MAX_SCANS = 100  # of a JPEG, which a progressive one has about 10 of; a decoder goes over the whole picture for each
 MAX_ASPECT_RATIO = 10  # bounds the resized picture too: without it, 1 x 20,000 pixels become S x 20,000 S
 
 Photo = str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO | Image.Image | npt.NDArray[np.uint8]
@@ -48,6 +50,10 @@ _DAMAGE = (
     struct.error,
     zlib.error,
 )
+# A JPEG's "start of scan" with 1 to 4 components; the length that follows tells it from other data's bytes.
+_SCAN = re.compile(rb"\xff\xda\x00(?:\x08\x01|\x0a\x02|\x0c\x03|\x0e\x04)")
+_SCAN_BYTES = 5
+_JPEG = b"\xff\xd8"  # how one starts
 _16_BIT_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N")  # "I": how older Pillow opens a 16-bit PNG
 _UPRIGHT = {  # EXIF orientation -> what undoes it; https://www.cipa.jp/std/documents/e/DC-008-2012_E.pdf, table 4.6.4
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -78,8 +84,8 @@ def load_photo(source: Photo, fast_side: int | None = None) -> Image.Image:
     at least that long in pixels: several times faster, not the same pixels.
 
     Raises ImageError: not one of FORMATS, damaged or truncated, a side under MIN_SIDE, over MAX_PIXELS pixels, one
-    side over MAX_ASPECT_RATIO times the other, a file that cannot be read or has over MAX_FILE_BYTES, or ``source`` is
-    of another kind.
+    side over MAX_ASPECT_RATIO times the other, a JPEG of over MAX_SCANS scans, a file that cannot be read or has over
+    MAX_FILE_BYTES, or ``source`` is of another kind.
     """
     # an image need not be kept: it is read here and now
     kept = source if isinstance(source, Image.Image) else keep(source)
@@ -175,6 +181,8 @@ def _read_all(file: Any) -> bytes:
 
 def _decode(file: BinaryIO, name: str, fast_side: int | None) -> Image.Image:
     start = file.read(16)
+    if start.startswith(_JPEG):
+        _check_scans(file, name)
     file.seek(0)
     try:
         with _quiet():
@@ -191,6 +199,18 @@ def _decode(file: BinaryIO, name: str, fast_side: int | None) -> Image.Image:
         if fast_side is not None:
             _shrink(image, fast_side)
         return _finish(image, name)
+
+
+def _check_scans(file: BinaryIO, name: str) -> None:
+    scans, tail = 0, b""
+    while chunk := file.read(1 << 20):
+        scans += len(_SCAN.findall(tail + chunk))
+        tail = chunk[1 - _SCAN_BYTES :]
+    if scans > MAX_SCANS:
+        raise ImageError(
+            f"{name}: the JPEG has {scans:,} scans, expected at most {MAX_SCANS}, because decoding goes over the whole "
+            "picture for each; save it again with an ordinary program"
+        )
 
 
 def _shrink(image: Image.Image, side: int) -> None:
