@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import ctypes
 import hashlib
 import json
 import os
@@ -27,7 +26,8 @@ import numpy as np
 import numpy.typing as npt
 import triton_python_backend_utils as triton
 
-# A photo in one block, not in many of 16 MB: https://pillow.readthedocs.io/en/stable/reference/block_allocator.html
+# Pillow's memory in blocks that malloc maps one by one: smaller ones stay with the thread that decoded, for ever.
+# https://pillow.readthedocs.io/en/stable/reference/block_allocator.html
 os.environ["PILLOW_BLOCK_SIZE"] = "128m"
 
 try:
@@ -38,10 +38,8 @@ except ImportError as error:
         "`pip install vizwiz-client` there, in the version that the repository was exported with"
     ) from error
 
-MAPPED_BYTES = 1 << 20  # of a block, from which on malloc maps it: see `map_large_blocks`
 MAX_THREADS = 4  # each may hold a photo of geometry.MAX_PIXELS, decoded; geometry decodes such one at a time
 
-_M_MMAP_THRESHOLD = -3  # malloc.h
 _GREY = 128  # of the picture in the place of a refused one
 _NO_WORDS = np.array([tokens.START_OF_TEXT, tokens.END_OF_TEXT], np.int32)
 _BASE64 = (string.ascii_letters + string.digits + "+/=").encode()
@@ -73,7 +71,6 @@ class TritonPythonModel:
         parameters = {key: value["string_value"] for key, value in config["parameters"].items()}
         check_file(Path(args["model_repository"], args["model_version"], "model.py"), parameters)
         check_contract(parameters)
-        map_large_blocks()
         (dims,) = (output["dims"] for output in config["output"] if output["name"] == tensors.IMAGE.name)
         self._side = int(dims[0])
         # Pillow decodes and resizes without the interpreter's lock
@@ -185,17 +182,6 @@ def check_contract(parameters: Mapping[str, str]) -> None:
 def threads() -> int:
     """Threads that a model may compute with: as for the other models, or one for each core."""
     return int(os.environ.get("VIZWIZ_SERVING_THREADS", "0")) or len(os.sched_getaffinity(0))
-
-
-def map_large_blocks() -> None:
-    """Have malloc map each large block by itself, so that a photo's memory goes back to the system with the photo.
-
-    glibc does so at first, but takes every large block that is freed for a reason to map only larger ones, up to 32
-    MiB; the others stay, in pieces, with the thread that decoded: https://man7.org/linux/man-pages/man3/mallopt.3.html
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # other C libraries have no such habit
-    if mallopt is not None:
-        mallopt(_M_MMAP_THRESHOLD, MAPPED_BYTES)
 
 
 def _pairs(request: Any) -> list[tuple[bytes, bytes]]:

@@ -163,35 +163,20 @@ def test_a_picture_that_would_be_enormous_costs_no_memory(
 ) -> None:
     (preprocess,) = (entry.name for entry in live_server.repository.glob("preprocess_*"))
     ask_raw(client, [photo] * 8, [QUESTION] * 8)
-    before = memory(preprocess, live_server.grpc_url, "VmHWM")
+    before = peak_memory(preprocess, live_server.grpc_url)
     ask_raw(client, [tall_png(), huge_png()] * 4, [QUESTION] * 8)
-    assert memory(preprocess, live_server.grpc_url, "VmHWM") - before < 50 << 10
+    assert peak_memory(preprocess, live_server.grpc_url) - before < 50 << 10
 
 
-def test_photos_give_their_memory_back(live_server: LiveServer, client: InferenceServerClient, photo: bytes) -> None:
-    """Of sizes that malloc would keep."""
-    (preprocess,) = (entry.name for entry in live_server.repository.glob("preprocess_*"))
-    gradient = Image.linear_gradient("L").convert("RGB")
-    photos = [encode(gradient.resize((side, side)), "JPEG") for side in (1200, 1500, 1800, 2000, 2200)]
-    ask_raw(client, [photo] * 8, [QUESTION] * 8)
-    before = memory(preprocess, live_server.grpc_url, "VmRSS")
-    for first in range(len(photos)):
-        ask_raw(client, photos[first:] + photos[:first], [QUESTION] * len(photos))
-    assert memory(preprocess, live_server.grpc_url, "VmRSS") - before < 10 << 10
-
-
-def memory(model: str, grpc_url: str, kind: str) -> int:
-    """The memory, in KiB, that the process of ``model`` has resident, now (VmRSS) or at its peak (VmHWM).
-
-    That of this server's process, not of another one's.
-    """
+def peak_memory(model: str, grpc_url: str) -> int:
+    """The most memory, in KiB, that the process of ``model`` has had resident: of this server, not of another one's."""
     listens = f"--grpc-port={grpc_url.rpartition(':')[2]}".encode()
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             if f"/{model}/1/model.py".encode() in (folder / "cmdline").read_bytes():
-                values = dict(re.findall(rf"(PPid|{kind}):\s+(\d+)", (folder / "status").read_text()))
+                values = dict(re.findall(r"(PPid|VmHWM):\s+(\d+)", (folder / "status").read_text()))
                 if listens in (folder.parent / values["PPid"] / "cmdline").read_bytes().split(b"\0"):
-                    return int(values[kind])
+                    return int(values["VmHWM"])
         except OSError:  # it ended meanwhile
             continue
     raise AssertionError(f"the server at {grpc_url} has no process that runs {model}")
