@@ -68,10 +68,12 @@ def _no_error(results: Mapping[str, Any]) -> Goal:
 def _memory(results: Mapping[str, Any]) -> Iterator[Goal]:
     for key, found in results.items():
         if key.endswith(", memory"):
-            slope, grown = found["bytes_per_request"], found["memory_mb_last"] - found["memory_mb_settled"]
+            slope, (lowest, highest) = found["bytes_per_request"], found["bytes_per_request_95"]
+            settled, last = found["memory_mb_settled"], found["memory_mb_last"]
             yield Goal(
                 f"{key} flat over {found['requests']:,} requests (at most {FLAT_BYTES:g} bytes a request)",
-                f"{slope:+.1f} bytes a request; at rest {found['memory_mb_settled']:.1f} MB {grown:+.1f} MB",
+                f"{slope:+.1f} bytes a request (95%: {lowest:+.0f} to {highest:+.0f}); at rest {settled:.1f} MB "
+                f"{last - settled:+.1f} MB",
                 slope <= FLAT_BYTES,
             )
 

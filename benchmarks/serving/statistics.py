@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
+from scipy.stats import theilslopes
 
 from benchmarks.serving.job import BARE, Job, Record
 from benchmarks.serving.watch import Sample
@@ -81,22 +83,34 @@ class Look(NamedTuple):
 
 
 def memory_slope(looks: Sequence[Look], errors: Sequence[str]) -> dict[str, Any]:
-    """Growth of the server's memory at rest in bytes a request, by least squares, over all but the first requests."""
+    """Growth of the server's memory at rest in bytes a request, over all but the first requests.
+
+    The median of the slopes between any two looks (Theil-Sen), with its 95% interval: malloc keeps, or gives back, the
+    largest photo of a moment, and a few such looks would turn a line by least squares.
+    """
     done = np.cumsum([look.requests for look in looks])
     at_rest = np.array([look.at_rest for look in looks], float)
     settled = done >= SETTLED * done[-1]
-    slope = float(np.polyfit(done[settled], at_rest[settled], 1)[0]) if np.ptp(done[settled]) else float("nan")
+    slope, lowest, highest = _slope(done[settled], at_rest[settled])
     return {
         "requests": int(done[-1]),
         "errors": len(errors),
         **({"error": errors[0]} if errors else {}),
         "bytes_per_request": slope,
+        "bytes_per_request_95": [lowest, highest],
         "memory_mb_first": at_rest[0] / 1e6,
         "memory_mb_settled": at_rest[settled][0] / 1e6,
         "memory_mb_last": at_rest[-1] / 1e6,
         "memory_mb_busiest": max(look.busiest for look in looks) / 1e6,
         "curve": [[int(count), look.at_rest, look.busiest] for count, look in zip(done, looks, strict=True)],
     }
+
+
+def _slope(x: npt.NDArray[Any], y: npt.NDArray[Any]) -> tuple[float, float, float]:
+    if not np.ptp(x):
+        return float("nan"), float("nan"), float("nan")
+    found = theilslopes(y, x)
+    return float(found.slope), float(found.low_slope), float(found.high_slope)
 
 
 def _length(record: Record) -> float:
