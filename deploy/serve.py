@@ -14,7 +14,6 @@ import hashlib
 import http.client
 import os
 import re
-import resource
 import signal
 import subprocess
 import sys
@@ -24,7 +23,7 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
-from serving.launch import NO_CORE
+from serving.launch import limit
 from serving.watch import Served, Watch
 from vizwiz_client.contract import tensors
 from vizwiz_client.contract.tensors import ENSEMBLES
@@ -54,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.default_int_handler)
     check_digests(Path(arguments.repository))
-    resource.setrlimit(resource.RLIMIT_CORE, (NO_CORE, NO_CORE))  # a core would hold photos and questions
+    limit()
     environment = {**os.environ, "VIZWIZ_SERVING_THREADS": str(arguments.threads)}  # the preprocess model's
     # a session of its own: Ctrl-C reaches this process alone, and the server is stopped in order
     server = subprocess.Popen([*command(arguments, key), *others], env=environment, start_new_session=True)

@@ -50,6 +50,14 @@ class LoadError(Exception):
     """The model cannot be served as its config says."""
 
 
+class Ask(NamedTuple):
+    """A photo and a question, as they came."""
+
+    image_bytes: bytes
+    question: bytes
+    request_id: str  # "" where the client gave none
+
+
 class Item(NamedTuple):
     """What the encoders get for one photo and question, and why they were refused."""
 
@@ -78,8 +86,8 @@ class TritonPythonModel:
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
         """Answer ``requests``, in their order; their items are worked on together."""
-        groups = [_pairs(request) for request in requests]
-        items = self._pool.map(lambda pair: prepare(pair, self._side), chain(*groups))
+        groups = [_asks(request) for request in requests]
+        items = self._pool.map(lambda ask: prepare(ask, self._side), chain(*groups))
         return [_response(list(islice(items, len(group)))) for group in groups]
 
     def finalize(self) -> None:
@@ -87,16 +95,18 @@ class TritonPythonModel:
         self._pool.shutdown()
 
 
-def prepare(pair: tuple[bytes, bytes], side: int) -> Item:
+def prepare(ask: Ask, side: int) -> Item:
     """Make pixels and token ids of a photo and a question; what cannot be used gives an item with its error."""
-    image_bytes, question = pair
     try:
-        photo = geometry.load_photo(read_file(image_bytes))
-        return Item(geometry.to_pixels(photo, side), pad(tokens.tokenize(read_text(question)).ids), b"")
+        photo = geometry.load_photo(read_file(ask.image_bytes))
+        return Item(geometry.to_pixels(photo, side), pad(tokens.tokenize(read_text(ask.question)).ids), b"")
     except (errors.ImageError, errors.QuestionError) as error:
         return refused(str(error), side)
     except Exception as error:  # whatever one photo does to a decoder, the other items have their answers
-        triton.Logger.log_error(f"preprocess: {type(error).__name__} of one item")  # its text may tell of the photo
+        # the error's text may tell of the photo
+        triton.Logger.log_error(
+            f"preprocess: {type(error).__name__} of an item of request {ask.request_id or '<no id>'}"
+        )
         return refused(f"the photo or the question cannot be processed ({type(error).__name__}); send another", side)
 
 
@@ -184,12 +194,12 @@ def threads() -> int:
     return int(os.environ.get("VIZWIZ_SERVING_THREADS", "0")) or len(os.sched_getaffinity(0))
 
 
-def _pairs(request: Any) -> list[tuple[bytes, bytes]]:
+def _asks(request: Any) -> list[Ask]:
     image_bytes, question = (
         triton.get_input_tensor_by_name(request, spec.name).as_numpy()[:, 0]
         for spec in (tensors.IMAGE_BYTES, tensors.QUESTION)
     )
-    return list(zip(image_bytes, question, strict=True))
+    return [Ask(*pair, request.request_id()) for pair in zip(image_bytes, question, strict=True)]
 
 
 def _response(items: Sequence[Item]) -> Any:

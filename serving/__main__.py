@@ -15,6 +15,7 @@ from serving import reload
 from serving.admin import KEY_VARIABLE
 from serving.errors import ServingError
 from serving.ports import EXPOSE_FLAG, KNOWN_HOLES, LOOPBACK, check_host
+from serving.repository import DEFAULT_REPOSITORY
 from serving.server import EmbeddedTriton
 from vizwiz_client.contract.tensors import ENSEMBLE
 
@@ -120,7 +121,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--repository",
         type=Path,
-        default=Path("triton_models"),
+        default=DEFAULT_REPOSITORY,
         metavar="FOLDER",
         help="the model repository that `python -m export.to_onnx` wrote (default: %(default)s)",
     )

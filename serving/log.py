@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _TAIL = 12  # lines
+_FRAME = re.compile(r" *\d+# ")  # of the stack, where Triton crashed
 _LINE_LENGTH = 400  # characters: an error repeats itself in each line that follows from it
 
 
@@ -35,6 +36,6 @@ class Log:
         return error[1].partition(r"\n")[0] if error else None
 
     def complaints(self) -> str:
-        """The last lines that are neither information nor tables."""
-        lines = [line for line in self.text().splitlines() if line and line[0] not in "I+|"]
+        """The last lines that are neither information nor tables nor the addresses of a crash."""
+        lines = [line for line in self.text().splitlines() if line and line[0] not in "I+|" and not _FRAME.match(line)]
         return "\n".join(f"  {line[:_LINE_LENGTH]}" for line in lines[-_TAIL:])

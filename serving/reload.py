@@ -10,6 +10,7 @@ from pathlib import Path
 
 from serving.admin import KEY_VARIABLE, RunningServer, find_servers
 from serving.errors import ServingError
+from serving.repository import DEFAULT_REPOSITORY
 from serving.swap import Swap, swap
 from vizwiz_client.contract.tensors import HEAD_PREFIX
 
@@ -18,8 +19,9 @@ Bring a newly exported head (and encoders, where they are new) into a running se
 beside the old one, ask it the golden request that travels with it, let each ensemble name it, unload the old one. A
 head that is damaged or answers wrongly is refused before any ensemble is touched, and the old one goes on answering.
 
-The embedded server of this machine is found by itself. For another Triton, give its address, the repository as this
-machine sees it, and, where its model control asks for one, the key in the environment variable {KEY_VARIABLE}.
+The embedded server of this machine is found by itself; of several, the one that serves ./{DEFAULT_REPOSITORY}. For
+another Triton, give its address, the repository as this machine sees it, and, where its model control asks for one, the
+key in the environment variable {KEY_VARIABLE}.
 """
 
 _EXAMPLES = """\
@@ -51,8 +53,7 @@ def reload(
     """
     server = _find(url, repository)
     if server is None and (url is None or repository is None):
-        address = "" if url else "the server's gRPC address with --url, and "
-        raise ServingError(f"{_candidates(url)}: give {address}the repository that it serves with --repository")
+        raise ServingError(_candidates(url))
     key = server.key if server else os.environ.get(KEY_VARIABLE)  # a server that was found has said what its key is
     folder = repository or Path(server.repository if server else "")
     return swap(folder, url or (server.grpc if server else ""), key, to=to, report=report)
@@ -88,7 +89,9 @@ def _find(url: str | None, repository: Path | None) -> RunningServer | None:
         if (url is None or _loopback(url) == server.grpc)
         and (repository is None or Path(server.repository) == repository.resolve())
     ]
-    return fitting[0] if len(fitting) == 1 else None
+    here = [server for server in fitting if Path(server.repository) == DEFAULT_REPOSITORY.resolve()]
+    found = fitting if len(fitting) == 1 else here
+    return found[0] if len(found) == 1 else None
 
 
 def _loopback(url: str) -> str:
@@ -96,12 +99,13 @@ def _loopback(url: str) -> str:
 
 
 def _candidates(url: str | None) -> str:
+    another = "for another Triton, give its gRPC address with --url and the repository that it serves with --repository"
     servers = ", ".join(f"{server.grpc} (serves {server.repository})" for server in find_servers())
     if not servers:
-        return "no embedded server is here"
+        return f"no embedded server is here: start `python -m serving`, or, {another}"
     if url:
-        return f"{url} is not the address of an embedded server here, which are {servers}"
-    return f"which embedded server is meant is not clear: {servers}"
+        return f"{url} is not the gRPC address of an embedded server here, which are {servers}; {another}"
+    return f"which embedded server is meant is not clear: {servers}; give the address with --url"
 
 
 def _say(line: str) -> None:

@@ -21,6 +21,7 @@ from tritonclient.grpc import model_config_pb2 as pb
 from serving.errors import ServingError
 from vizwiz_client.contract import tensors
 
+DEFAULT_REPOSITORY = Path("triton_models")
 CONFIG_FILE = "config.pbtxt"
 GRAPH_FILE = "model.onnx"
 PYTHON_FILE = "model.py"  # of a model of Triton's Python backend

@@ -38,7 +38,8 @@ DRAIN_S = 60  # how long requests in flight may take to finish once the server i
 EXIT_S = 10  # how long the server may then take to end: its backends take about 2
 CONTROL_S = 600  # a model may take that long to load again
 STUB_TIMEOUT_S = 600  # a model may load that long: a large CLIP's file takes a while to read and optimise
-ENDS_ALLOWED, ENDS_WITHIN_S = 2, 60  # a server that ends by itself more often than that stays down
+STARTS = 3  # of a server that ended by itself: if none of so many is ready, it stays down
+RECENT_S, MOST_PAUSE_S = 60, 30  # each end in that time doubles the pause before the next start, up to that
 PROBE_INTERVAL_S = 0.05
 REPORT_INTERVAL_S = 5.0
 CACHE_BYTES = 64 << 20  # of the response cache, which holds text features: a few KB a question
@@ -157,22 +158,27 @@ class EmbeddedTriton:
             report: told of each such end.
 
         Raises:
-            ServingError: it ended too often.
+            ServingError: it cannot be started again.
         """
         ends: list[float] = []
+        failed = 0
         while True:
             self._process.wait()
-            ends = [end for end in ends if time.monotonic() - end < ENDS_WITHIN_S] + [time.monotonic()]
+            ends = [end for end in ends if time.monotonic() - end < RECENT_S] + [time.monotonic()]
             told = f"tritonserver {self._outcome()}, unasked; its log says:\n{self._log.complaints()}"
-            if len(ends) > ENDS_ALLOWED:
-                raise ServingError(told)
-            report(f"{told}\nstarting it again")
+            if failed == STARTS:
+                raise ServingError(f"{told}\n{STARTS} starts have failed, one after the other")
+            pause = min(2 ** (len(ends) - 1) - 1, MOST_PAUSE_S)
+            report(f"{told}\nstarting it again{f' in {pause} s' if pause else ''}")
             self._clean_up()
+            time.sleep(pause)
             try:
                 self._launch(report)
+                failed = 0
             except ServingError:
                 if self._process.poll() is None:
-                    raise  # it lives, but cannot serve; one that ended before it was ready counts as another end
+                    raise  # it lives, but cannot serve
+                failed += 1
 
     def __enter__(self) -> EmbeddedTriton:
         self.start()

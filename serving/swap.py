@@ -7,6 +7,7 @@ Whatever fails before that moment leaves the server as it was.
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -33,7 +34,10 @@ from vizwiz_client.contract import tensors
 
 ERROR = "error"  # the output of a model that decodes for its clients: empty when all is well
 
-_IMMUTABLE = (tensors.IMAGE_ENCODER_PREFIX, tensors.TEXT_ENCODER_PREFIX, tensors.HEAD_PREFIX)
+_IMMUTABLE = re.compile(
+    f"({tensors.PREPROCESS_PREFIX}|{tensors.IMAGE_ENCODER_PREFIX}|{tensors.TEXT_ENCODER_PREFIX}|{tensors.HEAD_PREFIX})"
+    "[0-9a-f]{12}"
+)
 
 
 @dataclass(frozen=True)
@@ -191,7 +195,7 @@ def _unload_stale(server: Control, served: Configs, after: Configs, report: Call
 def _stale(server: Control, served: Configs, after: Configs) -> list[str]:
     """The models of the old ensembles, and of swaps that were killed, that no ensemble names any more."""
     ready = [name for name, state in server.states().items() if state == "READY"]
-    ours = {*models_named(served), *(name for name in ready if name.startswith(_IMMUTABLE))}
+    ours = {*models_named(served), *(name for name in ready if _IMMUTABLE.fullmatch(name))}
     return sorted((ours & {*ready}) - {*models_named(after)})
 
 

@@ -328,6 +328,8 @@ def test_too_large_requests_are_refused(server: EmbeddedTriton, client: Inferenc
     with pytest.raises(InferenceServerException, match="unexpected shape for input 'image'"):
         ask(client, np.zeros((1, 4000, 4000, 3), np.uint8), TOKENS)
     assert malformed.send_http(server.http_url, b" " * 64_000_000, {}) in (0, 400, 500)
+    form = {"Content-Type": "application/x-www-form-urlencoded"}  # curl's default, which goes through the stack
+    assert malformed.send_http(server.http_url, b" " * 64_000_000, form) in (400, 500)
     assert malformed.send_http(server.http_url, b"", {"X-Large": "a" * 1_000_000}) in (0, 400, 431)
     host, port = server.http_url.split(":")
     with socket.create_connection((host, int(port)), timeout=10) as connection:  # more than any memory, then silence

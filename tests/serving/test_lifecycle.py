@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -123,16 +124,29 @@ def test_shared_memory_that_a_killed_server_left_is_removed(serve: Command) -> N
     assert eventually(lambda: remove_leftovers() or serve.leaves_no_trace())  # as above
 
 
-def test_a_server_that_ends_by_itself_is_told_and_started_again_but_not_for_ever(serve: Command) -> None:
+def test_a_server_that_ends_by_itself_is_told_and_started_again_as_often_as_it_was_ready(serve: Command) -> None:
     address = serve.addresses["http"]
     for _ in range(3):
-        assert eventually(lambda: answers_http(address), 120)
         os.kill(serve.triton(), signal.SIGKILL)
         assert eventually(lambda: not answers_http(address))
+        assert eventually(lambda: answers_http(address), 120)
+    serve.process.send_signal(signal.SIGTERM)
     said = serve.end()
-    assert said.count("\nstarting it again\n") == 2
-    assert "tritonserver ended with SIGKILL" in said.rpartition("serving: error: ")[2]
+    assert said.count("tritonserver ended with SIGKILL, unasked") == 3
+    assert re.findall(r"\nstarting it again(.*)\n", said) == ["", " in 1 s", " in 3 s"]
+    assert serve.process.returncode == 0
+    assert eventually(serve.leaves_no_trace)
+
+
+def test_a_server_that_cannot_start_again_stays_down(serve: Command) -> None:
+    address = serve.addresses["http"]
+    (serve.folder / "backends" / "python" / "libtriton_python.so").write_bytes(b"no library")
+    os.kill(serve.triton(), signal.SIGKILL)
+    said = serve.end()
+    assert "starting it again\n" in said
+    assert "Triton cannot serve" in said.rpartition("serving: error: ")[2]
     assert serve.process.returncode == 1
+    assert not answers_http(address)
     assert eventually(serve.leaves_no_trace)
 
 

@@ -21,10 +21,10 @@ from tritonclient.grpc import InferenceServerClient, InferInput, service_pb2, se
 from tritonclient.utils import InferenceServerException
 
 from serving import __main__ as command
-from serving.admin import GRPC_HEADER, HTTP_HEADER, KEY_VARIABLE, admin_key, ask_http, find_servers
+from serving.admin import GRPC_HEADER, HTTP_HEADER, KEY_VARIABLE, RunningServer, admin_key, ask_http, find_servers
 from serving.errors import ServingError
 from serving.ports import EXPOSE_FLAG, check_host
-from serving.reload import reload
+from serving.reload import _find, reload
 from serving.server import EmbeddedTriton
 from tests.conftest import LiveServer
 from tests.serving.test_lifecycle import Command
@@ -58,9 +58,27 @@ def key_of(server: EmbeddedTriton) -> str:
 
 
 def test_an_address_that_is_not_the_servers_is_said(server: EmbeddedTriton) -> None:
-    said = rf"localhost:9 is not the address of an embedded server here, which are .*{server.grpc_url} \(serves "
+    said = rf"localhost:9 is not the gRPC address of an embedded server here, which are .*{server.grpc_url} \(serves "
     with pytest.raises(ServingError, match=said):
         reload("localhost:9")
+
+
+def test_of_several_servers_the_one_of_this_folder_is_meant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ours, theirs = (
+        RunningServer(f"127.0.0.1:{port}", "", str(tmp_path / folder / "triton_models"), "")
+        for port, folder in ((1, "ours"), (2, "theirs"))
+    )
+    for folder in ("ours", "elsewhere"):
+        (tmp_path / folder).mkdir()
+    monkeypatch.setattr("serving.reload.find_servers", lambda: [theirs, ours])
+    monkeypatch.chdir(tmp_path / "ours")
+    assert _find(None, None) == ours
+    assert _find("localhost:2", None) == theirs
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    with pytest.raises(
+        ServingError, match=r"not clear: 127\.0\.0\.1:2 .*, 127\.0\.0\.1:1 .*give the address with --url"
+    ):
+        reload()
 
 
 @pytest.mark.parametrize(("method", "path"), CLOSED)

@@ -25,6 +25,7 @@ from serving.golden import read_golden
 from serving.reload import reload
 from serving.repository import ensembles, locked, steps, write_config
 from serving.server import EmbeddedTriton
+from serving.swap import _IMMUTABLE
 from tests.serving.load import Load, Reply, ask_ensemble, errors
 from tests.serving.test_lifecycle import eventually
 from tests.serving.tiny_repository import HEAD, IMAGE_MODEL, SIDE, change_config, golden_inputs, head_answer, write_head
@@ -310,6 +311,19 @@ def test_what_a_killed_swap_left_in_the_server_goes_with_the_next(served: Served
     served.server._control("POST", f"repository/models/{THIRD}/load")
     assert served.states()[THIRD] == "READY"
     assert served.swap(SECOND).unloaded == [FIRST, THIRD]
+
+
+def test_what_is_ours_is_known_by_its_whole_name() -> None:
+    digest = "0123456789ab"
+    prefixes = (
+        tensors.PREPROCESS_PREFIX,
+        tensors.IMAGE_ENCODER_PREFIX,
+        tensors.TEXT_ENCODER_PREFIX,
+        tensors.HEAD_PREFIX,
+    )
+    assert all(_IMMUTABLE.fullmatch(f"{prefix}{digest}") for prefix in prefixes)
+    for others in ("preprocess_audio", f"preprocess_{digest}_v2", f"my_gated_head_{digest}", tensors.ENSEMBLE):
+        assert not _IMMUTABLE.fullmatch(others)
 
 
 def test_a_head_that_is_not_there_or_not_clear(served: Served) -> None:
