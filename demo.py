@@ -3,7 +3,8 @@
     make demo
 
 Runs the project's own commands, one after the other, and asks a Triton server of its own on free ports. Leaves
-``img.jpg``, a photo to ask about, in the checkout. Two to four minutes on two cores.
+``img.jpg``, a photo to ask about, in the checkout. Takes one to four minutes on two cores, the packages' installation
+apart.
 """
 
 from __future__ import annotations

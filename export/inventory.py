@@ -124,7 +124,7 @@ def describe(entries: list[Entry]) -> str:
             origin = ", ".join(f"{key} {_short(value)}" for key, value in entry.made_from.items())
             note = f"{'named by ' + ', '.join(entry.named_by) if entry.named_by else 'not in use'}; {origin or '?'}"
         lines.append(f"{entry.name:<26}{entry.kind:<15}{entry.bytes / _MIB:>9.1f} MiB  {note}")
-    return "\n".join(lines) or "no models"
+    return "\n".join(lines) or "no models: publish with `python -m export.to_onnx`"
 
 
 def _ensembles(folder: Path) -> dict[str, list[str]]:

@@ -61,7 +61,11 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         action="store_true",
         help="say whether the repository is whole and serves the run (where there is one); exit code 1 if not",
     )
-    instead.add_argument("--prune", action="store_true", help="remove the models that no ensemble names any more")
+    instead.add_argument(
+        "--prune",
+        action="store_true",
+        help="remove the models that no ensemble names any more; `python -m serving reload --to` cannot go back to those",
+    )
     parser.add_argument("--json", action="store_true", help="print what --list or --check found as JSON")
     arguments = parser.parse_args(argv)
     if arguments.json and not (arguments.list or arguments.check):
