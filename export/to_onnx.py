@@ -64,7 +64,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     instead.add_argument(
         "--prune",
         action="store_true",
-        help="remove the models that no ensemble names any more; `python -m serving reload --to` cannot go back to those",
+        help="remove the models that no ensemble names any more; `python -m serving reload --to` loses them",
     )
     parser.add_argument("--json", action="store_true", help="print what --list or --check found as JSON")
     arguments = parser.parse_args(argv)
