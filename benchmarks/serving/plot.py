@@ -72,8 +72,8 @@ def _draw_memory(axes: Any, memory: Mapping[str, list[list[int]]]) -> None:
         axes.plot(requests, [each / 1e6 for each in busiest], color=color, linestyle=":")
     axes.set(
         xlabel="requests answered",
-        ylabel="server's memory at rest (dotted: busiest), MB",
+        ylabel="memory at rest (dotted: busiest), MB",
         title=next(iter(memory)).split(", ")[0],
     )
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(0, 1.1e-6 * max(max(sizes) for curve in memory.values() for _, *sizes in curve))
     axes.grid(alpha=0.3)
