@@ -9,6 +9,7 @@ import os
 import random
 import re
 import shutil
+import signal
 import struct
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import zlib
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,7 @@ from serving.repository import read_config
 from serving.server import EmbeddedTriton
 from tests.conftest import ROOT, LiveServer
 from tests.serving import malformed
+from tests.serving.test_lifecycle import READY_WITHIN_S, Command, eventually
 from tests.serving.test_refusals import first_line
 from tests.serving.tiny_repository import change_config
 from training.data import read_split
@@ -50,13 +53,15 @@ def photo(live_server: LiveServer) -> bytes:
     return (live_server.repository / live_server.head / "golden.jpg").read_bytes()
 
 
-def ask_raw(client: InferenceServerClient, photos: list[bytes], questions: list[bytes]) -> dict[str, Any]:
+def ask_raw(
+    client: InferenceServerClient, photos: list[bytes], questions: list[bytes], timeout_s: float = 60
+) -> dict[str, Any]:
     """Every output of the raw ensemble; ``error`` as a list of texts."""
     inputs = []
     for name, values in (("image_bytes", photos), ("question", questions)):
         inputs.append(InferInput(name, [len(values), 1], "BYTES"))
         inputs[-1].set_data_from_numpy(np.array(values, dtype=np.object_)[:, None])
-    result = client.infer(tensors.RAW_ENSEMBLE, inputs, client_timeout=60)
+    result = client.infer(tensors.RAW_ENSEMBLE, inputs, client_timeout=timeout_s)
     errors = [error.decode() for error in result.as_numpy("error")[:, 0]]
     return {name: result.as_numpy(name) for name in OUTPUTS} | {"error": errors}
 
@@ -180,6 +185,36 @@ def peak_memory(model: str, grpc_url: str) -> int:
         except OSError:  # it ended meanwhile
             continue
     raise AssertionError(f"the server at {grpc_url} has no process that runs {model}")
+
+
+@pytest.mark.slow
+def test_deadlines_that_pass_cost_seconds_and_not_the_service(live_server: LiveServer, photo: bytes) -> None:
+    """Triton 2.51 may end where clients give up while it has their photos, and more than once."""
+
+    def answered() -> bool:
+        with suppress(InferenceServerException), InferenceServerClient(url) as client:
+            return ask_raw(client, [photo], [QUESTION])["error"] == [""]
+        return False
+
+    def give_up(number: int) -> int:
+        late = 0
+        with InferenceServerClient(url) as client:
+            for _ in range(40):
+                try:
+                    ask_raw(client, [photo], [QUESTION], timeout_s=0.1)
+                except InferenceServerException as error:
+                    late += "DEADLINE_EXCEEDED" in str(error)
+        return late
+
+    with Command(live_server.repository) as served:
+        url = served.addresses["grpc"]
+        for _ in range(2):
+            with ThreadPoolExecutor(64) as pool:
+                assert sum(pool.map(give_up, range(64))) > 64, "nearly all were in time: the test proves nothing"
+            assert eventually(answered, READY_WITHIN_S)
+        served.process.send_signal(signal.SIGTERM)
+        served.end()
+        assert served.process.returncode == 0
 
 
 def test_many_at_once_each_get_their_own_answer(
