@@ -224,8 +224,7 @@ class EmbeddedTriton:
     def _clean_up(self) -> None:
         """Remove what a server that ended by itself left: its watch, its stubs, its shared memory."""
         self._watch.stop()
-        with suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)
+        _kill(self._process)
         self._workspace.remove_shared_memory()
 
     def _arguments(self, runtime: Runtime) -> list[str]:
@@ -312,7 +311,8 @@ class EmbeddedTriton:
 
 
 def _kill(process: subprocess.Popen[bytes] | None) -> None:
-    """Kill the server, where there is one, and its stubs: one process group. If it ended by itself, so did they."""
-    if process is not None and process.poll() is None:
-        os.killpg(process.pid, signal.SIGKILL)
+    """Kill the server, where there is one, and its stubs: one process group. They may outlive it for a moment."""
+    if process is not None:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
         process.wait()
