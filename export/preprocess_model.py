@@ -27,7 +27,7 @@ import numpy.typing as npt
 import triton_python_backend_utils as triton
 
 # A photo in one block, not in many of 16 MB: https://pillow.readthedocs.io/en/stable/reference/block_allocator.html
-# What malloc keeps of it for the next photo, up to 32 MB a thread, saves a third of the time (docs/results.md).
+# What malloc keeps of it for the next photo, up to 32 MB a thread, saves a fifth of the time (docs/results.md).
 os.environ["PILLOW_BLOCK_SIZE"] = "128m"
 
 try:

@@ -170,7 +170,7 @@ class Bench:
     def _memory(self, server: LazyServer, ensemble: str) -> Results:
         """The server's memory over many requests, once as many others have filled the response cache.
 
-        It is looked at between blocks of requests too, when no photo is under way: those of a moment are of all sizes.
+        It is looked at between blocks of requests, when no photo is under way: those of a moment are of all sizes.
         """
         most = self.options.memory_requests
         block = min(plan.MEMORY_BLOCK, most)
