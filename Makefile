@@ -1,33 +1,38 @@
-# Every target does its own set-up: the first one run creates .venv and installs into it.
-PYTHON ?= python3
+# Every target does its own set-up: the first one run creates .venv and installs into it what it needs.
+PYTHONS := $(or $(PYTHON),python3.12 python3.11 python3.10 python3)
 VENV := .venv
 BIN := $(VENV)/bin
-READY := $(VENV)/.installed
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+USE := $(VENV)/.installed-use
+DEV := $(VENV)/.installed-dev
 # two processes of tests, a file in one of them: much of a test of a server is waiting. Fixtures are made in each.
 PARALLEL ?= -n 2 --dist loadfile
-# of VizWiz, for bench-training
-ANNOTATIONS ?= ../shared/data/vizwiz/Annotations
-# JPEG files for bench-serving; drawn ones are sent where there are none
-PHOTOS ?= ../shared/data/vizwiz/val
+# a VizWiz folder of real data (docs/data.md); tests and benchmarks that need it are skipped without it
+VIZWIZ_MATERIAL ?=
 
 .PHONY: help install demo lint test test-all bench-training bench-export bench-serving bench-client clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 18
 
-install: $(READY)  ## create .venv and install everything into it
+install: $(DEV)  ## create .venv and install everything into it, tools for tests and benchmarks included
 
-$(READY): pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 10) <= v <= (3, 12) else f"Python 3.10 to 3.12 is needed, this is {v[0]}.{v[1]}: make PYTHON=python3.11 ...")'
-	$(PYTHON) -m venv $(VENV)
-	@$(PYTHON) -c 'import shutil; free = shutil.disk_usage(".").free >> 30; print(f"installing the packages into $(VENV): a few minutes, 7 GB of disk ({free} GB are free)")'
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
-	touch $@
+$(VENV)/pyvenv.cfg:
+	@found=$$(sh find_python.sh $(PYTHONS)) && echo "$$found -m venv $(VENV)" && { $$found -m venv $(VENV) || { rm -rf $(VENV); exit 1; }; }
 
-demo: $(READY)  ## fit, export, serve and ask, on the embedded demo material
+$(USE): pyproject.toml constraints.txt | $(VENV)/pyvenv.cfg
+	@$(BIN)/python -c 'import shutil; free = shutil.disk_usage(".").free >> 30; print(f"installing packages into $(VENV): a few minutes, 7 GB of disk ({free} GB are free)")'
+	$(PIP) -e '.[all]'
+	@touch $@
+
+$(DEV): $(USE)
+	$(PIP) -e '.[dev]'
+	@touch $@
+
+demo: $(USE)  ## fit, export, serve and ask, on the embedded demo material
 	$(BIN)/python demo.py
 
-lint: $(READY)  ## style, import rules, types
+lint: $(DEV)  ## style, import rules, types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
@@ -39,20 +44,19 @@ test: lint  ## lint, types and tests
 test-all: lint  ## the slow tests too
 	$(BIN)/python -m pytest
 
-bench-training: $(READY)  ## tables: encoding, fitting at full size, real questions without photos (docs/results.md)
+bench-training: $(DEV)  ## tables: encoding, fitting at full size, real questions without photos (docs/results.md)
 	$(BIN)/python benchmarks/features.py
 	$(BIN)/python benchmarks/fit_speed.py
-	@if [ -d "$(ANNOTATIONS)" ]; then $(BIN)/python benchmarks/question_only.py --annotations "$(ANNOTATIONS)"; \
-	else echo "question_only.py needs real annotations, not in $(ANNOTATIONS): make bench-training ANNOTATIONS=..."; fi
+	$(if $(VIZWIZ_MATERIAL),$(BIN)/python benchmarks/question_only.py,@echo "left out: question_only.py, which needs real annotations: make bench-training VIZWIZ_MATERIAL=VizWiz")
 
-bench-export: $(READY)  ## table: CLIP's encoders in PyTorch and as graphs, and folds (docs/export.md)
+bench-export: $(DEV)  ## table: CLIP's encoders in PyTorch and as graphs, and folds (docs/export.md)
 	$(BIN)/python -m benchmarks.export
 	$(BIN)/python -m benchmarks.folds
 
-bench-serving: $(READY)  ## tables, plot: load on the server, beside the bare encoders and FastAPI (docs/results.md)
-	$(BIN)/python -m benchmarks.serving $(if $(wildcard $(PHOTOS)),--photos "$(PHOTOS)")
+bench-serving: $(DEV)  ## tables, plot: load on the server, beside the bare encoders and FastAPI (docs/results.md)
+	$(BIN)/python -m benchmarks.serving $(if $(VIZWIZ_MATERIAL),--photos "$(VIZWIZ_MATERIAL)/val")
 
-bench-client: $(READY)  ## tables: start, install, photo to tensor, a question, and how busy a stream keeps the server
+bench-client: $(DEV)  ## tables: start, install, photo to tensor, a question, and how busy a stream keeps the server
 	$(BIN)/python -m benchmarks.client
 
 clean:  ## DELETE your runs/, triton_models/ and encoded features; keeps .venv

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import os
 import resource
 import statistics
 import subprocess
@@ -19,7 +20,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -37,8 +37,8 @@ from vizwiz_client.contract import tensors
 from vizwiz_client.contract.geometry import load_photo, to_pixels
 from vizwiz_client.contract.tokens import tokenize
 
-REAL = Path("../shared/data/vizwiz")  # real photos and questions, where there are any
 DEMO = Path("data/demo")
+DATA = Path(os.environ.get("VIZWIZ_MATERIAL") or DEMO)  # a VizWiz folder
 QUESTION = "what is this?"
 COMMAND = str(Path(sys.executable).with_name("vizwiz-client"))
 IMPORT_ALL = "import vizwiz_client._wire, vizwiz_client._core, vizwiz_client._threads, vizwiz_client.contract.tokens"
@@ -244,21 +244,18 @@ def statistics_of(url: str, model: str) -> list[dict[str, Any]]:
 
 
 def photos() -> list[Path]:
-    """Real photos, or the demo's."""
-    folder = REAL / "val" if (REAL / "val").is_dir() else DEMO / "val"
-    found = sorted(folder.glob("*.jpg"))
+    """Photos of VIZWIZ_MATERIAL, or the demo's."""
+    found = sorted((DATA / "val").glob("*.jpg"))
     if not found:
-        sys.exit(f"no photos in {folder}: `make demo` draws some")
+        sys.exit(f"no photos in {DATA / 'val'}: `make demo` draws some, VIZWIZ_MATERIAL names a VizWiz folder")
     return found
 
 
 def questions() -> list[str]:
-    """Real questions, or the demo's."""
-    with suppress(FileNotFoundError):
-        records = json.loads((REAL / "Annotations" / "test.json").read_text(encoding="utf-8"))
-        return [record["question"] for record in records[:1_000]]
-    records = json.loads((DEMO / "Annotations" / "val.json").read_text(encoding="utf-8"))
-    return [record["question"] for record in records]
+    """The first 1,000 questions of the same data."""
+    split = "val" if DATA == DEMO else "test"
+    records = json.loads((DATA / "Annotations" / f"{split}.json").read_text(encoding="utf-8"))
+    return [record["question"] for record in records[:1_000]]
 
 
 def large_photo() -> bytes:

@@ -114,7 +114,7 @@ def real_folder(data: Path, annotations: str, folder: Path) -> Path:
 def main() -> None:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.fast_decode", description=__doc__)
-    parser.add_argument("--data", type=Path, default=Path("../shared/data/vizwiz"), help="a VizWiz folder")
+    parser.add_argument("--data", type=Path, required=True, help="a VizWiz folder")
     parser.add_argument("--annotations", default="val_images.json", help="the file with the records of its val photos")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:

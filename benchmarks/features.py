@@ -1,6 +1,6 @@
 """Does the encoder wait for photos? Wall time of encoding against the encoder alone, on pixels that are ready.
 
-    python benchmarks/features.py --photos ../shared/data/vizwiz/val
+    python benchmarks/features.py --photos VizWiz/val
 
 CLIP has ViT-B/32's size and random weights. Takes about five minutes on two idle cores. Expect a ratio of 1.1 or less:
 with one encoder thread, cores are left for the decoding; with all of them, both share the cores, and the ratio says how

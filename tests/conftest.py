@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -24,15 +25,29 @@ from training.recipe import Recipe
 from training.runs import Run, read_run
 
 ROOT = Path(__file__).parents[1]
-VIZWIZ = ROOT.parent / "shared" / "data" / "vizwiz"
+REAL_DATA = os.environ.get("VIZWIZ_MATERIAL")  # a VizWiz folder: the project carries no real photos or questions
+USES_REAL_DATA = {"vizwiz", "real_photos", "some_photos"}  # fixtures
+
+
+def pytest_configure() -> None:
+    """Refuse a VIZWIZ_MATERIAL that names no folder: its tests would be skipped without a word."""
+    if REAL_DATA and not Path(REAL_DATA).is_dir():
+        raise pytest.UsageError(f"VIZWIZ_MATERIAL must name a VizWiz folder (docs/data.md), got {REAL_DATA!r}")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests that use real data where there is some: `pytest -m material` runs them alone."""
+    for item in items:
+        if USES_REAL_DATA & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.material)
 
 
 @pytest.fixture(scope="session")
 def vizwiz() -> Path:
-    """The folder of real VizWiz material, which the project does not carry."""
-    if not VIZWIZ.is_dir():
-        pytest.skip(f"real VizWiz material is not at {VIZWIZ}")
-    return VIZWIZ
+    """The folder of real VizWiz data."""
+    if not REAL_DATA:
+        pytest.skip("VIZWIZ_MATERIAL does not name a folder of real VizWiz data (docs/data.md)")
+    return Path(REAL_DATA).resolve()
 
 
 @pytest.fixture(scope="session")
@@ -44,8 +59,8 @@ def real_photos(vizwiz: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def some_photos(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same of 50 drawn photos where there are no real ones, for tests that any photos will do for."""
-    if VIZWIZ.is_dir():
+    """The 50 real photos, or 50 drawn ones where there are none, for tests that need photos of any kind."""
+    if REAL_DATA:
         return Path(request.getfixturevalue("real_photos"))
     drawn = ensure_demo_dataset(tmp_path_factory.mktemp("drawn") / "data", train=1, val=50, test=1)
     return as_train_and_val(drawn / "Annotations" / "val.json", drawn / "val", tmp_path_factory.mktemp("photos"))

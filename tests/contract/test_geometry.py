@@ -23,8 +23,6 @@ from vizwiz_client.contract import geometry
 from vizwiz_client.contract.errors import ImageError, VizwizError
 from vizwiz_client.contract.geometry import load_photo, to_pixels
 
-REAL_PHOTOS = Path(__file__).parents[3] / "shared" / "data" / "vizwiz" / "val"
-
 
 def noise(width: int, height: int, channels: int = 3) -> Image.Image:
     pixels = np.random.default_rng(width * 10_007 + height).integers(0, 256, (height, width, channels), dtype=np.uint8)
@@ -75,10 +73,9 @@ class TestPixelsEqualClips:
             photo = noise(width, height)
             np.testing.assert_array_equal(to_pixels(load_photo(photo), side), clip_pixels(photo, side))
 
-    @pytest.mark.skipif(not REAL_PHOTOS.is_dir(), reason="the VizWiz photos are not beside the checkout")
-    def test_on_real_photos(self) -> None:
+    def test_on_real_photos(self, vizwiz: Path) -> None:
         compared = 0
-        for path in sorted(REAL_PHOTOS.glob("*.jpg"))[:12]:
+        for path in sorted((vizwiz / "val").glob("*.jpg"))[:12]:
             with Image.open(path) as image:
                 if image.getexif().get(ExifTags.Base.Orientation, 1) == 1:
                     np.testing.assert_array_equal(to_pixels(load_photo(path), 336), clip_pixels(image, 336))

@@ -23,7 +23,6 @@ from vizwiz_client.contract.errors import QuestionError, VizwizError
 from vizwiz_client.contract.tokens import END_OF_TEXT, START_OF_TEXT, pad, tokenize
 
 ROOT = Path(__file__).parents[2]
-REAL_QUESTIONS = ROOT.parent / "shared" / "data" / "vizwiz" / "Annotations" / "test.json"
 MERGES_DIGEST = "d308b7377a8ceaa9707a21614fe8c831b9196e197b7aeb69833359362907af02"  # of OpenAI's text
 TABLE_DIGEST = "edc733dfcd1e172ec0eac504852e22013a806d98359f0f4769ed9bbf1671f7e3"
 
@@ -45,9 +44,9 @@ def assert_equals_clip(question: str) -> None:
 
 
 class TestEqualsClip:
-    @pytest.mark.skipif(not REAL_QUESTIONS.is_file(), reason="the VizWiz annotations are not beside the checkout")
-    def test_on_all_real_questions(self) -> None:
-        questions = [record["question"] for record in json.loads(REAL_QUESTIONS.read_text())]
+    def test_on_all_real_questions(self, vizwiz: Path) -> None:
+        records = json.loads((vizwiz / "Annotations" / "test.json").read_text(encoding="utf-8"))
+        questions = [record["question"] for record in records]
         assert len(questions) == 8_000
         for question in questions:
             ours = tokenize(question)
