@@ -10,7 +10,7 @@ import torch
 
 from export.example_inputs import example_photos
 from export.graphs import GraphBuilder, GraphError, tensor_value
-from export.modules import attention_layers, image_encoder, is_resnet, text_encoder
+from export.modules import attention_layers, clamp_ids, image_encoder, is_resnet, text_encoder
 from export.operators import FusedOperators, Operators
 from export.quantisation import quantise_products
 from export.shortening import shorten_questions
@@ -39,7 +39,8 @@ def write_image_encoder(model: FrozenClip, target: Target, path: Path) -> None:
 
 def write_text_encoder(model: FrozenClip, target: Target, path: Path) -> None:
     """Write the text encoder of ``model`` to ``path``; raises as :func:`write_image_encoder`."""
-    operators, whole = _operators(target), tensors.TOKENS.name
+    operators = _operators(target)
+    whole = clamp_ids(operators.graph, tensors.TOKENS.name, len(model.model.token_embedding.weight))
     # TensorRT's engines have no shapes that depend on values
     used = whole if target.device == "tensorrt" else shorten_questions(operators.graph, whole)
     features = text_encoder(operators, model.model, used)

@@ -9,7 +9,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from export import repository, store
+from export import publication, repository, store
 from export.publication import ExportError, check_contract, model_names, sizes
 from export.store import RepositoryError
 from export.targets import TARGETS
@@ -173,11 +173,14 @@ def _differences(folder: Path, configs: dict[str, Any], steps: list[str], run: R
     by_target = {target: model_names(run, target) for target in TARGETS}
     names = next((names for names in by_target.values() if names.head in steps), None)
     if names is None:
-        serves = next(
-            (_made_from(folder / step).get("run") for step in steps if step.startswith(tensors.HEAD_PREFIX)), "?"
-        )
+        head = next((_made_from(folder / step) for step in steps if step.startswith(tensors.HEAD_PREFIX)), {})
+        if head.get("run_sha256") == run.digest:
+            return [
+                f"{tensors.ENSEMBLE} serves {run.folder.name} as export format {head.get('export_format')}, this "
+                f"version writes {publication.EXPORT_FORMAT}: publish it again with {_export(run)}"
+            ]
         return [
-            f"{tensors.ENSEMBLE} serves the run {serves}, not {run.folder.name}: publish that with "
+            f"{tensors.ENSEMBLE} serves the run {head.get('run', '?')}, not {run.folder.name}: publish that with "
             f"{_export(run)}, or name the run that it should serve with --run"
         ]
     found = [

@@ -76,6 +76,17 @@ def text_encoder(ops: Operators, clip_model: Any, tokens: str) -> str:
     return graph.wide(graph.product(x, clip_model.text_projection))
 
 
+def clamp_ids(graph: GraphBuilder, tokens: str, vocabulary: int) -> str:
+    """Token ids int32 [B, T], those outside 0 to ``vocabulary`` - 1 replaced by the nearest of these.
+
+    Clients may send any int32. Unclamped, one runtime reads another row of the embedding, and another fails the whole
+    batch, good requests included. ``Clip`` would do, but ONNX Runtime before 1.19 and its CUDA provider lack it for
+    int32.
+    """
+    highest = graph.add("Min", tokens, graph.constant(vocabulary - 1, np.int32))
+    return graph.add("Max", highest, graph.constant(0, np.int32))
+
+
 def first_end(graph: GraphBuilder, tokens: str, length: str) -> str:
     """Position int64 [B] of the first end token in ``tokens`` int32 [B, T]: where ``clip`` finds the highest id.
 

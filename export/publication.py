@@ -44,7 +44,7 @@ from vizwiz_client.contract.geometry import load_photo, to_pixels
 from vizwiz_client.contract.tensors import CONTRACT_VERSION, DIGEST_LENGTH
 
 # Raised when the same weights become another graph, or are proved on other inputs: their models get other names.
-EXPORT_FORMAT = "13"
+EXPORT_FORMAT = "14"
 DEFAULT_TARGET = Target("portable", "fp32")
 HEAD_TARGET = Target("portable", "fp32")  # of every head: it takes microseconds, so it may as well be exact
 _OVERHEAD = 1.2  # bytes of a graph's file over those of its weights, and room for the rest

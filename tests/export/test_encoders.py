@@ -161,6 +161,21 @@ def test_exporting_leaves_the_reference_as_it_was(tiny_clip: FrozenClip, tmp_pat
     assert all(torch.equal(weights, after[name]) for name, weights in before.items())
 
 
+@targets
+def test_ids_outside_the_vocabulary_are_clamped(target: Target, text_graphs: dict[Target, Path]) -> None:
+    """At every precision alike; the same graph computes both sides, so nothing is rounded otherwise."""
+    outside, nearest = np.zeros((2, 3, 77), np.int32)
+    outside[:, 0] = nearest[:, 0] = 49406
+    outside[:, 1:4], nearest[:, 1:4] = 320, 320
+    outside[:, 2], nearest[:, 2] = (-1, 49408, 2**31 - 1), (0, 49407, 49407)
+    outside[:, 4] = nearest[:, 4] = 49407
+    graph = open_graph(text_graphs[target], target)
+    features = graph({"tokens": outside})[0]
+    np.testing.assert_array_equal(features, graph({"tokens": nearest})[0])
+    assert np.isfinite(features).all()
+    assert (features[0] != features[1]).any()
+
+
 def test_questions_of_all_lengths_in_one_batch_have_the_features_they_have_alone(
     text_graphs: dict[Target, Path], tiny_clip: FrozenClip
 ) -> None:

@@ -288,3 +288,17 @@ def test_a_full_disk_is_found_before_any_work(
     with pytest.raises(RepositoryError, match=r"has room for 0\.00 GiB, the export needs about 0\.0\d: make room"):
         export_run(run, tiny_clip, tmp_path / "triton_models")
     assert list((tmp_path / "triton_models").iterdir()) == []
+
+
+def test_a_repository_of_an_older_export_format_is_exported_anew(
+    run: Run, tiny_clip: FrozenClip, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repository = tmp_path / "triton_models"
+    with monkeypatch.context() as older:
+        older.setattr(publication, "EXPORT_FORMAT", "13")
+        before = export_run(run, tiny_clip, repository)
+    (problem,) = check_repository(repository, run)
+    assert problem.startswith(f"vizwiz_vqa serves {run.folder.name} as export format 13, this version writes")
+    after = export_run(run, tiny_clip, repository)
+    assert not {*astuple(before)} & {*astuple(after)}
+    assert check_repository(repository, run) == []
