@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import re
 import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,7 +19,7 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
 
 from export.repository import CONFIG_FILE, GRAPH_FILE, PYTHON_FILE, VERSION, write_config
-from training.storage import STAGING_SUFFIX, file_digest, flush_folder, publish_folder, workspace
+from training.storage import file_digest, flush_folder, publish_folder, remove_abandoned, workspace
 from vizwiz_client.contract import tensors
 
 MADE_FROM_FILE = "made_from.json"
@@ -172,14 +171,11 @@ def _beside(repository: Path) -> Path:
 
 
 def _remove_litter(repository: Path) -> None:
-    """Delete what killed processes left; the caller holds the lock, so whatever is half-written here is abandoned."""
-    beside = _beside(repository)
-    own = re.compile(rf"\.{re.escape(beside.name)}\.\d+{re.escape(STAGING_SUFFIX)}")  # .NAME.cuda.123 is NAME.cuda's
-    for leftover in (
-        *(path for path in beside.parent.glob(f".*{STAGING_SUFFIX}") if own.fullmatch(path.name)),
-        *(path for name in tensors.ENSEMBLES for path in (repository / name).glob(f".*{STAGING_SUFFIX}")),
-    ):
-        shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+    """Delete what killed processes left half-written; the caller holds the lock of ``repository``."""
+    remove_abandoned(_beside(repository).parent)
+    for name in tensors.ENSEMBLES:  # a reload writes there too, under the same lock
+        for leftover in (repository / name).glob(".*.partial"):
+            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
 
 
 def _not_writable(repository: Path, reason: str) -> RepositoryError:

@@ -141,9 +141,12 @@ def with_head(repository: Path, configs: Configs, head: str) -> Configs:
 
 
 def write_config(folder: Path, config: Any) -> None:
-    """Replace the configuration of the model in ``folder``: a crash at any moment leaves the old one or the new."""
+    """Replace the configuration of the model in ``folder``: a crash at any moment leaves the old one or the new.
+
+    The caller holds the repository's lock, so nobody else writes to the staging file.
+    """
     path = folder / CONFIG_FILE
-    staging = path.with_name(f".{path.name}.{os.getpid()}.partial")  # the name of what export would tidy away
+    staging = path.with_name(f".{path.name}.partial")
     try:
         with staging.open("w", encoding="utf-8") as file:
             file.write(text_format.MessageToString(config))

@@ -2,30 +2,30 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
+import re
+import secrets
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-STAGING_SUFFIX = ".partial"  # of what is half-written: .NAME.PROCESS.partial
+_STAGING = re.compile(r"\..+\.[0-9a-f]{16}\.partial")  # .NAME.RANDOM.partial, a folder
 
 
 @contextmanager
 def staged_file(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; on success it is flushed to disk and renamed to ``path``."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    staging = path.with_name(f".{path.name}.{os.getpid()}{STAGING_SUFFIX}")
-    try:
+    with workspace(path) as folder:
+        staging = folder / path.name
         yield staging
         _flush(staging)
         staging.replace(path)
         _flush(path.parent)
-    finally:
-        staging.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -38,16 +38,19 @@ def staged_folder(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def workspace(beside: Path) -> Iterator[Path]:
-    """Yield an empty folder beside ``beside``, on the same file system; it is gone afterwards."""
+    """Yield an empty folder beside ``beside``, on the same file system; it is gone afterwards.
+
+    The folder is locked (flock) as long as its process lives. Unlike a process id, the lock is seen by other containers
+    that share the volume: they remove only staging folders whose lock is free.
+    """
     beside.parent.mkdir(parents=True, exist_ok=True)
-    _remove_abandoned(beside.parent)
-    folder = beside.with_name(f".{beside.name}.{os.getpid()}{STAGING_SUFFIX}")
-    shutil.rmtree(folder, ignore_errors=True)  # in a container, a killed process had the number that this one has
-    folder.mkdir()
+    remove_abandoned(beside.parent)
+    folder, lock = _locked_folder(beside)
     try:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+        os.close(lock)
 
 
 def publish_folder(staging: Path, path: Path) -> None:
@@ -71,12 +74,42 @@ def flush_folder(folder: Path) -> None:
     _flush(folder)
 
 
-def _remove_abandoned(folder: Path) -> None:
-    """Delete what killed processes left half-written in ``folder``; what a living process writes is left alone."""
-    for leftover in folder.glob(f".*{STAGING_SUFFIX}"):
-        owner = leftover.name.removesuffix(STAGING_SUFFIX).rpartition(".")[2]
-        if owner.isdigit() and not Path(f"/proc/{owner}").exists():
-            shutil.rmtree(leftover, ignore_errors=True) if leftover.is_dir() else leftover.unlink(missing_ok=True)
+def remove_abandoned(folder: Path) -> None:
+    """Delete the staging folders of killed processes in ``folder``; those of running processes stay."""
+    for leftover in folder.glob(".*.partial"):
+        if _STAGING.fullmatch(leftover.name) and (lock := _try_lock(leftover)) is not None:
+            shutil.rmtree(leftover, ignore_errors=True)
+            os.close(lock)
+
+
+def _locked_folder(beside: Path) -> tuple[Path, int]:
+    """Make a staging folder beside ``beside`` and return it with the descriptor that holds its lock."""
+    while True:
+        folder = beside.with_name(f".{beside.name}.{secrets.token_hex(8)}.partial")
+        folder.mkdir()
+        try:
+            lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        except FileNotFoundError:  # another process took it for abandoned: it had no lock yet
+            continue
+        with suppress(OSError):  # a file system without locks: there nobody removes what others left
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        if folder.exists():
+            return folder, lock
+        os.close(lock)  # the same, but it was removed while this process waited for the lock
+
+
+def _try_lock(folder: Path) -> int | None:
+    """Lock ``folder`` and return the descriptor; None where another process holds the lock, or nobody can."""
+    try:
+        lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(lock)
+        return None
+    return lock
 
 
 def write_json(path: Path, value: Any) -> None:

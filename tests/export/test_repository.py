@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +10,7 @@ from tritonclient.grpc import model_config_pb2 as pb
 from export import repository, store
 from export.repository import Names, Sizes
 from export.targets import Target
-from training.storage import file_digest
+from training.storage import file_digest, workspace
 from vizwiz_client.contract import tensors
 
 TARGET = Target("portable", "fp32")
@@ -150,11 +149,13 @@ def test_committing_replaces_one_file_of_each_ensemble(tmp_path: Path) -> None:
         assert "gated_head_d" in (tmp_path / name / "config.pbtxt").read_text(encoding="utf-8")
 
 
-def test_what_an_export_into_a_sibling_writes_is_left_alone(tmp_path: Path) -> None:
-    (tmp_path / "models").mkdir()
-    ours, theirs = (tmp_path / f".{name}.{os.getpid()}.partial" for name in ("models", "models.cuda"))
-    for folder in (ours, theirs):
-        folder.mkdir()
-    with store.locked(tmp_path / "models"):
-        assert not ours.exists()
+def test_only_what_killed_exports_left_is_removed(tmp_path: Path) -> None:
+    (tmp_path / "models" / tensors.ENSEMBLE).mkdir(parents=True)
+    abandoned = tmp_path / f".models.{'a' * 16}.partial"
+    abandoned.mkdir()
+    half_written = tmp_path / "models" / tensors.ENSEMBLE / ".config.pbtxt.partial"
+    half_written.touch()
+    with workspace(tmp_path / "models.cuda") as theirs, store.locked(tmp_path / "models"):
+        assert not abandoned.exists()
+        assert not half_written.exists()
         assert theirs.is_dir()

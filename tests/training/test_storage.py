@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -53,6 +55,43 @@ def test_what_a_killed_process_left_is_removed_and_what_a_living_one_writes_is_n
             killed.kill()
     with staged_folder(tmp_path / "third"):
         assert not leftover[0].exists()
+
+
+CONTAINER = ["unshare", "--pid", "--fork", "--kill-child"]  # a process in it is number 1, as in a container
+
+
+@pytest.mark.skipif(
+    not shutil.which("unshare") or subprocess.run([*CONTAINER, "true"], stderr=subprocess.DEVNULL).returncode != 0,
+    reason="making a PID namespace needs root",
+)
+def test_processes_of_the_same_id_on_one_volume_leave_each_others_staging_alone(tmp_path: Path) -> None:
+    script = "from pathlib import Path; from training.storage import staged_file, staged_folder\n"
+    script += f"place = Path({str(tmp_path)!r})\n"
+    script += "with staged_folder(place / 'run') as folder, staged_file(place / 'report') as file:\n"
+    script += "    (folder / 'a').touch(), file.touch(), print('ready', flush=True), input()"
+    command = [*CONTAINER, sys.executable, "-c", script]
+    with ExitStack() as stack:
+        processes = []
+        for _ in range(2):
+            process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+            processes.append(stack.enter_context(process))
+            stack.callback(process.kill)
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"ready\n"
+        assert len(list(tmp_path.glob(".*.partial"))) == 4
+        processes[0].communicate(b"\n")
+        assert processes[0].returncode == 0
+        assert {path.name for path in tmp_path.glob("[!.]*")} == {"run", "report"}
+        assert len(list(tmp_path.glob(".*.partial"))) == 2
+
+
+def test_others_files_of_a_similar_name_are_left_alone(tmp_path: Path) -> None:
+    others = [tmp_path / name for name in (".film.mkv.partial", ".film.123.partial", f".film.{'0' * 16}.partial")]
+    for other in others[:2]:
+        other.mkdir()
+    others[2].touch()  # a file: what is staged lies in a folder
+    write_json(tmp_path / "a.json", {})
+    assert all(other.exists() for other in others)
 
 
 def test_json_has_no_nan(tmp_path: Path) -> None:
