@@ -103,7 +103,10 @@ def print_scores(folder: Path) -> None:
         f"(chance {best['unanswerable_ap_chance']:.3f}), "
         f"{best['answerable_ap']:.3f} answerable positive (chance {best['answerable_ap_chance']:.3f})"
     )
-    print(f"  answerability F1   {best['answerable_f1']:.3f}, accuracy {best['answerable_accuracy']:.1f}")
+    print(
+        f"  answerability F1   {best['unanswerable_f1']:.3f} unanswerable positive, "
+        f"{best['answerable_f1']:.3f} answerable positive, accuracy {best['answerable_accuracy']:.1f}"
+    )
     print(f"loss curves: {folder / CURVES_FILE}")
 
 

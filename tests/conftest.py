@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from PIL import Image
 from export.publication import export_run
 from serving.server import EmbeddedTriton
 from training.clip_models import FrozenClip, clip, load_clip
-from training.data import read_split
+from training.data import DEMO_MANIFEST, read_split
 from training.demo import DEMO_CLIP, ensure_demo_dataset
 from training.fit import fit
 from training.recipe import Recipe
@@ -72,6 +73,8 @@ def as_train_and_val(records: Path, photos: Path, folder: Path) -> Path:
     for split in ("train", "val"):
         shutil.copy(records, folder / "Annotations" / f"{split}.json")
         (folder / split).symlink_to(photos)
+    with suppress(FileNotFoundError):
+        shutil.copy(photos.parent / DEMO_MANIFEST, folder)
     return folder
 
 

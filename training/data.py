@@ -6,6 +6,7 @@ A split is checked as a whole before anything is computed from it, and all its p
 from __future__ import annotations
 
 import json
+import re
 import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +22,8 @@ from vizwiz_client.contract.geometry import FORMATS
 ANSWERS_PER_QUESTION = 10
 ANSWER_TYPES = ("other", "unanswerable", "yes/no", "number")  # the official four
 CONFIDENCES = ("yes", "maybe", "no", None)  # None: unknown, in releases that were put together from others
+_VIZWIZ_PHOTO = re.compile(r"VizWiz_(train|val|test)_\d{8}\.jpg")
+DEMO_MANIFEST = "demo.json"  # lies in the folder of the demo data
 _PROBLEMS_SHOWN = 20
 _READERS = 8  # threads that look at photos: on a network drive, opening a file is mostly waiting
 
@@ -54,6 +57,12 @@ class Split:
     def folder(self) -> Path:
         """The VizWiz folder that the split is part of."""
         return self.photos.parent
+
+    @property
+    def is_vizwiz(self) -> bool:
+        """Whether the photos are named as VizWiz names them, and are not the demo's, which are named alike."""
+        named_so = all(_VIZWIZ_PHOTO.fullmatch(record.image) for record in self.records)
+        return named_so and not (self.folder / DEMO_MANIFEST).exists()
 
     def photo_paths(self) -> list[Path]:
         """The path of each record's photo."""

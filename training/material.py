@@ -72,6 +72,7 @@ def describe_material(material: Material, recipe: Recipe, cache: Path) -> dict[s
         },
         "data": {
             "folder": str(train.folder),
+            "is_vizwiz": train.is_vizwiz and val.is_vizwiz,
             **{split.name: _describe_split(split, cache) for split in (train, val)},
         },
         "clips": described,

@@ -10,7 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -18,19 +18,25 @@ from sklearn.metrics import average_precision_score
 
 from training.reliability import expected_calibration_error, reliability
 
-# What the official table expands: a prediction that lacks any one of the apostrophes gets it.
-_CONTRACTED = """
-ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't hadn't've hasn't haven't he'd he'd've he's
-how'd how'll how's isn't it'd it'd've it'll ma'am mightn't mightn't've might've mustn't must've needn't not've o'clock
-oughtn't 'ow's'at shan't she'd've should've shouldn't shouldn't've somebody'd've somebody'll somebody's someone'd
-someone'd've someone'll someone's something'd've something'll that's there'd there'd've there're there's they'd
-they'd've they'll they're they've 'twas wasn't we'd've we've weren't what'll what're what's what've when's where'd
-where's where've who'd who'd've who'll who's who've why'll why're why's won't would've wouldn't wouldn't've y'all
-y'all'll y'all'd've you'd you'd've you'll you're you've
+# The official table, whose apostrophes are mostly U+2019: a prediction that lacks any one of them gets it. Entries that
+# a lower-cased prediction never reaches (such as I’ve) are left out.
+_CURLY = """
+couldn’t’ve didn’t doesn’t don’t hadn’t hadn’t’ve hasn’t haven’t he’d he’d’ve he’s how’d how’ll how’s isn’t it’d it’d’ve
+it’ll ma’am mightn’t mightn’t’ve might’ve mustn’t must’ve needn’t not’ve o’clock oughtn’t ’ow’s’at shan’t she’d’ve
+should’ve shouldn’t shouldn’t’ve somebody’d’ve somebody’ll somebody’s someone’d someone’d’ve someone’ll someone’s
+something’d something’d’ve something’ll that’s there’d there’d’ve there’re there’s they’d they’d’ve they’ll they’re
+they’ve ’twas wasn’t we’d’ve weren’t what’ll what’re what’s what’ve when’s where’d where’ve who’d who’d’ve who’ll who’s
+why’ll why’re why’s won’t would’ve wouldn’t wouldn’t’ve y’all y’all’d’ve y’all’ll you’d you’d’ve you’ll you’re you’ve
 """.split()
+_STRAIGHT = "ain't aren't can't could've couldn't we've where's who've".split()
 _CONTRACTIONS = {
-    word[:place] + word[place + 1 :]: word for word in _CONTRACTED for place, char in enumerate(word) if char == "'"
-} | {"somebody'd": "somebodyd", "something'd": "somethingd"}  # the official table has these two backwards
+    word[:place] + word[place + 1 :]: word
+    for word in _CURLY + _STRAIGHT
+    for place, char in enumerate(word)
+    if char in "’'"
+} | {"somebody’d": "somebodyd", "couldn'tve": "couldn’t’ve", "hadn'tve": "hadn’t’ve"}
+for _key in ("couldn’tve", "hadn’tve"):  # the table has these two with the straight apostrophe alone
+    del _CONTRACTIONS[_key]
 _NUMBERS = {"none": "0"} | {
     word: str(n) for n, word in enumerate("zero one two three four five six seven eight nine ten".split())
 }
@@ -38,6 +44,7 @@ _ARTICLES = {"a", "an", "the"}
 _PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 _COMMA_IN_NUMBER = re.compile(r"\d,\d")
 _PERIOD = re.compile(r"\.(?!\d)")
+_MAX_PERIODS = 32  # the official script passes re.UNICODE, which is 32, in the place of `count`
 
 _FULL_MARKS = 3  # annotators who must agree for an answer to count in full
 
@@ -53,7 +60,7 @@ def normalise(answer: str) -> str:
     for mark in _PUNCTUATION:
         beside_space = f"{mark} " in text or f" {mark}" in text
         cleaned = cleaned.replace(mark, "" if beside_space or drop_all else " ")
-    words = [_NUMBERS.get(word, word) for word in _PERIOD.sub("", cleaned).lower().split()]
+    words = [_NUMBERS.get(word, word) for word in _PERIOD.sub("", cleaned, count=_MAX_PERIODS).lower().split()]
     return " ".join(_CONTRACTIONS.get(word, word) for word in words if word not in _ARTICLES)
 
 
@@ -113,23 +120,27 @@ def _in_percent(accuracies: Accuracies) -> dict[str, float]:
 def answerability(confidence: npt.NDArray[np.float32], answerable: npt.NDArray[np.bool_]) -> dict[str, float]:
     """Score ``confidence`` [N] that a photo can answer against ``answerable`` [N].
 
-    Average precision comes in both polarities with the level that chance reaches; the official one takes unanswerable
-    as positive. Accuracy and F1 (of answerable) are taken at 0.5. The calibration error is that of
-    :func:`expected_calibration_error`.
+    Average precision and F1 come in both polarities; the official ones take unanswerable as positive. Average precision
+    has beside it the level that chance reaches. F1 and accuracy are taken at 0.5, which counts as answerable. The
+    calibration error is that of :func:`expected_calibration_error`.
     """
     predicted = confidence >= 0.5
-    hits = int(np.sum(predicted & answerable))
     return {
-        "unanswerable_ap": _average_precision(~answerable, 1 - confidence),
+        "unanswerable_ap": _average_precision(~answerable, 1 - confidence.astype(np.float64)),  # in fp32, 1 - 1e-9 is 1
         "unanswerable_ap_chance": float(np.mean(~answerable)),
         "answerable_ap": _average_precision(answerable, confidence),
         "answerable_ap_chance": float(np.mean(answerable)),
-        "answerable_f1": 2 * hits / max(int(predicted.sum()) + int(answerable.sum()), 1),
+        "unanswerable_f1": _f1(~predicted, ~answerable),
+        "answerable_f1": _f1(predicted, answerable),
         "answerable_accuracy": 100 * float(np.mean(predicted == answerable)),
         "answerable_ece": expected_calibration_error(reliability(confidence, answerable)),
     }
 
 
-def _average_precision(positive: npt.NDArray[np.bool_], score: npt.NDArray[np.float32]) -> float:
+def _f1(predicted: npt.NDArray[np.bool_], positive: npt.NDArray[np.bool_]) -> float:
+    return 2 * int(np.sum(predicted & positive)) / max(int(predicted.sum()) + int(positive.sum()), 1)
+
+
+def _average_precision(positive: npt.NDArray[np.bool_], score: npt.NDArray[Any]) -> float:
     # Without positives, average precision has no meaning; scikit-learn would warn and return 0.
     return float(average_precision_score(positive, score)) if positive.any() else float("nan")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ _SCORES = (
     ("- chance", "unanswerable_ap_chance", 3),
     ("AP, answerable positive", "answerable_ap", 3),
     ("- chance", "answerable_ap_chance", 3),
+    ("F1 of unanswerable at 0.5 (official)", "unanswerable_f1", 3),
     ("F1 of answerable at 0.5", "answerable_f1", 3),
     ("accuracy of answerability at 0.5 (%)", "answerable_accuracy", 2),
     ("expected calibration error of answerability", "answerable_ece", 3),
@@ -38,17 +40,22 @@ def write_model_card(folder: Path, name: str | None = None) -> Path:
     """
     config = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
     fitted = read_scores(folder)
+    fitted["best"]["constant"] = fitted["constant"]
     evaluations = {"val, in the fit": fitted["best"]} | _evaluations(folder, annotations_of_fit(config))
     card = template("model_card.md").render(
         name=name or folder.name,
         config=config,
+        is_vizwiz=config["data"].get("is_vizwiz", False),
         overrides=overrides(config["recipe"]),
         clips=[clip | {"name": clip_name(clip["source"])} for clip in config["clips"]],
-        constant=fitted["constant"],
         splits=list(evaluations),
         scores=[
-            (label, [_number(scores.get(key), digits) for scores in evaluations.values()])
-            for label, key, digits in _SCORES
+            *_rows(_SCORES[:1], evaluations.values()),
+            *_rows(
+                [(f'- always "{fitted["constant"]["answer"]}"', "vqa_accuracy_leave_one_out", 2)],
+                [scores["constant"] for scores in evaluations.values()],
+            ),
+            *_rows(_SCORES[1:], evaluations.values()),
         ],
     )
     path = folder / CARD_FILE
@@ -71,7 +78,8 @@ def describe_scores(metrics: dict[str, Any]) -> str:
             f"by type: {types}",
             f"AP unanswerable {metrics['unanswerable_ap']:.3f} (chance {metrics['unanswerable_ap_chance']:.3f}), "
             f"answerable {metrics['answerable_ap']:.3f} (chance {metrics['answerable_ap_chance']:.3f}); "
-            f"F1 {metrics['answerable_f1']:.3f}, accuracy {metrics['answerable_accuracy']:.2f}, "
+            f"F1 {metrics['unanswerable_f1']:.3f}/{metrics['answerable_f1']:.3f}, "
+            f"accuracy {metrics['answerable_accuracy']:.2f}, "
             f"calibration error {metrics['answerable_ece']:.3f}",
             f"declining under 0.5 answers {declining['coverage']:.1f}% of the questions, with VQA "
             f"{declining['vqa_accuracy_leave_one_out']:.2f}; {declining['answerable']:.1f}% of them can be answered",
@@ -83,6 +91,14 @@ def _evaluations(folder: Path, of_fit: dict[str, str]) -> dict[str, dict[str, An
     """The scores on each split whose annotations are those of the fit."""
     found = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("evaluation-*/metrics.json"))]
     return {scores["split"]: scores for scores in found if scores["data_sha256"] == of_fit.get(scores["split"])}
+
+
+def _rows(
+    measures: Sequence[tuple[str, str, int]], columns: Iterable[dict[str, Any]]
+) -> Iterator[tuple[str, list[str]]]:
+    """A row of the table of scores for each of ``measures``: label, key, digits."""
+    for label, key, digits in measures:
+        yield label, [_number(scores.get(key), digits) for scores in columns]
 
 
 def _number(value: float | None, digits: int) -> str:

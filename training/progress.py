@@ -108,7 +108,7 @@ def describe(row: dict[str, Any]) -> str:
         f"{where}epoch {row['epoch']:>2}  loss {row['train_loss']:.3f}, val {row['val_loss']:.3f}  "
         f"VQA {row['vqa_accuracy_leave_one_out']:.2f}, min3 {row['vqa_accuracy_min3']:.2f}  "
         f"AP un/answerable {row['unanswerable_ap']:.3f}/{row['answerable_ap']:.3f}  "
-        f"F1 {row['answerable_f1']:.3f}  accuracy {row['answerable_accuracy']:.1f}"
+        f"F1 {row['unanswerable_f1']:.3f}/{row['answerable_f1']:.3f}  accuracy {row['answerable_accuracy']:.1f}"
     )
 
 

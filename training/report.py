@@ -43,7 +43,8 @@ def write_report(path: Path, run: Run, split: Split, predictions: Predictions, e
     best, worst = best_and_worst(split, predictions, evaluation.accuracy)
     plots = _plots(run, evaluation)
     page = template("report.html").render(
-        title=f"VizWiz VQA: evaluation on {split.name}",
+        title=f"{'VizWiz' if split.is_vizwiz else 'Visual'} question answering: evaluation on {split.name}",
+        is_vizwiz=split.is_vizwiz,
         m=metrics,
         run=run.folder.name,
         digest=run.digest[:12],

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import annotation, write_split
-from training.data import DatasetError, read_annotations, read_split
+from training.data import DEMO_MANIFEST, DatasetError, read_annotations, read_split
 
 
 def test_a_record_is_read_whole(tmp_path: Path) -> None:
@@ -122,6 +122,16 @@ def test_a_file_that_is_no_list_of_records(tmp_path: Path, content: str, message
 def test_a_folder_without_annotations_says_what_a_folder_holds(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match=r"does not exist\. A VizWiz folder holds Annotations/train\.json"):
         read_split(tmp_path, "train")
+
+
+def test_only_vizwiz_is_called_so(tmp_path: Path) -> None:
+    write_split(tmp_path, "train", [annotation(0), annotation(1)])
+    assert read_split(tmp_path, "train").is_vizwiz
+    (tmp_path / DEMO_MANIFEST).touch()
+    assert not read_split(tmp_path, "train").is_vizwiz
+    (tmp_path / DEMO_MANIFEST).unlink()
+    write_split(tmp_path, "train", [annotation(0), annotation(1, image="kitchen.jpg")])
+    assert not read_split(tmp_path, "train").is_vizwiz
 
 
 def test_the_real_photos_are_read(real_photos: Path) -> None:

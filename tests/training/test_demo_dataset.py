@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from PIL import ExifTags, Image
 
-from training.data import read_split
-from training.demo.dataset import MANIFEST_FILE, ensure_demo_dataset, main
+from training.data import DEMO_MANIFEST, read_split
+from training.demo.dataset import ensure_demo_dataset, main
 from training.vocabulary import majority_answer
 from vizwiz_client.contract.geometry import load_photo
 
@@ -24,7 +24,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_it_is_a_vizwiz_folder(demo: Path) -> None:
-    assert sorted(path.name for path in demo.iterdir()) == sorted(["Annotations", MANIFEST_FILE, *COUNTS])
+    assert sorted(path.name for path in demo.iterdir()) == sorted(["Annotations", DEMO_MANIFEST, *COUNTS])
     for split, count in COUNTS.items():
         records = read_split(demo, split, labelled=split != "test").records
         assert [record.image for record in records] == [f"VizWiz_{split}_{number:08}.jpg" for number in range(count)]

@@ -16,7 +16,7 @@ import torch
 from tests.conftest import write_checkpoint
 from training import evaluate
 from training.clip_models import ClipError, FrozenClip, clip_name
-from training.data import ANSWER_TYPES, DatasetError, read_split
+from training.data import ANSWER_TYPES, DEMO_MANIFEST, DatasetError, read_split
 from training.head import GatedHead
 from training.metrics import answerability, vqa_accuracy, vqa_accuracy_by_type
 from training.model_card import write_model_card
@@ -37,6 +37,8 @@ def data(some_photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     records = json.loads((some_photos / "Annotations" / "val.json").read_text(encoding="utf-8"))
     for record in records:
         record["question"] = f"<script>alert('{record['question']}')</script> & \"this\""
+    if not read_split(some_photos, "val").is_vizwiz:
+        (folder / DEMO_MANIFEST).touch()
     for split in ("train", "val", "test"):
         (folder / split).symlink_to((some_photos / "val").resolve())
         kept = [{key: record[key] for key in ("image", "question")} for record in records]
@@ -194,6 +196,12 @@ def test_the_held_out_part_is_what_the_fit_left_out(run: Run, data: Path, cache:
     assert all(everywhere[entry["image"]] == entry["answer"] for entry in task)
     card = (run.folder / "MODEL_CARD.md").read_text(encoding="utf-8")
     assert "| | val, in the fit | holdout | val |" in card
+    constants = [
+        load(run.folder / f"evaluation-{split}" / "metrics.json")["constant"]["vqa_accuracy_leave_one_out"]
+        for split in ("holdout", "val")
+    ]
+    assert constants[0] != constants[1]
+    assert f'| - always "unanswerable" | 73.00 | {constants[0]:.2f} | {constants[1]:.2f} |' in card
 
 
 def test_results_go_where_they_are_asked_for(run: Run, cache: Path, tmp_path: Path, on_val: Path) -> None:
@@ -322,6 +330,19 @@ def test_a_clip_is_called_by_its_name_without_its_folders(source: str, name: str
     assert clip_name(source) == name
 
 
+@pytest.mark.parametrize("is_vizwiz", [False, True])
+def test_vizwiz_is_named_in_the_card_of_vizwiz_alone(run: Run, tmp_path: Path, is_vizwiz: bool) -> None:
+    for name in ("run.json", "metrics.json"):
+        shutil.copy(run.folder / name, tmp_path)
+    config = load(tmp_path / "run.json")
+    config["data"]["is_vizwiz"] = is_vizwiz
+    (tmp_path / "run.json").write_text(json.dumps(config), encoding="utf-8")
+    card = write_model_card(tmp_path).read_text(encoding="utf-8").replace("Powerful VizWiz Model", "")
+    for mention in ("datasets: [vizwiz]", "VizWiz-VQA's (Gurari et al., CVPR 2018), under CC BY 4.0", "blind people"):
+        assert (mention in card) is is_vizwiz
+    assert ("VizWiz" in card) is is_vizwiz
+
+
 def test_settings_that_override_the_recipe_are_named_with_it(run: Run, on_val: Path) -> None:
     card = (run.folder / "MODEL_CARD.md").read_text(encoding="utf-8")
     assert "Recipe `report` with `--dropout 0.9 --folds 2`, 2 head(s) per CLIP" in card
@@ -334,7 +355,6 @@ def test_settings_that_override_the_recipe_are_named_with_it(run: Run, on_val: P
 def test_the_model_card_tells_what_must_be_known(run: Run, on_val: Path) -> None:
     card = (run.folder / "MODEL_CARD.md").read_text(encoding="utf-8")
     for needed in (
-        "CC BY 4.0",
         "MIT",
         "Not for medicines, money or traffic",
         "English",

@@ -72,6 +72,7 @@ def test_every_epoch_is_scored(run: Path) -> None:
         "unanswerable_ap_chance",
         "answerable_ap",
         "answerable_ap_chance",
+        "unanswerable_f1",
         "answerable_f1",
         "answerable_accuracy",
         "answerable_ece",

@@ -24,9 +24,19 @@ from training.metrics import (
     [
         ("The dog, and ten cats.", "dog and 10 cats"),
         ("none", "0"),
-        ("dont know", "don't know"),
-        ("couldnt've", "couldn't've"),
+        ("dont know", "don’t know"),
+        ("don't know", "don't know"),  # as people type it: not in the table
+        ("cant", "can't"),
+        ("wheres it", "where's it"),
+        ("couldnt've", "couldnt've"),
+        ("couldnt’ve", "couldn’t’ve"),
+        ("couldn'tve", "couldn’t’ve"),
+        ("couldn’tve", "couldn’tve"),  # the table has this one with a straight apostrophe alone
+        ("somebody’d", "somebodyd"),
+        ("ow’s’at", "’ow’s’at"),
+        ("somethingd", "something’d"),
         ("lets", "lets"),
+        (". " * 40 + "mug", ". . . . . . . . mug"),  # the official script removes the first 32 periods only
         ("1,000", "1000"),
         ("coca-cola", "coca cola"),
         ("coca- cola", "coca cola"),
@@ -79,7 +89,35 @@ def test_answerability_in_both_polarities() -> None:
     assert scores["answerable_ap_chance"] == pytest.approx(0.6)
     assert scores["unanswerable_ap_chance"] == pytest.approx(0.4)
     assert scores["answerable_f1"] == pytest.approx(2 * 3 / (2 * 3 + 1))
+    assert scores["unanswerable_f1"] == pytest.approx(2 * 1 / (2 * 1 + 1))
     assert scores["answerable_accuracy"] == pytest.approx(80)
+
+
+def test_tiny_confidences_do_not_tie() -> None:
+    """In fp32, 1 - 1e-9, 1 - 1e-12 and 1 - 2e-9 are all 1."""
+    confidence = np.array([1e-9, 1e-12, 2e-9, 0.9], np.float32)
+    answerable = np.array([True, False, True, True])
+    assert answerability(confidence, answerable)["unanswerable_ap"] == 1
+
+
+OFFICIAL = [  # prediction, answers, score in percent: what vqaEval.py of the VizWiz API (January 2023) prints
+    ("Mug!", ["mug"] * 4 + ["cup"] * 6, 100.0),
+    ("a mug", ["mug"] * 3 + ["cup"] * 7, 90.0),
+    ("none", ["0"] * 2 + ["none"] * 8, 60.0),
+    ("dont know", ["don't know"] * 10, 0.0),
+    ("dont know", ["don’t know"] * 2 + ["don't know"] * 8, 60.0),
+    ("cant tell", ["can't tell"] * 10, 100.0),
+    ("1,000.", ["1000"] + ["1,000"] * 9, 30.0),
+    ("2.5", ["2.5"] * 5 + ["25"] * 5, 100.0),
+    ("coca-cola", ["coca cola"] * 3 + ["coca-cola"] * 7, 90.0),
+    ("the", [""] * 10, 100.0),
+]
+
+
+def test_scores_are_the_official_ones() -> None:
+    predictions, answers, scores = zip(*OFFICIAL, strict=True)
+    found = [vqa_accuracy([p], [a])["vqa_accuracy_leave_one_out"] for p, a in zip(predictions, answers, strict=True)]
+    assert found == pytest.approx(scores)
 
 
 def test_average_precision_without_positives_is_not_a_number() -> None:
@@ -100,9 +138,9 @@ def test_f1_is_what_scikit_learn_gives() -> None:
     random = np.random.default_rng(0)
     for _ in range(20):
         confidence, answerable = random.random(50).astype(np.float32), random.random(50) < 0.7
-        assert answerability(confidence, answerable)["answerable_f1"] == pytest.approx(
-            f1_score(answerable, confidence >= 0.5)
-        )
+        scores = answerability(confidence, answerable)
+        assert scores["answerable_f1"] == pytest.approx(f1_score(answerable, confidence >= 0.5))
+        assert scores["unanswerable_f1"] == pytest.approx(f1_score(~answerable, confidence < 0.5))
     assert answerability(np.zeros(3, np.float32), np.zeros(3, bool))["answerable_f1"] == 0
 
 

@@ -22,7 +22,7 @@ from typing import Any
 from PIL import Image
 from tqdm import tqdm
 
-from training.data import DatasetError
+from training.data import DEMO_MANIFEST, DatasetError
 from training.demo.answers import annotate
 from training.demo.photo import take_photo
 from training.demo.questions import draw_question_kind, phrase
@@ -31,7 +31,6 @@ from training.storage import staged_folder, write_json
 
 GENERATOR_VERSION = 1  # raised when the same seed gives other records: data made by an older one is then refused
 DEFAULT_FOLDER = Path("data/demo")
-MANIFEST_FILE = "demo.json"
 TRAIN, VAL, TEST = 3000, 600, 300  # records
 
 _SIZES = ((480, 640), (480, 640), (640, 480))  # pixels, upright: two in three photos are taken in portrait
@@ -81,7 +80,7 @@ def ensure_demo_dataset(
             records = pool.map(partial(_make_record, staging, split, seed), range(count), chunksize=25)
             drawn = list(tqdm(records, desc=f"draw {split}", total=count, unit="photo", disable=None))
             write_json(staging / "Annotations" / f"{split}.json", drawn)
-        write_json(staging / MANIFEST_FILE, manifest)
+        write_json(staging / DEMO_MANIFEST, manifest)
     return folder
 
 
@@ -91,9 +90,9 @@ def _leave_interrupts_to_the_parent() -> None:
 
 def _check_manifest(folder: Path, expected: dict[str, int]) -> None:
     try:
-        found = json.loads((folder / MANIFEST_FILE).read_text(encoding="utf-8"))
+        found = json.loads((folder / DEMO_MANIFEST).read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        found = "no readable " + MANIFEST_FILE
+        found = "no readable " + DEMO_MANIFEST
     if found != expected:
         raise DatasetError(
             f"{folder} holds other data: found {found}, expected {expected}; delete it or name another folder"
