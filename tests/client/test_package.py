@@ -84,3 +84,17 @@ class TestPublicNames:
             parents[name] = branch[-2] if len(branch) > 1 else "Exception"
         actual = {name: value.__bases__[0].__name__ for name, value in vars(errors).items() if inspect.isclass(value)}
         assert parents == actual
+
+
+@pytest.mark.parametrize(
+    ("text", "escaped"),
+    [
+        ("a\x1b[2J\x07.jpg", r"a\x1b[2J\x07.jpg"),
+        ("a\nError: b\r\tc\x7f\x9b", r"a\nError: b\r\tc\x7f\x9b"),
+        ("\u202egpj.exe\u2028", r"\u202egpj.exe\u2028"),
+        ("a\udcff", r"a\udcff"),
+        ("señor 🍮 👩\u200d🚀 a\\b", "señor 🍮 👩\u200d🚀 a\\b"),  # a joiner inside an emoji, and a backslash, stay
+    ],
+)
+def test_the_text_of_an_error_has_no_control_characters(text: str, escaped: str) -> None:
+    assert str(errors.ImageError(text)) == errors.escape_controls(text) == escaped

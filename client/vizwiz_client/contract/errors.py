@@ -15,15 +15,29 @@ VizwizError
 
 from __future__ import annotations
 
+_CONTROLS = [
+    *range(0x20),  # C0: among them ESC, and the line ends that would forge a line of output
+    *range(0x7F, 0xA0),  # DEL and C1
+    *(0x061C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A)),  # change the direction of the text
+    *(0x2028, 0x2029),  # line and paragraph separator
+    *range(0xD800, 0xE000),  # surrogates: bytes of a file name that are not UTF-8
+]
+_ESCAPES = {code: chr(code).encode("unicode_escape").decode() for code in _CONTROLS}
+
+
+def escape_controls(text: str) -> str:
+    """Write control characters as escapes, such as ``\\x1b``, so that no name acts on a terminal or forges a line."""
+    return text.translate(_ESCAPES)
+
 
 class VizwizError(Exception):
-    """The root: catch this to catch all of them.
+    """The root: catch this to catch all of them. Control characters in its text are escaped.
 
     ``request_id`` names the request in the server's log; None where no request was sent.
     """
 
     def __init__(self, text: str = "", *, request_id: str | None = None) -> None:
-        super().__init__(f"{text} [request {request_id}]" if request_id else text)
+        super().__init__(escape_controls(f"{text} [request {request_id}]" if request_id else text))
         self.request_id = request_id
 
 
