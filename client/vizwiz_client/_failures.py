@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from vizwiz_client._proxy import describe_route
 from vizwiz_client._settings import Settings
 from vizwiz_client.contract import errors
 from vizwiz_client.contract.errors import ServerError
@@ -56,6 +57,11 @@ def explain(failure: Failure, settings: Settings, model: str, speaks_http: bool,
     return kind(f"{text} ({failure.status}: {failure.message})", request_id=request_id)
 
 
+def closed() -> ServerError:
+    """What a call of a closed client ends with, whatever it was waiting for."""
+    return errors.ServerUnavailable("this client is closed; make a new one, and close it after its last answer")
+
+
 def speaks_http(url: str, timeout_s: float) -> bool:
     """Ask the address itself: gRPC words this differently for each server, and some words fit a failing proxy too."""
     import http.client  # as long to import as the rest of the package
@@ -73,12 +79,12 @@ def speaks_http(url: str, timeout_s: float) -> bool:
 
 
 def _unavailable(failure: Failure, settings: Settings, speaks_http: bool) -> tuple[type[ServerError], str]:
-    url = settings.url
+    url = describe_route(settings.url)
     if failure.queue_full:
         return errors.Overloaded, f"the server at {url} has too many requests waiting; ask again in a moment"
     if speaks_http:
         return errors.WrongServer, (
-            f"{url} speaks HTTP, not gRPC; give Triton's gRPC port (8001 by default, 8000 is its HTTP port)"
+            f"{settings.url} speaks HTTP, not gRPC; give Triton's gRPC port (8001 by default, 8000 is its HTTP port)"
         )
     if "CERTIFICATE_VERIFY_FAILED" in failure.message:
         return errors.ServerUnavailable, (
@@ -93,13 +99,13 @@ def _unavailable(failure: Failure, settings: Settings, speaks_http: bool) -> tup
 
 
 def _refused(failure: Failure, settings: Settings, model: str) -> tuple[type[ServerError], str]:
-    url = settings.url
+    url = describe_route(settings.url)
     known: dict[str, tuple[type[ServerError], str]] = {
         "DEADLINE_EXCEEDED": (
             errors.DeadlineExceeded,
             f"no answer from {url} within {settings.timeout_s:g} s; allow more time, or send less at once",
         ),
-        "CANCELLED": (errors.ServerUnavailable, f"the request to {url} was cut off; was the client closed meanwhile?"),
+        "CANCELLED": (errors.ServerUnavailable, f"the request to {url} was cut off; ask again"),
         "UNIMPLEMENTED": (errors.WrongServer, f"the gRPC server at {url} is not Triton; give Triton's address"),
         "NOT_FOUND": (
             errors.ModelMissing,

@@ -4,15 +4,31 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
-from vizwiz_client._failures import Failure
+from vizwiz_client import _forks
+from vizwiz_client._failures import Failure, closed
 from vizwiz_client._settings import Settings
 
 T = TypeVar("T")
+
+
+class TaskJob(Generic[T]):
+    """A job in a task of its own."""
+
+    def __init__(self, task: asyncio.Task[T]) -> None:
+        self.done = task.done
+        self.cancel = task.cancel
+        self._task = task
+        self._process = os.getpid()
+
+    def __await__(self) -> Generator[Any, None, T]:
+        if self._process != os.getpid():
+            raise _forks.error()
+        return self._task.__await__()
 
 
 class TaskIo:
@@ -21,7 +37,13 @@ class TaskIo:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._closed = False
+        self.start_over()
+        _forks.register(self)
+
+    def start_over(self) -> None:
+        """Begin again without threads and connection, and in any event loop."""
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._end: asyncio.Future[None] | None = None  # done when the client is closed
         self._connection: Any = None
         self._jobs: set[asyncio.Task[Any]] = set()
         self._threads = ThreadPoolExecutor(os.cpu_count(), "vizwiz-decode")  # none starts before its first task
@@ -29,40 +51,42 @@ class TaskIo:
     async def close(self) -> None:
         """End what is under way, then the threads."""
         self._closed = True
-        for job in self._jobs:
-            job.cancel()
+        if self._end is not None and not self._end.done():
+            self._end.set_result(None)
         await asyncio.gather(*self._jobs, return_exceptions=True)
         if self._connection is not None:
             await self._connection.close()
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def call(self, method: str, arguments: dict[str, Any]) -> Any:
-        """Call this method of tritonclient's client. Raises Failure."""
+        """Call this method of tritonclient's client. Raises Failure, or ServerUnavailable when closed or forked."""
         connection = await self._connect()
         from tritonclient.utils import InferenceServerException
 
         try:
-            return await getattr(connection, method)(**arguments)
+            return await self._until_closed(getattr(connection, method)(**arguments))
         except InferenceServerException as error:
             raise Failure.of(error) from error
 
     async def sleep(self, seconds: float) -> None:
         """Wait."""
-        await asyncio.sleep(seconds)
+        await self._until_closed(asyncio.sleep(seconds))
 
     async def work(self, tasks: Sequence[Callable[[], T]]) -> list[T]:
         """Run tasks in as many threads as there are cores; Pillow decodes without the interpreter's lock."""
         loop = self._own_loop()
-        return await asyncio.gather(*(loop.run_in_executor(self._threads, task) for task in tasks))
+        return await self._until_closed(asyncio.gather(*(loop.run_in_executor(self._threads, task) for task in tasks)))
 
-    def start(self, job: Callable[[], Coroutine[Any, Any, T]]) -> asyncio.Task[T]:
+    def start(self, job: Callable[[], Coroutine[Any, Any, T]]) -> TaskJob[T]:
         """Begin a job as a task."""
         task = self._own_loop().create_task(job())
         self._jobs.add(task)
         task.add_done_callback(self._jobs.discard)
-        return task
+        return TaskJob(task)
 
     async def _connect(self) -> Any:
+        self._own_loop()
+        _forks.check_connectable()
         if self._connection is None:
             # imported in a thread: it takes a sixth of a second, in which the event loop has better things to do
             (aio,) = await self.work([lambda: import_module("tritonclient.grpc.aio")])
@@ -73,11 +97,25 @@ class TaskIo:
         self._own_loop()
         return self._connection
 
+    async def _until_closed(self, awaitable: Awaitable[T]) -> T:
+        """Await, and cancel it when this task is cancelled, or the client closed: then raise ServerUnavailable."""
+        assert self._end is not None
+        work = asyncio.ensure_future(awaitable)
+        work.add_done_callback(lambda work: work.cancelled() or work.exception())  # else asyncio logs it as forgotten
+        try:
+            await asyncio.wait((work, self._end), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            work.cancel()
+        if self._closed and (not work.done() or work.cancelled() or work.exception()):
+            raise closed()
+        return work.result()
+
     def _own_loop(self) -> asyncio.AbstractEventLoop:
         loop = asyncio.get_running_loop()
         if self._closed:
-            raise RuntimeError("this client is closed; make a new one")
+            raise closed() from None
         if self._loop not in (None, loop):
             raise RuntimeError("this client belongs to another event loop; make one in each loop")
-        self._loop = loop
+        if self._end is None:
+            self._loop, self._end = loop, loop.create_future()
         return loop

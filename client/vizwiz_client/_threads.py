@@ -8,7 +8,8 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, 
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from vizwiz_client._failures import Failure
+from vizwiz_client import _forks
+from vizwiz_client._failures import Failure, closed
 from vizwiz_client._settings import Settings
 
 if TYPE_CHECKING:
@@ -52,13 +53,27 @@ class ThreadJob(Generic[T]):
     """A job in another thread; awaiting it blocks this one."""
 
     def __init__(self, future: Future[T]) -> None:
-        self.done = future.done
-        self.cancel = future.cancel
-        self._result = future.result
+        self._future = future
+        self._process = os.getpid()
+
+    def done(self) -> bool:
+        """Whether awaiting it takes no time."""
+        return self._is_lost() or self._future.done()
+
+    def cancel(self) -> None:
+        """Give it up."""
+        if not self._is_lost():
+            self._future.cancel()
 
     def __await__(self) -> Generator[Any, None, T]:
         yield from ()
-        return self._result()
+        if self._is_lost():
+            raise _forks.error()
+        return self._future.result()
+
+    def _is_lost(self) -> bool:
+        """Whether its thread is the parent's; its locks may be held for ever."""
+        return self._process != os.getpid()
 
 
 class ThreadIo:
@@ -66,8 +81,17 @@ class ThreadIo:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._lock = threading.Lock()
         self._closed = threading.Event()
+        self.start_over()
+        _forks.register(self)
+
+    def start_over(self) -> None:
+        """Begin again without threads and connection."""
+        was_closed = self._closed.is_set()
+        self._closed = threading.Event()  # the lock in the old one may be a lost thread's
+        if was_closed:
+            self._closed.set()
+        self._lock = threading.RLock()  # a signal's handler may close the client in the middle of a call
         self._connection: Any = None
         self._decoders: ThreadPoolExecutor | None = None
         self._jobs: ThreadPoolExecutor | None = None
@@ -78,36 +102,43 @@ class ThreadIo:
             self._closed.set()
             if self._connection is not None:
                 self._connection.close()
-        for pool in (self._jobs, self._decoders):
-            if pool is not None:
-                pool.shutdown(cancel_futures=True)
+        if self._decoders is not None:
+            self._decoders.shutdown(cancel_futures=True)
+        if self._jobs is not None:
+            self._jobs.shutdown()  # those that have not begun find the client closed
 
     async def call(self, method: str, arguments: dict[str, Any]) -> Any:
-        """Call this method of tritonclient's client. Raises Failure."""
+        """Call this method of tritonclient's client. Raises Failure, or ServerUnavailable when closed or forked."""
+        connection = self._connect()
         from tritonclient.utils import InferenceServerException
 
-        connection = self._connect()
         try:
             return getattr(connection, method)(**arguments)
-        except InferenceServerException as error:
-            raise Failure.of(error) from error
-        except ValueError as error:  # what gRPC raises on a channel that was closed
-            if self._closed.is_set():
-                raise Failure("CANCELLED", str(error)) from error
+        except Exception as error:
+            self._check()  # what gRPC raises when its channel is closed is different in each phase
+            if isinstance(error, InferenceServerException):
+                raise Failure.of(error) from error
             raise
 
     async def sleep(self, seconds: float) -> None:
-        """Wait, but not longer than until the client is closed."""
+        """Wait."""
         self._closed.wait(seconds)
+        self._check()
 
     async def work(self, tasks: Sequence[Callable[[], T]]) -> list[T]:
         """Run tasks in as many threads as there are cores; Pillow decodes without the interpreter's lock."""
+        self._check()
         if len(tasks) == 1:
             return [tasks[0]()]
+        from concurrent.futures import CancelledError
+
         with self._open():
             self._decoders = self._decoders or _pool(os.cpu_count() or 1, "vizwiz-decode")
             futures = [self._decoders.submit(task) for task in tasks]
-        return [future.result() for future in futures]
+        try:
+            return [future.result() for future in futures]
+        except CancelledError:
+            raise closed() from None
 
     def start(self, job: Callable[[], Coroutine[Any, Any, T]]) -> ThreadJob[T]:
         """Begin a job in another thread."""
@@ -116,6 +147,8 @@ class ThreadIo:
             return ThreadJob(self._jobs.submit(lambda: run(job())))
 
     def _connect(self) -> Any:
+        self._check()
+        _forks.check_connectable()
         from tritonclient.grpc import InferenceServerClient
 
         from vizwiz_client import _wire
@@ -128,9 +161,12 @@ class ThreadIo:
     @contextmanager
     def _open(self) -> Iterator[None]:
         with self._lock:
-            if self._closed.is_set():
-                raise RuntimeError("this client is closed; make a new one")
+            self._check()
             yield
+
+    def _check(self) -> None:
+        if self._closed.is_set():
+            raise closed() from None
 
 
 def _pool(threads: int, name: str) -> ThreadPoolExecutor:

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from tritonclient.grpc import MAX_GRPC_MESSAGE_SIZE, InferInput, InferRequestedOutput
 
 from vizwiz_client._answer import Candidate
+from vizwiz_client._proxy import is_loopback
 from vizwiz_client._settings import Settings
 from vizwiz_client.contract import tensors
 from vizwiz_client.contract.errors import ContractMismatch
@@ -33,7 +34,8 @@ def connection_arguments(settings: Settings) -> dict[str, Any]:
     """Arguments of tritonclient's ``InferenceServerClient``, synchronous or not."""
     import grpc
 
-    arguments: dict[str, Any] = {"url": settings.url, "channel_args": _CHANNEL_ARGUMENTS}
+    proxy = [("grpc.enable_http_proxy", 0)] if is_loopback(settings.url) else []  # it would look on its own machine
+    arguments: dict[str, Any] = {"url": settings.url, "channel_args": _CHANNEL_ARGUMENTS + proxy}
     if settings.tls is not None:
         arguments["creds"] = grpc.ssl_channel_credentials(*settings.tls.contents)
     return arguments

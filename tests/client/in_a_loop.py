@@ -16,8 +16,12 @@ class InALoop:
     def __init__(self, *arguments: Any, **options: Any) -> None:
         self.client = AsyncVizwizClient(*arguments, **options)
         self._core = self.client._core
+        self.start_loop()
+
+    def start_loop(self) -> None:
+        """Begin a loop; for a forked child as well, which has no thread of its parent's."""
         self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever)
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
 
     def __enter__(self) -> InALoop:

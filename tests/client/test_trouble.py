@@ -244,13 +244,6 @@ class TestFailures:
         with pytest.raises(ImageError):
             connect("localhost:1").ask(b"words", "what is this?")
 
-    def test_a_closed_client_stays_closed(self, client: Any, photos: list[Path]) -> None:
-        client.ask(photos[0], "what is this?")
-        client.close()
-        client.close()
-        with pytest.raises(RuntimeError, match="closed"):
-            client.ask(photos[0], "what is this?")
-
 
 class TestProxies:
     """An address that answers HTTP: is it the wrong port, or a proxy whose server is away?"""
