@@ -29,6 +29,7 @@ import tritonclient.grpc
 from PIL import Image
 
 from benchmarks.client_install import install_sizes
+from serving.control import DIRECT_CHANNEL
 from serving.errors import ServingError
 from serving.repository import check_repository
 from serving.server import EmbeddedTriton
@@ -238,7 +239,7 @@ def executions(url: str) -> dict[str, float]:
 
 def statistics_of(url: str, model: str) -> list[dict[str, Any]]:
     """https://github.com/triton-inference-server/server/blob/main/docs/protocol/extension_statistics.md"""
-    with tritonclient.grpc.InferenceServerClient(url) as triton:
+    with tritonclient.grpc.InferenceServerClient(url, channel_args=DIRECT_CHANNEL) as triton:
         found: list[dict[str, Any]] = triton.get_inference_statistics(model, as_json=True)["model_stats"]
         return found
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from google.protobuf import json_format
-from tritonclient.grpc import InferenceServerClient
+from tritonclient.grpc import MAX_GRPC_MESSAGE_SIZE, InferenceServerClient
 from tritonclient.utils import InferenceServerException
 
 from serving.admin import GRPC_HEADER, KEY_VARIABLE
@@ -17,6 +17,13 @@ from serving.errors import ServingError
 LOAD_S = 600  # a large CLIP's file takes a while to read and optimise
 ASK_S = 120  # one question, to a model that has never answered
 UNLOAD_S = 60  # requests that a model has taken are answered first
+# These replace tritonclient's own arguments, so its message limits are among them. A proxy of the environment is not
+# asked: its localhost is another machine.
+DIRECT_CHANNEL = [
+    ("grpc.max_send_message_length", MAX_GRPC_MESSAGE_SIZE),
+    ("grpc.max_receive_message_length", MAX_GRPC_MESSAGE_SIZE),
+    ("grpc.enable_http_proxy", 0),
+]
 
 _CALL_S = 10
 _PROBE_INTERVAL_S = 0.1
@@ -32,7 +39,7 @@ class Control:
     def __init__(self, url: str, key: str | None) -> None:
         self._url = url
         self._headers = {GRPC_HEADER: key} if key else {}
-        self._client = InferenceServerClient(url)
+        self._client = InferenceServerClient(url, channel_args=DIRECT_CHANNEL)
 
     def __enter__(self) -> Control:
         return self

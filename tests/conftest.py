@@ -25,6 +25,9 @@ from training.fit import fit
 from training.recipe import Recipe
 from training.runs import Run, read_run
 
+for _name in ("grpc_proxy", "http_proxy", "https_proxy"):  # the tests' own requests go to this machine alone
+    os.environ.pop(_name, None)
+
 ROOT = Path(__file__).parents[1]
 REAL_DATA = os.environ.get("VIZWIZ_MATERIAL")  # a VizWiz folder: the project carries no real photos or questions
 USES_REAL_DATA = {"vizwiz", "real_photos", "some_photos"}  # fixtures

@@ -22,6 +22,7 @@ from benchmarks.serving.job import BARE, Job
 from benchmarks.serving.material import draw_questions, photo_files, pixels, stacked_tokens
 from export.runtimes import Graph, open_graph
 from export.targets import TARGETS
+from serving.control import DIRECT_CHANNEL
 from vizwiz_client.contract import tensors
 
 Send = Callable[[int], Awaitable[None]]  # sends the request of this number, and raises if the answer is not one
@@ -40,8 +41,8 @@ async def open_sender(job: Job, stack: AsyncExitStack) -> Send:
     if job.system == BARE:
         return _bare(job)
     if job.system.startswith("fastapi"):
-        return _plain(job, await stack.enter_async_context(httpx.AsyncClient(timeout=TIMEOUT_S)))
-    client = await stack.enter_async_context(InferenceServerClient(job.url))
+        return _plain(job, await stack.enter_async_context(httpx.AsyncClient(timeout=TIMEOUT_S, trust_env=False)))
+    client = await stack.enter_async_context(InferenceServerClient(job.url, channel_args=DIRECT_CHANNEL))
     await client.is_server_ready()  # connects: that is no part of the first request
     return _triton(job, client)
 

@@ -39,14 +39,16 @@ def describe_route(url: str) -> str:
 
 def _is_excepted(host: str) -> bool:
     exceptions = next((os.environ[name] for name in _EXCEPTIONS if name in os.environ), "")
-    entries = [entry.strip().lower() for entry in exceptions.split(",") if entry]
-    return any(host.lower().endswith(entry) or _is_in(host, entry) for entry in entries)
+    return any(_matches(host.lower(), entry.strip().lower()) for entry in exceptions.split(","))
 
 
-def _is_in(host: str, network: str) -> bool:
+def _matches(host: str, entry: str) -> bool:
+    """Whether ``entry`` is the host, a domain that it belongs to, or a network such as 10.0.0.0/8."""
+    if entry and f".{host}".endswith(f".{entry.lstrip('.')}"):
+        return True
     try:
-        return "/" in network and ip_address(host) in ip_network(network, strict=False)
-    except ValueError:  # a name
+        return "/" in entry and ip_address(host) in ip_network(entry, strict=False)
+    except ValueError:  # the host is a name
         return False
 
 

@@ -20,6 +20,7 @@ from tritonclient.grpc import InferenceServerClient
 from export import store
 from serving import reload as command
 from serving import swap as swap_module
+from serving.control import Control
 from serving.errors import ServingError
 from serving.golden import read_golden
 from serving.reload import reload
@@ -388,3 +389,10 @@ def test_the_golden_inputs_are_what_numpy_was_given(tiny_repository: Path) -> No
     image, tokens = golden_inputs()
     np.testing.assert_array_equal(feed["image"], image)
     np.testing.assert_array_equal(feed["tokens"], tokens)
+
+
+def test_the_proxy_of_the_environment_is_not_asked(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable in ("grpc_proxy", "https_proxy", "http_proxy"):
+        monkeypatch.setenv(variable, "http://127.0.0.1:9")  # nobody is there
+    with Control(served.server.grpc_url, None) as control:
+        assert control.config(tensors.ENSEMBLE).name == tensors.ENSEMBLE
