@@ -61,10 +61,10 @@ def wait_until(condition: Callable[[], bool]) -> None:
 
 
 def ask(client: Any, method: str, photo: Path) -> Any:
-    """Call ``method``; of a status, return the error of the first check that is wrong."""
+    """Call ``method``; of a status, return the first check's error, if any."""
     if method == "status":
         status: Status = client.status()
-        return next(check.error for check in status.checks if not check.ok)
+        return next((check.error for check in status.checks if check.error), None)
     if method == "check":
         return client.check()
     if method == "ask":
