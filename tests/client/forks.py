@@ -5,6 +5,7 @@ It is a process of its own because a fork takes along whatever else the tests ha
 
 from __future__ import annotations
 
+import gc
 import itertools
 import json
 import multiprocessing
@@ -108,6 +109,16 @@ def closed(client: Any, url: str) -> Outcomes:
     ask(other, "ask_batch")
     other.close()
     return {method: ask_in_child(other, method) for method in METHODS}
+
+
+def finished(client: Any, url: str) -> Outcomes:
+    """Another client was used and closed: gRPC may still be about to end."""
+    other = type(client)(url)
+    ask(other, "ask_batch")
+    other.close()
+    del other
+    gc.collect()
+    return {method: ask_in_child(client, method) for method in METHODS}
 
 
 def left(client: Any, url: str) -> Outcomes:

@@ -45,7 +45,7 @@ def test_a_client_that_was_never_asked_works_in_children(live_server: LiveServer
     assert told == dict.fromkeys([*forks.METHODS, "process", "grandchild"], "fine")
 
 
-@pytest.mark.parametrize("scenario", ["used", "in_flight", "foreign"])
+@pytest.mark.parametrize("scenario", ["used", "finished", "in_flight", "foreign"])
 def test_a_child_says_that_grpc_was_used_before(live_server: LiveServer, kind: str, scenario: str) -> None:
     told = outcomes(scenario, kind, live_server)
     assert len(told) >= len(forks.METHODS)
