@@ -47,15 +47,15 @@ class Inputs:
 
 
 def random_inputs(side: int) -> Inputs:
-    """Noise, and random words that fill each length to the last position or leave it nearly empty."""
+    """Noise, and random words that fill each length that the text graph computes at, one fewer and one more."""
     random = np.random.default_rng(0)
     pixels = random.integers(0, 256, (RANDOM_PHOTOS, side, side, 3), dtype=np.uint8)
+    edges = {length + more for length in tensors.TOKEN_LENGTHS for more in (-1, 0, 1)} - {tensors.CONTEXT_LENGTH + 1}
     questions = []
-    for length in tensors.TOKEN_LENGTHS:
-        for used in (3, length - 1, length):
-            ids = random.integers(0, tokens.START_OF_TEXT, used, dtype=np.int32)
-            ids[0], ids[-1] = tokens.START_OF_TEXT, tokens.END_OF_TEXT
-            questions.append(tokens.pad(ids, length))
+    for used in (3, *sorted(edges)):
+        ids = random.integers(0, tokens.START_OF_TEXT, used, dtype=np.int32)
+        ids[0], ids[-1] = tokens.START_OF_TEXT, tokens.END_OF_TEXT
+        questions.append(ids)
     mean, std = torch.tensor(PIXEL_MEAN), torch.tensor(PIXEL_STD)
     reference = ((torch.from_numpy(pixels) / 255 - mean) / std).permute(0, 3, 1, 2)
     padded = np.stack([tokens.pad(ids, tensors.CONTEXT_LENGTH) for ids in questions])

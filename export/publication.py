@@ -30,7 +30,7 @@ from export.parity_inputs import (
 )
 from export.proof import PARITY_FILE, Proof, keep, kept, prove
 from export.repository import Names, Sizes
-from export.runtimes import open_graph
+from export.runtimes import execution, open_graph
 from export.targets import Target
 from export.tolerances import TOLERANCES
 from export.warmup import BATCH_SIZES, Sample, add_warmup, text_samples
@@ -78,21 +78,24 @@ def export_run(
     names = model_names(run, target)
     with store.locked(folder):
         new = [name for name in astuple(names) if not store.is_published(folder, name)]
-        to_prove = recheck or bool({names.image, names.text} & {*new})
-        model = _clip(run, clip) if to_prove or isinstance(clip, FrozenClip) else None
+        known = not recheck and not {names.image, names.text} & {*new}
+        proof = kept(folder / names.image, folder / names.text, target) if known else None
+        model = _clip(run, clip) if proof is None or isinstance(clip, FrozenClip) else None
         store.check_room(folder, _bytes_needed(new, names, model, predictor, target))
         with store.staging(folder) as staging:
             places = {name: (staging if name in new else folder) / name for name in astuple(names)}
             graphs = {name: places[name] for name in new if name != names.preprocess}
             _write_graphs(graphs, names, run, model, predictor, target)
-            proof = _prove(places, names, run, model if to_prove else None, target)
+            if proof is not None:
+                print("the encoders were compared when they were published; --recheck does it again")
+            else:
+                assert model is not None
+                proof = _prove(places, names, run, model, target)
             head = open_graph(_graph(places[names.head]), HEAD_TARGET)
             tolerance = TOLERANCES[target.precision]
             answers = compare_answers(head, predictor, proof.images, proof.texts, tolerance)
             comparisons = [*proof.comparisons, *answers]
-            print(table(comparisons, tolerance, target.name))
-            if not to_prove:
-                print("  the encoders were proved when they were published; --recheck does it again")
+            print(table(comparisons, tolerance, target.name, proof.execution))
             check(comparisons, tolerance, target.name)
             _finish(graphs, places, names, run, proof, comparisons, target)
             if names.preprocess in new:
@@ -175,11 +178,9 @@ def _write_graphs(
             write_text_encoder(model, target, path)
 
 
-def _prove(places: dict[str, Path], names: Names, run: Run, model: FrozenClip | None, target: Target) -> Proof:
-    """Compare the encoders with PyTorch, or read what came of it when they were published."""
+def _prove(places: dict[str, Path], names: Names, run: Run, model: FrozenClip, target: Target) -> Proof:
+    """Compare the encoders with PyTorch."""
     image, text = places[names.image], places[names.text]
-    if model is None:
-        return kept(image, text)
     inputs = [random_inputs(model.side), drawn_inputs(model.side, (image / PHOTO_FILE).read_bytes())]
     if own := _own_inputs(run, model.side):
         inputs.append(own)
@@ -224,7 +225,7 @@ def _finish(
             made_from = {"run": run.folder.name, "run_sha256": run.digest, "answers": len(run.answers), **encoder}
             _finish_head(folder, places[names.image], name, run, proof, comparisons, target)
         else:
-            keep(folder, proof.images if name == names.image else proof.texts, proof.comparisons)
+            keep(folder, proof.images if name == names.image else proof.texts, proof)
         write_json(folder / store.MADE_FROM_FILE, made_from)
         config = configs[name](name, sizes(run), _graph(folder))
         add_warmup(folder, config, samples[name], BATCH_SIZES)
@@ -261,7 +262,9 @@ def _finish_head(
         copyfile(run.folder / CARD_FILE, folder / CARD_FILE)
     copyfile(image / PHOTO_FILE, folder / PHOTO_FILE)
     write_golden(folder, run, proof, name.removeprefix(tensors.HEAD_PREFIX), tolerance)
-    write_json(folder / PARITY_FILE, report(comparisons, tolerance, target.name))
+    write_json(
+        folder / PARITY_FILE, report(comparisons, tolerance, target.name, proof.execution, execution(HEAD_TARGET))
+    )
 
 
 def _graph(folder: Path) -> Path:

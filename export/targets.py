@@ -6,6 +6,7 @@ The one home of these names. A target is a variant and a precision; not every pa
 from __future__ import annotations
 
 import importlib.util
+import platform
 import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -84,14 +85,25 @@ class Machine:
 
 def this_machine() -> Machine:
     """The machine that this process runs on."""
+    return Machine(
+        torch.cuda.is_available(),
+        frozenset(_cpuinfo("flags").split()),
+        openvino=importlib.util.find_spec("openvino") is not None,
+    )
+
+
+def processor() -> str:
+    """The name of this machine's CPU."""
+    return _cpuinfo("model name") or platform.processor() or platform.machine()
+
+
+def _cpuinfo(key: str) -> str:
+    """A value of the first CPU in ``/proc/cpuinfo``; empty where there is none."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:  # not Linux
         lines = []
-    flags = next((line.partition(":")[2].split() for line in lines if line.startswith("flags")), [])
-    return Machine(
-        torch.cuda.is_available(), frozenset(flags), openvino=importlib.util.find_spec("openvino") is not None
-    )
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith(key)), "")
 
 
 def recommend(machine: Machine) -> tuple[Target, str]:

@@ -66,11 +66,11 @@ def test_the_text_encoder_gives_what_clip_gives(
 def test_a_question_has_one_feature_at_8_16_and_77_positions(target: Target, text_graphs: dict[Target, Path]) -> None:
     graph = open_graph(text_graphs[target], target)
     short, medium, whole = (encode(graph, length) for length in (8, 16, 77))
-    tolerance = {"fp32": 1e-5, "fp16": 2e-3}.get(target.precision, 1e-2) * np.abs(whole).max()
+    tolerance = TOLERANCES[target.precision].relative_error * np.abs(whole).max()
     np.testing.assert_allclose(short, whole, rtol=0, atol=tolerance)
     np.testing.assert_allclose(medium, whole, rtol=0, atol=tolerance)
     for first, second in ((0, 1), (1, 2), (0, 2)):
-        assert np.abs(whole[first] - whole[second]).max() > 5 * tolerance  # other questions, other features
+        assert np.abs(whole[first] - whole[second]).max() > 2 * tolerance  # other questions, other features
 
 
 def encode(graph: Graph, length: int) -> Array:
@@ -189,6 +189,6 @@ def test_questions_of_all_lengths_in_one_batch_have_the_features_they_have_alone
     assert_within(together, reference, Target("portable", "fp32"))
     behind = tokens.copy()
     behind[0, 40:] = 49407  # more ends, later than the first
-    np.testing.assert_allclose(graph({"tokens": behind})[0], together, atol=1e-5)
+    assert_within(graph({"tokens": behind})[0], torch.from_numpy(together), Target("portable", "fp32"))
     no_end = np.full((1, 77), 320, np.int32)
     assert graph({"tokens": no_end})[0].shape == together[:1].shape

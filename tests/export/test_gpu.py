@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ from export import store
 from export.accelerators import ENGINE_CACHE
 from export.inventory import check_repository
 from export.publication import export_run, model_names
+from export.runtimes import execution
 from export.targets import Device, Machine, choose_target
 from serving.server import EmbeddedTriton
 from tests.conftest import ROOT
@@ -32,6 +34,8 @@ def test_a_repository_for_a_gpu_is_served_by_a_cpu(
     names = export_run(run, tiny_clip, tmp_path / "triton_models", target)
     assert names == model_names(run, target)
     assert check_repository(tmp_path / "triton_models", run) == []
+    report = json.loads((tmp_path / "triton_models" / names.head / "parity.json").read_text(encoding="utf-8"))
+    assert report["passed"] is (True if execution(target).as_asked else None)  # a CPU proves nothing of a GPU
     for name in (names.image, names.text, names.head):
         config = store.read_config(tmp_path / "triton_models" / name)
         parameters = {key: value.string_value for key, value in config.parameters.items()}

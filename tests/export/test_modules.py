@@ -17,6 +17,7 @@ from export import modules
 from export.graphs import GraphBuilder
 from export.modules import attention_layers
 from export.operators import Operators
+from export.tolerances import FP32
 from training.clip_models import FrozenClip, clip_tokenize, normalise_pixels
 from vizwiz_client.contract.tensors import TOKEN_LENGTHS
 from vizwiz_client.contract.tokens import END_OF_TEXT, START_OF_TEXT
@@ -51,8 +52,8 @@ def compute(tmp_path: Path) -> Compute:
     return run
 
 
-def assert_close(got: Tensor, reference: Tensor, tolerance: float = 1e-5) -> None:
-    torch.testing.assert_close(got, reference, rtol=0, atol=tolerance * reference.abs().max().item())
+def assert_close(got: Tensor, reference: Tensor) -> None:
+    torch.testing.assert_close(got, reference, rtol=0, atol=FP32.relative_error * reference.abs().max().item())
 
 
 @torch.inference_mode()
