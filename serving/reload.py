@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from serving.admin import KEY_VARIABLE, RunningServer, find_servers
@@ -31,7 +33,8 @@ examples:
                                                       python -m export.to_onnx says which there are)
   python -m serving reload --url triton:8001 --repository /srv/models
 
-exit status: 0 the server answers with it, 1 refused: the server answers as before, 2 wrong arguments
+exit status: 0 the server answers with it, 1 refused: the server answers as before, 2 wrong arguments,
+130 stopped by Ctrl-C or SIGTERM: what was begun is rolled back
 """
 
 
@@ -63,15 +66,34 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line ``argv`` (default: the process's own) and return its exit status."""
     arguments = _parser().parse_args(argv)
     try:
-        done = reload(arguments.url, arguments.repository, to=arguments.to, report=_say)
+        with _interruptible():
+            done = reload(arguments.url, arguments.repository, to=arguments.to, report=_say)
     except KeyboardInterrupt:
-        _say("stopped half-way: run it again")
+        _say("stopped")
         return 130
     except (ServingError, OSError) as error:
         _say(f"error: {error}")
         return 1
     print(describe(done))
     return 0
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Let the first Ctrl-C or SIGTERM raise KeyboardInterrupt, and ignore others: the swap is being rolled back."""
+    numbers = (signal.SIGINT, signal.SIGTERM)
+
+    def interrupt(*_: object) -> None:
+        for number in numbers:
+            signal.signal(number, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, interrupt) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def describe(done: Swap) -> str:

@@ -2,7 +2,7 @@
 
 Models are immutable, and the new ones are loaded beside the old. Only when the golden request has come through them,
 step by step, are the ensembles loaded again, which is when their clients get the new head; the old models go last.
-Whatever fails before that moment leaves the server as it was.
+Whatever fails or interrupts the swap before it is done, it is rolled back: the server answers as it did before.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -77,14 +78,18 @@ def swap(
         after = with_head(repository, before, find_head(repository, to)) if to else before
         states = server.states()
         served = {name: server.config(name) for name in after if states.get(name) == "READY"}
-        loaded = _load(server, repository, after, served, report)
+        loaded: list[str] = []
+        touched: list[str] = []
         try:
-            _commit(server, repository, before, after, report)
-        except (ServingError, OSError) as error:
-            unneeded = [*(after.keys() - served.keys()), *_unneeded(loaded, served)]
-            failed = _go_back(server, repository, before, served, unneeded)
-            outcome = f"and not all could be undone: {'; '.join(failed)}" if failed else "the server answers as before"
-            raise ServingError(f"{error}; {outcome}") from error
+            _load(server, repository, after, loaded, report)
+            _commit(server, repository, before, after, touched, report)
+        except BaseException as error:  # Ctrl-C and SIGTERM too
+            failed = _roll_back(server, repository, before, served, loaded, touched)
+            outcome = f"not all could be undone: {'; '.join(failed)}" if failed else "the server answers as before"
+            if not isinstance(error, Exception):
+                report(f"interrupted: {outcome}")
+                raise
+            raise ServingError(_refusal(after, error, touched, outcome)) from error
         stale = _unload_stale(server, served, after, report)
     heads = [name for name in models_named(after) if name.startswith(tensors.HEAD_PREFIX)]
     return Swap(list(after), heads, loaded, stale, time.monotonic() - start)
@@ -99,32 +104,19 @@ def _ensembles(repository: Path) -> Configs:
     return found
 
 
-def _load(
-    server: Control, repository: Path, after: Configs, served: Configs, report: Callable[[str], None]
-) -> list[str]:
-    """Load what the server lacks and ask it the golden request, before any ensemble is touched; returns the names."""
+def _load(server: Control, repository: Path, after: Configs, loaded: list[str], report: Callable[[str], None]) -> None:
+    """Load what the server lacks and ask it the golden request, before any ensemble is touched; fills ``loaded``."""
     states = server.states()
     new = [name for name in models_named(after) if states.get(name) != "READY"]
-    loaded: list[str] = []
-    try:
-        if found := [damage for name in new for damage in damages(repository / name)]:
-            raise ServingError("; ".join(found))
-        for name in new:
-            report(f"loading {name}")
-            loaded.append(name)
-            server.load(name)
-        for config in after.values():
-            _probe(server, repository, config)
-    except ServingError as error:
-        with suppress(ServingError):
-            server.unload(_unneeded(loaded, served))
-        raise ServingError(
-            f"refused {_heads(after)}: {error}. No ensemble was touched, the server answers as before; but the "
-            "repository names it, and a server that starts would serve it: publish again with "
-            "`python -m export.to_onnx`, or go back with `python -m serving reload --to DIGEST`"
-        ) from error
+    if found := [damage for name in new for damage in damages(repository / name)]:
+        raise ServingError("; ".join(found))
+    for name in new:
+        report(f"loading {name}")
+        loaded.append(name)
+        server.load(name)
+    for config in after.values():
+        _probe(server, repository, config)
     report("the golden request is answered as expected")
-    return loaded
 
 
 def _probe(server: Control, repository: Path, ensemble: Any) -> None:
@@ -143,41 +135,76 @@ def _probe(server: Control, repository: Path, ensemble: Any) -> None:
             raise ServingError(f"{step.model_name} refuses the golden request: {text.decode(errors='replace')}")
 
 
-def _commit(server: Control, repository: Path, before: Configs, after: Configs, report: Callable[[str], None]) -> None:
-    """Let the ensembles name the new models: in the repository, then in the server; ask each the golden request."""
+def _commit(
+    server: Control,
+    repository: Path,
+    before: Configs,
+    after: Configs,
+    touched: list[str],
+    report: Callable[[str], None],
+) -> None:
+    """Let the ensembles name the new models: in the repository, then in the server; ask each the golden request.
+
+    Fills ``touched`` with the names of the ensembles that may have changed.
+    """
     for name, config in after.items():
         if config != before[name]:
+            touched.append(name)
             write_config(repository / name, config)
     for name, config in after.items():
         report(f"loading {name}")
+        touched.append(name)
         server.load(name)
         golden = _golden(repository, config)
         inputs = input_tensors(config, golden.feed(*_sizes(repository, config)))
         _check(golden, server.ask(name, inputs, golden.outputs()), name)
 
 
-def _go_back(server: Control, repository: Path, before: Configs, served: Configs, new: Sequence[str]) -> list[str]:
-    """Undo a commit that failed half-way, each part whatever became of the others; returns what could not be undone."""
+def _roll_back(
+    server: Control,
+    repository: Path,
+    before: Configs,
+    served: Configs,
+    loaded: Sequence[str],
+    touched: Sequence[str],
+) -> list[str]:
+    """Undo a swap, each part whatever became of the others; returns what could not be undone."""
     failed = []
-    for name, config in before.items():
+    ensembles = list(dict.fromkeys(touched))
+    actions: list[Callable[[], None]] = [partial(_restore, repository / name, before[name]) for name in ensembles]
+    # as it was served, which may differ from what the repository says
+    actions += [partial(server.load, name, served[name]) for name in ensembles if name in served]
+    for action in actions:
         try:
-            if config != read_config(repository / name):
-                write_config(repository / name, config)
-        except (ServingError, OSError) as error:
-            failed.append(str(error))
-    for name, config in served.items():
-        try:
-            server.load(name, config)  # as it was served, which may differ from what the repository says
-        except ServingError as error:
-            failed.append(str(error))
-    with suppress(ServingError):
+            action()
+        except Exception as error:
+            failed.append(_text(error))
+    # an encoder that was loaded again, because it was not ready, is named by an ensemble that answers
+    new = [name for name in (*ensembles, *loaded) if name not in served and name not in models_named(served)]
+    with suppress(Exception):  # the next swap unloads them
         server.unload(new)
     return failed
 
 
-def _unneeded(loaded: Sequence[str], served: Configs) -> list[str]:
-    """Which of the models ``loaded`` no ensemble that is served names: one that was being loaded again is named."""
-    return [name for name in loaded if name not in models_named(served)]
+def _restore(folder: Path, config: Any) -> None:
+    if config != read_config(folder):
+        write_config(folder, config)
+
+
+def _refusal(after: Configs, error: Exception, touched: Sequence[str], outcome: str) -> str:
+    """Why a swap was refused, and what to do."""
+    if touched:
+        return f"{_text(error)}; {outcome}"
+    return (
+        f"refused {_heads(after)}: {_text(error)}. No ensemble was touched, {outcome}; but the "
+        "repository names it, and a server that starts would serve it: publish again with "
+        "`python -m export.to_onnx`, or go back with `python -m serving reload --to DIGEST`"
+    )
+
+
+def _text(error: Exception) -> str:
+    """The message of ``error``, with its type where that alone would not be understood."""
+    return str(error) if isinstance(error, ServingError | OSError) else f"{type(error).__name__}: {error}"
 
 
 def _unload_stale(server: Control, served: Configs, after: Configs, report: Callable[[str], None]) -> list[str]:
@@ -186,8 +213,11 @@ def _unload_stale(server: Control, served: Configs, after: Configs, report: Call
         stale = _stale(server, served, after)
         for name in server.unload(stale):
             report(f"{name} still has requests to answer; it goes with the last of them")
-    except ServingError as error:
-        report(f"the new head answers, but old models are loaded still ({error}): the next reload unloads them")
+    except BaseException as error:
+        cause = _text(error) if isinstance(error, Exception) else "interrupted"
+        report(f"the new head answers, but old models are loaded still ({cause}): the next reload unloads them")
+        if not isinstance(error, Exception):
+            raise
         return []
     return stale
 

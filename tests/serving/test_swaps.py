@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import operator
+import os
 import shutil
+import signal
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -282,6 +284,94 @@ def test_a_repository_that_cannot_be_written_changes_nothing(served: Served, mon
     assert SECOND not in {step for config in ensembles(served.repository).values() for step in steps(config)}
     assert served.states().get(SECOND) != "READY"
     assert {reply.head for reply in served.ask().values()} == {FIRST}
+
+
+class Steps:
+    """The calls that a swap makes, counted; one of them can raise ``error`` before it does anything, or after."""
+
+    SEAMS = (
+        *((Control, name) for name in ("states", "config", "load", "ask", "unload")),
+        *((swap_module, name) for name in ("damages", "read_golden", "input_tensors", "write_config")),
+    )
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.arm(0)
+        for owner, name in self.SEAMS:
+            monkeypatch.setattr(owner, name, self._counted(name, getattr(owner, name)))
+
+    def arm(self, step: int, *, after: bool = False, error: BaseException | None = None) -> None:
+        """Let the call number ``step``, from 1, of the next swap raise."""
+        self.names: list[str] = []
+        self._step, self._after, self._error = step, after, error
+
+    def _counted(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **options: Any) -> Any:
+            self.names.append(name)
+            error = self._error if len(self.names) == self._step else None
+            if error and not self._after:
+                raise error
+            result = function(*arguments, **options)
+            if error:
+                raise error
+            return result
+
+        return call
+
+
+ERRORS = (KeyError("x"), StopIteration(), TypeError("x"), OSError(28, "No space left"), KeyboardInterrupt())
+
+
+@pytest.mark.parametrize(
+    ("after", "stride"),
+    [
+        pytest.param(True, 6, id="some"),
+        pytest.param(True, 1, id="after", marks=pytest.mark.slow),
+        pytest.param(False, 1, id="before", marks=pytest.mark.slow),
+    ],
+)
+def test_an_exception_at_any_step_rolls_the_swap_back(
+    served: Served, after: bool, stride: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps_of = Steps(monkeypatch)
+    served.swap(SECOND)
+    done = steps_of.names.index("unload") - 1  # before `states`, which finds what is stale: the new head answers
+    assert steps_of.names[done] == "states"
+    steps_of.arm(0)
+    served.swap(FIRST)
+    for step in range(done, 0, -stride):
+        error = ERRORS[step % len(ERRORS)]
+        steps_of.arm(step, after=after, error=error)
+        with pytest.raises((ServingError, type(error))):  # as it is where nothing has been loaded yet
+            served.swap(SECOND)
+        name = steps_of.names[step - 1]
+        steps_of.arm(0)
+        assert [reply.head for reply in served.ask().values()] == [FIRST, FIRST], f"step {step}, {name}"
+        assert served.states().get(SECOND) != "READY", f"step {step}, {name}"
+        assert SECOND not in {each for config in ensembles(served.repository).values() for each in steps(config)}
+    steps_of.arm(0)
+    served.swap(SECOND)
+    assert {reply.head for reply in served.ask().values()} == {SECOND}
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_rolls_the_swap_back(
+    served: Served, number: signal.Signals, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    handler = signal.getsignal(number)
+
+    def say(line: str) -> None:
+        said.append(line)
+        if line == f"loading {ANOTHER}":  # the other ensemble answers with the new head already
+            os.kill(os.getpid(), number)
+            os.kill(os.getpid(), number)
+
+    said: list[str] = []
+    monkeypatch.setattr(command, "_say", say)
+    assert command.main(["--url", served.server.grpc_url, "--to", SECOND]) == 130
+    assert said[-2:] == ["interrupted: the server answers as before", "stopped"]
+    assert [reply.head for reply in served.ask().values()] == [FIRST, FIRST]
+    assert served.states().get(SECOND) != "READY"
+    assert signal.getsignal(number) == handler
 
 
 def test_a_swap_that_is_done_is_not_called_refused(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
