@@ -85,7 +85,7 @@ class EmbeddedTriton:
 
     @property
     def log(self) -> Path:
-        """Triton's log."""
+        """Triton's log; where it grows beyond 16 MiB, the part before is beside it, in ``server.log.1``."""
         return self._log.path
 
     @property
@@ -136,7 +136,10 @@ class EmbeddedTriton:
             self._environment = self._prepare(runtime)
             self._command = [str(runtime.server), *self._arguments(runtime)]
             stack.callback(lambda: _kill(vars(self).get("_process")))  # none yet, if stopped just before it starts
-            self._launch(report)
+            try:
+                self._launch(report)
+            except ServingError as error:
+                raise self._with_log(error) from error
             address = RunningServer(self.grpc_url, self.http_url, str(self.repository.resolve()), self._key)
             write_record(self._workspace.folder, address)
             self._resources = stack.pop_all()
@@ -167,17 +170,17 @@ class EmbeddedTriton:
             ends = [end for end in ends if time.monotonic() - end < RECENT_S] + [time.monotonic()]
             told = f"tritonserver {self._outcome()}, unasked; its log says:\n{self._log.complaints()}"
             if failed == STARTS:
-                raise ServingError(f"{told}\n{STARTS} starts have failed, one after the other")
+                raise self._with_log(ServingError(f"{told}\n{STARTS} starts have failed, one after the other"))
             pause = min(2 ** (len(ends) - 1) - 1, MOST_PAUSE_S)
-            report(f"{told}\nstarting it again{f' in {pause} s' if pause else ''}")
+            report(f"{told}\nserver log: {self.log}\nstarting it again{f' in {pause} s' if pause else ''}")
             self._clean_up()
             time.sleep(pause)
             try:
                 self._launch(report)
                 failed = 0
-            except ServingError:
+            except ServingError as error:
                 if self._process.poll() is None:
-                    raise  # it lives, but cannot serve
+                    raise self._with_log(error) from error  # it lives, but cannot serve
                 failed += 1
 
     def __enter__(self) -> EmbeddedTriton:
@@ -199,7 +202,7 @@ class EmbeddedTriton:
 
     def _launch(self, report: Callable[[str], None]) -> None:
         """Start the process, wait until it is ready, and watch over it."""
-        with self.log.open("wb") as log:  # a file never blocks the server, as a full pipe would
+        with self._log.open() as log:  # a file never blocks the server, as a full pipe would
             self._process = subprocess.Popen(
                 [sys.executable, "-I", "-S", launch.__file__, str(os.getpid()), *self._command],
                 env=self._environment,
@@ -216,10 +219,20 @@ class EmbeddedTriton:
         served = Served(self._control, self._ensembles)
         with suppress(OSError, http.client.HTTPException):  # it ended just now: that is noticed elsewhere
             served()
-        tidy = self._workspace.close_shared_memory
-        tidy()
-        self._watch = Watch(self._process.pid, self._log.models, served, tidy, self._control, report)
+        self._tidy()
+        self._watch = Watch(self._process.pid, self._log.models, served, self._tidy, self._control, report)
         self._watch.start()
+
+    def _tidy(self) -> None:
+        self._workspace.close_shared_memory()
+        self._log.rotate()
+
+    def _with_log(self, error: ServingError) -> ServingError:
+        """``error``, with the place of a copy of the log: the log itself goes with the server."""
+        try:
+            return ServingError(f"{error}\nserver log: {self._workspace.keep_log(self._log.older, self.log)}")
+        except OSError as reason:  # the disk is full, for example
+            return ServingError(f"{error}\nserver log: it cannot be kept ({reason})")
 
     def _clean_up(self) -> None:
         """Remove what a server that ended by itself left: its watch, its stubs, its shared memory."""
@@ -251,7 +264,7 @@ class EmbeddedTriton:
     def _wait_until_ready(self, report: Callable[[str], None]) -> None:
         start = reported = time.monotonic()
         while (status := self._readiness()) != http.HTTPStatus.OK:
-            if self.log.stat().st_size:  # it has read its arguments
+            if self._log.size():  # it has read its arguments
                 hide_key(self._process.pid, self._key)
             if status is not None or self._process.poll() is not None:
                 cause = self._log.cause() or f"tritonserver {self._outcome()}"

@@ -66,7 +66,8 @@ class Watch:
     def stop(self) -> None:
         """Watch no longer; a model that is being loaded again is waited for, but not for long."""
         self._end.set()
-        self._thread.join(PATIENCE_S)
+        if self._thread.is_alive():  # not where a signal came just before it started
+            self._thread.join(PATIENCE_S)
 
     def _run(self) -> None:
         while not self._end.wait(INTERVAL_S):

@@ -16,7 +16,9 @@ from contextlib import suppress
 from pathlib import Path
 
 PREFIX = "vizwiz-serving-"
+KEPT_LOGS = 5  # of servers that failed, for this user
 
+_LOG_SUFFIX = ".log"
 _SHARED_MEMORY = Path("/dev/shm")
 
 
@@ -24,7 +26,7 @@ class Workspace:
     """The temporary folder of one server; as a context manager, it removes folder and shared memory at the end."""
 
     def __init__(self) -> None:
-        unlocked = Path(tempfile.mkdtemp(prefix=f".{PREFIX}{os.getpid()}-", dir=_temporary_folder()))
+        unlocked = Path(tempfile.mkdtemp(prefix=f".{PREFIX}", dir=_temporary_folder()))
         self.lock = _lock(unlocked)
         """The descriptor that holds the lock, to be passed on to each process of the server."""
         # only now does it get a name that `remove_leftovers` looks at
@@ -48,6 +50,15 @@ class Workspace:
             with suppress(FileNotFoundError):
                 region.chmod(0o600)
 
+    def keep_log(self, *parts: Path) -> Path:
+        """Copy the ``parts`` of the log to a file that outlives the server; one of the next starts removes it."""
+        descriptor, name = tempfile.mkstemp(prefix=PREFIX, suffix=_LOG_SUFFIX, dir=_temporary_folder())
+        with os.fdopen(descriptor, "wb") as kept:
+            for part in parts:
+                with suppress(FileNotFoundError), part.open("rb") as file:
+                    shutil.copyfileobj(file, kept)
+        return Path(name)
+
     def remove_shared_memory(self) -> None:
         """Remove what the processes of the server left, once all have ended."""
         _remove_shared_memory(self.folder)
@@ -62,6 +73,9 @@ def remove_leftovers() -> None:
             continue
         _remove(folder)
         os.close(lock)
+    with suppress(FileNotFoundError):  # another start removes them too
+        for log in sorted(_own(f"{PREFIX}*{_LOG_SUFFIX}"), key=lambda log: log.stat().st_mtime)[:-KEPT_LOGS]:
+            log.unlink()
 
 
 def live_folders() -> list[Path]:
@@ -77,11 +91,19 @@ def live_folders() -> list[Path]:
 
 
 def _folders() -> Iterator[Path]:
-    """The temporary folders of this user's servers; anybody may make one with such a name, and write what they like."""
-    for folder in _temporary_folder().glob(f"{PREFIX}*"):
+    """The temporary folders of this user's servers."""
+    return (path for path in _own(f"{PREFIX}*") if path.is_dir())
+
+
+def _own(pattern: str, folder: Path | None = None) -> Iterator[Path]:
+    """What this user owns in ``folder``, by default the one for temporary files.
+
+    Any user may make a file of any name there, and only its owner may change or remove it.
+    """
+    for path in (folder or _temporary_folder()).glob(pattern):
         with suppress(FileNotFoundError):
-            if folder.lstat().st_uid == os.getuid():
-                yield folder
+            if path.lstat().st_uid == os.geteuid():
+                yield path
 
 
 def _lock(folder: Path) -> int:
@@ -117,5 +139,5 @@ def _remove_shared_memory(folder: Path) -> None:
         region.unlink(missing_ok=True)
 
 
-def _regions(folder: Path) -> list[Path]:
-    return list(_SHARED_MEMORY.glob(f"{glob.escape(folder.name)}_*"))
+def _regions(folder: Path) -> Iterator[Path]:
+    return _own(f"{glob.escape(folder.name)}_*", _SHARED_MEMORY)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -22,9 +24,10 @@ from tritonclient.grpc import InferenceServerClient
 
 from serving import __main__ as command
 from serving.admin import ask_http
+from serving.errors import ServingError
 from serving.runtime import find_runtime
 from serving.server import EmbeddedTriton
-from serving.workspace import PREFIX, remove_leftovers
+from serving.workspace import KEPT_LOGS, PREFIX, Workspace, remove_leftovers
 from tests.serving.tiny_repository import SIDE, TEXT_MODEL, ask, change_config, expected_answer
 from vizwiz_client.contract import tensors
 
@@ -35,8 +38,8 @@ SERVE = [sys.executable, "-m", "serving", *(f"--{name}-port=0" for name in ("htt
 class Command:
     """As a context manager: a ``python -m serving`` that is ready, and where its traces are; it outlives no test."""
 
-    def __init__(self, repository: Path, *flags: str) -> None:
-        self._command = [*SERVE, f"--repository={repository}", *flags]
+    def __init__(self, repository: Path, *flags: str, prefix: Sequence[str] = ()) -> None:
+        self._command = [*prefix, *SERVE, f"--repository={repository}", *flags]
 
     def __enter__(self) -> Command:
         start = time.monotonic()
@@ -46,7 +49,9 @@ class Command:
         with ExitStack() as stack:
             stack.callback(self._kill)
             assert self.process.stdout is not None
-            self.addresses: dict[str, Any] = json.loads(self.process.stdout.readline())
+            if not (line := self.process.stdout.readline()):
+                raise AssertionError(f"the server did not start: {self.process.communicate()[1]}")
+            self.addresses: dict[str, Any] = json.loads(line)
             self.seconds = time.monotonic() - start
             self.folder = Path(self.addresses["log"]).parent
             stack.pop_all()
@@ -124,15 +129,53 @@ def test_shared_memory_that_a_killed_server_left_is_removed(serve: Command) -> N
     assert eventually(lambda: remove_leftovers() or serve.leaves_no_trace())  # as above
 
 
+# user 65534, who may read the Python of root's home folder, but not remove others' files
+NOBODY = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
+NOBODY += ["--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search"]
+
+
+@pytest.mark.skipif(
+    os.getuid() != 0 or subprocess.run([*NOBODY, "true"], stderr=subprocess.DEVNULL).returncode != 0,
+    reason="acting as another user needs root",
+)
+def test_another_users_files_in_shared_memory_stop_neither_server_nor_start(tiny_repository: Path) -> None:
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))  # pytest's own is for its user alone
+        repository = Path(shutil.copytree(tiny_repository, folder / "models"))
+        for each in (folder, repository):
+            each.chmod(0o755)
+        served = stack.enter_context(Command(repository, prefix=NOBODY))
+        others = Path(f"/dev/shm/{served.folder.name}_others")
+        others.touch(0o600)
+        stack.callback(others.unlink)
+        os.chown(others, 12345, 12345)
+        assert served.folder.stat().st_uid == 65534
+        os.kill(served.triton(), signal.SIGKILL)  # the supervisor removes the shared memory, and starts it again
+        assert eventually(lambda: not answers_http(served.addresses["http"]))
+        assert eventually(lambda: answers_http(served.addresses["http"]), 120)
+        for pid in [served.process.pid, *served.processes()]:
+            os.kill(pid, signal.SIGKILL)
+        assert eventually(lambda: not served.processes())
+        script = "import serving.workspace as w; w.remove_leftovers(); w.Workspace().__exit__()"
+        assert eventually(
+            lambda: subprocess.run([*NOBODY, sys.executable, "-c", script], check=True) and not served.folder.exists()
+        )
+        assert served.shared_memory() == [others]
+
+
 def test_a_server_that_ends_by_itself_is_told_and_started_again_as_often_as_it_was_ready(serve: Command) -> None:
-    address = serve.addresses["http"]
+    address, log = serve.addresses["http"], Path(serve.addresses["log"])
+    before = log.read_bytes()
     for _ in range(3):
         os.kill(serve.triton(), signal.SIGKILL)
         assert eventually(lambda: not answers_http(address))
         assert eventually(lambda: answers_http(address), 120)
+    assert log.read_bytes().startswith(before)
+    assert log.read_bytes().count(b"Started GRPCInferenceService") == 4
     serve.process.send_signal(signal.SIGTERM)
     said = serve.end()
     assert said.count("tritonserver ended with SIGKILL, unasked") == 3
+    assert said.count(f"\nserver log: {log}\n") == 3
     assert re.findall(r"\nstarting it again(.*)\n", said) == ["", " in 1 s", " in 3 s"]
     assert serve.process.returncode == 0
     assert eventually(serve.leaves_no_trace)
@@ -145,9 +188,52 @@ def test_a_server_that_cannot_start_again_stays_down(serve: Command) -> None:
     said = serve.end()
     assert "starting it again\n" in said
     assert "Triton cannot serve" in said.rpartition("serving: error: ")[2]
+    kept = Path(said.rpartition("\nserver log: ")[2].strip())
+    text = kept.read_text()
+    kept.unlink()
+    assert "Started GRPCInferenceService" in text, "what came before the restart is not in it"
+    assert "libtriton_python.so" in text
     assert serve.process.returncode == 1
     assert not answers_http(address)
     assert eventually(serve.leaves_no_trace)
+
+
+def test_a_server_that_does_not_start_leaves_its_log(own_repository: Path) -> None:
+    (own_repository / TEXT_MODEL / "1" / "model.onnx").write_bytes(b"no graph")
+    with pytest.raises(ServingError) as caught:
+        EmbeddedTriton(own_repository).start()
+    kept = Path(str(caught.value).rpartition("\nserver log: ")[2])
+    assert kept.stat().st_mode & 0o777 == 0o600
+    assert TEXT_MODEL in kept.read_text()
+    kept.unlink()
+
+
+def test_logs_of_failed_servers_do_not_pile_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    (tmp_path / "server.log").write_text("why")
+    for _ in range(KEPT_LOGS + 2):
+        with Workspace() as workspace:
+            kept = workspace.keep_log(tmp_path / "server.log.1", tmp_path / "server.log")
+    remove_leftovers()
+    logs = list(tmp_path.glob(f"{PREFIX}*"))
+    assert len(logs) == KEPT_LOGS
+    assert kept.read_text() == "why"
+
+
+def test_the_log_is_bounded(tiny_repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serving.log.MAX_BYTES", 10_000)
+    image, tokens = np.ones((1, SIDE, SIDE, 3), np.uint8), np.ones((1, 8), np.int32)
+    with EmbeddedTriton(tiny_repository, verbose=True) as server, InferenceServerClient(server.grpc_url) as client:
+        older = server.log.with_name("server.log.1")
+
+        def rotated() -> bool:
+            ask(client, image, tokens)
+            return before != older.stat().st_mtime_ns and server.log.stat().st_size <= 10_000
+
+        for _ in range(2):  # each request writes some lines, which the log takes from its beginning again
+            before = older.stat().st_mtime_ns
+            assert eventually(rotated, 60)
+        assert server.log.read_bytes()[:1] not in (b"", b"\0")
 
 
 def test_a_stop_in_the_middle_of_a_start_leaves_no_trace(tiny_repository: Path, tmp_path: Path) -> None:
@@ -158,13 +244,14 @@ def test_a_stop_in_the_middle_of_a_start_leaves_no_trace(tiny_repository: Path, 
             assert process.stderr is not None
             assert "waiting for the models to load" in process.stderr.readline()
             assert eventually(lambda: list(tmp_path.glob(f"{PREFIX}*/server.log")))
+            (folder,) = tmp_path.glob(f"{PREFIX}*")
             process.terminate()
             assert process.communicate(timeout=30)[1] == "serving: stopped\n"
         finally:
             process.kill()
     assert process.returncode == 0
     assert list(tmp_path.iterdir()) == []
-    assert list(Path("/dev/shm").glob(f"{PREFIX}{process.pid}-*")) == []
+    assert list(Path("/dev/shm").glob(f"{folder.name}*")) == []
 
 
 def test_a_stop_just_before_the_process_starts_is_a_stop(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import socket
 import subprocess
@@ -18,20 +17,26 @@ from serving import __main__ as command
 from serving import runtime, watch
 from serving.errors import ServingError
 from serving.server import EmbeddedTriton
-from serving.workspace import PREFIX
+from serving.workspace import Workspace
 from tests.serving.tiny_repository import HEAD, IMAGE_MODEL, TEXT_MODEL, change_config
 
 
 @pytest.fixture(autouse=True)
 def own_temporary_folder(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Every refusal leaves nothing behind."""
+    """Every refusal leaves nothing behind but its log."""
     folder = tmp_path_factory.mktemp("tmp")
     monkeypatch.setattr("tempfile.tempdir", str(folder))
-    own = f"{PREFIX}{os.getpid()}-*"
-    before = set(Path("/dev/shm").glob(own))
+    made: list[str] = []
+    start = Workspace.__init__
+
+    def record(workspace: Workspace) -> None:
+        start(workspace)
+        made.append(workspace.folder.name)
+
+    monkeypatch.setattr(Workspace, "__init__", record)
     yield folder
-    assert list(folder.iterdir()) == []
-    assert set(Path("/dev/shm").glob(own)) == before
+    assert [path for path in folder.iterdir() if path.suffix != ".log"] == []
+    assert [path for name in made for path in Path("/dev/shm").glob(f"{name}*")] == []
 
 
 def refusal(repository: Path, **arguments: Any) -> str:
