@@ -209,7 +209,7 @@ class TestTerminals:
                 assert process.stdout is not None
                 assert process.stderr is not None
                 process.stdout.close()
-                assert (process.stderr.read(), process.wait(60)) == (b"", 0)
+                assert (process.stderr.read(), process.wait(60)) == (b"", _exits.NOT_WRITTEN)
             finally:
                 process.kill()
 

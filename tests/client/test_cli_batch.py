@@ -146,10 +146,12 @@ class TestFormats:
         batch(write_json_lines(tmp_path / "q.jsonl", rows), "-o", tmp_path / "a.csv")
         assert list(read(tmp_path / "a.csv")[0])[:4] == ["photo", "question", "a", "b"]
 
-    def test_an_empty_file(self, batch, tmp_path: Path) -> None:
-        (tmp_path / "q.csv").write_text("photo,question\n")
+    def test_no_rows(self, batch, tmp_path: Path) -> None:
+        (tmp_path / "q.csv").write_text("id,photo,question\n")
         assert batch(tmp_path / "q.csv", "-o", tmp_path / "a.csv") == (0, "", ["0 of 0 rows answered"])
-        assert read(tmp_path / "a.csv") == []
+        assert (tmp_path / "a.csv").read_text() == ",".join(["id", "photo", "question", *COLUMNS]) + "\n"
+        (tmp_path / "q.jsonl").touch()
+        assert batch(tmp_path / "q.jsonl") == (0, "", ["0 of 0 rows answered"])
 
 
 class TestErrors:
@@ -168,16 +170,59 @@ class TestErrors:
     @pytest.mark.parametrize(
         ("content", "text"),
         [
-            ("a,b\n1,2\n", "line 2: got the columns a, b, expected photo or image, and question"),
+            ("a,b\n1,2\n", "line 1: got the columns 'a', 'b', expected photo or image, and question"),
+            ("photo, question\n", "line 1: got the columns 'photo', ' question', expected"),
+            ("\n\nphoto\n", "line 3: got the columns 'photo', expected photo or image, and question"),
+            ("photo,id,question,id\n", "line 1: more than one column named 'id'; rename or remove all but one"),
+            ("photo,question,,\n", "line 1: more than one column named ''"),
+            ("id;photo;question\n", "line 1: semicolons between the columns, expected commas; save it with commas"),
+            ('"image"\t"question"\na.jpg\twhat, now?\n', "line 1: tabs between the columns, expected commas"),
+            ("", "is empty, expected a CSV header, or JSON Lines"),
+            (" \n\n", "is empty"),
             ("photo,question\na.jpg\n", "line 2: got 1 cells, expected 2 as the header has"),
             ("photo,question\na.jpg,what, now?\n", "line 2: got 3 cells, expected 2"),
             ('photo,question\na.jpg,"what\n', "not CSV"),
+            ('\ufeff\nphoto,question\n\na.jpg,"what\nis\nthis?"\n\na.jpg\n', "line 8: got 1 cells"),
+            ('photo,question\na.jpg,"what\nis\nthis?",b\n', "lines 2 to 4: got 3 cells"),
+            ('photo,question\na.jpg,b\na.jpg,"what\nis this\n', "lines 3 to 4: not CSV: unexpected end of data"),
+            ('"photo\n",question\na.jpg,b\n', "lines 1 to 2: got the columns 'photo\\n', 'question'"),
+            pytest.param(
+                f"photo,question\na.jpg,{'b' * 200_000}\n",
+                "line 2: not CSV: field larger than field limit",
+                id="long cell",
+            ),
+            pytest.param("a" * 10_000_001, "line 1: longer than 10,000,000 characters; is it text?", id="long line"),
             ("photo,question,answer\na.jpg,b,c\n", "the answers need the column answer; rename it in the input"),
             ('{"photo": "a.jpg", "question": "b"}\n{"photo"', "line 2: not JSON"),
             ('{"photo": "a.jpg", "question": "b"}\n[1]\n', "line 2: got [1], expected a JSON object"),
             ('{"photo": "a.jpg", "question": 3}\n', "line 1: question is 3, expected a text"),
+            ('\n{"photo": "a.jpg", "question": "b"}\n\n{"photo": "a.jpg"}\n', "line 4: got the columns 'photo'"),
+            ('{"photo": "a.jpg", "question": "b", "photo": "c"}\n', "line 1: not JSON (more than one key 'photo')"),
+            pytest.param(
+                '{"photo": "a.jpg", "question": "b", "n": ' + "[" * 100_000,
+                "line 1: nested deeper than 100 levels",
+                id="deep list",
+            ),
+            pytest.param(
+                '{"photo": "a.jpg", "question": "b", "n": ' + '{"a":' * 100_000,
+                "line 1: nested deeper than 100 levels",
+                id="deep object",
+            ),
+            (f'{{"photo": "a.jpg", "question": {"[" * 100}{"]" * 100}}}', "line 1: nested deeper than 100 levels"),
+            pytest.param(
+                f'{{"photo": "a.jpg", "n": {"9" * 5_000}}}',
+                "line 1: not JSON (a number of 5,000 digits, expected at most",
+                id="long number",
+            ),
+            ('{"photo": "a.jpg", "question": "b", "n": 1e999}', "line 1: not JSON (the number 1e999 is too large)"),
+            ('{"photo": "a.jpg", "question": "b"\n', "line 1: not JSON"),
             ('[{"photo": "a.jpg"}]', "a JSON array, expected JSON Lines, one object a line: jq -c '.[]' makes them"),
-            ("photo,question\na.jpg,señor\n", "byte 0xf1 is not UTF-8; save the file as UTF-8"),
+            ("photo,question\r\na.jpg,b\r\n\r\na.jpg,señor\n", "line 4: byte 0xf1 is not UTF-8; save it as UTF-8"),
+            pytest.param(
+                "photo,question\n" + "a.jpg,b\n" * 5_000 + "a.jpg,señor\n",
+                "line 5002: byte 0xf1 is not UTF-8",
+                id="long file",
+            ),
         ],
     )
     def test_a_file_that_cannot_be_used_is_refused_whole(
@@ -190,13 +235,32 @@ class TestErrors:
         assert text in notes[0]
         assert os.listdir(tmp_path) == ["q"]  # noqa: PTH208 - nothing else was written
 
+    @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be"])
+    @pytest.mark.parametrize("content", ["photo,question\na.jpg,b\n", '{"photo": "a.jpg", "question": "b"}\n'])
+    def test_utf_16_is_named(self, batch, tmp_path: Path, content: str, encoding: str) -> None:
+        (tmp_path / "q").write_text(content, encoding=encoding)
+        status, _, notes = batch(tmp_path / "q")
+        assert status == _exits.USAGE
+        assert "UTF-16" in notes[0]
+        assert "save it as UTF-8 (in Excel: CSV UTF-8; in PowerShell: -Encoding utf8)" in notes[0]
+
+    def test_a_hundred_levels_of_json_are_kept(self, batch, photos: list[Path], tmp_path: Path) -> None:
+        nested = json.loads("[" * 99 + "]" * 99)
+        row = {"photo": photos[0].name, "question": "what?", "n": nested, "number": 10**999, "nan": float("nan")}
+        path = write_json_lines(tmp_path / "q.jsonl", [row])
+        assert batch(path, "-o", tmp_path / "a.jsonl")[0] == 0
+        (found,) = read(tmp_path / "a.jsonl")
+        assert json.dumps({name: found[name] for name in row}) == json.dumps(row)
+
     def test_no_such_file(self, batch, tmp_path: Path) -> None:
         assert "none.csv: cannot be read (No such file or directory)" in batch(tmp_path / "none.csv")[2][0]
 
     def test_an_output_that_is_there_already(self, batch, photos: list[Path], tmp_path: Path) -> None:
-        path = write_csv(tmp_path / "q.csv", questions(photos, 1))
-        status, _, notes = batch(path, "-o", path)
-        assert (status, notes) == (_exits.USAGE, [f"Error: {path} is there already; remove it, or choose another name"])
+        path, output = write_csv(tmp_path / "q.csv", questions(photos, 1)), tmp_path / "a.csv"
+        output.write_text("mine")
+        expected = [f"Error: {output} is there already; remove it, or choose another name"]
+        assert batch(path, "-o", output) == (_exits.USAGE, "", expected)
+        assert output.read_text() == "mine"
 
 
 class TestGoingOn:
@@ -239,15 +303,6 @@ class TestGoingOn:
         assert batch(path, "-o", tmp_path / "a.csv")[0] == 0
         assert synced[0] == (tmp_path / "a.csv").stat().st_size
         assert len(synced) == 2, "the folder too"
-
-    def test_a_full_disk_is_told(self, batch, path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-        def full(*_: object) -> None:
-            raise OSError(28, "No space left on device")
-
-        monkeypatch.setattr(Journal, "append", full)
-        status, _, notes = batch(path, "-o", tmp_path / "a.csv")
-        assert status == _exits.NOT_WRITTEN
-        assert notes[-1] == "Error: [Errno 28] No space left on device"
 
     def test_it_is_written_down_with_keep_going(self, batch, stand_in: StandIn, path: Path, tmp_path: Path) -> None:
         stand_in.failure, stand_in.failures_left = (grpc.StatusCode.INTERNAL, "out of memory"), 1

@@ -10,8 +10,9 @@ from typing import Any, NoReturn
 
 from vizwiz_client import __version__
 from vizwiz_client._status import DEFAULT_MAX_LATENCY_S
-from vizwiz_client.cli import _help
+from vizwiz_client.cli import _exits, _help
 from vizwiz_client.cli._settings import HEADERS, SETTINGS, at_least, header, seconds
+from vizwiz_client.cli._streams import put, say
 
 COMMANDS = {
     "ask": "ask questions about photos",
@@ -24,7 +25,12 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         if self.prog.endswith(" ask") and ("unrecognized" in message or "--question" in message):
             message += "; a question that starts with - is written -q=-... or comes after --"
-        self.exit(2, f"Error: {message}\nMore: {self.prog} --help\n")
+        say(f"Error: {message}")
+        say(f"More: {self.prog} --help")
+        sys.exit(_exits.USAGE)
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        put(message.rstrip("\n"))  # help and version; argparse's own ignores that they cannot be written
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -152,5 +158,5 @@ class _PrintCompletion(argparse.Action):
             import shtab  # here alone: nobody else waits for it
         except ModuleNotFoundError:
             parser.error("completions are made by shtab; install it: pip install 'vizwiz-client[completion]'")
-        print(shtab.complete(parser, shell=shell))
+        put(shtab.complete(parser, shell=shell))
         parser.exit(0)

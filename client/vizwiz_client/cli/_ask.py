@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import glob
 import os
-import sys
 import threading
 from importlib import import_module
 from itertools import product
@@ -13,7 +12,9 @@ from itertools import product
 from vizwiz_client import Answer, ServerError, VizwizError
 from vizwiz_client.cli import _exits
 from vizwiz_client.cli._connect import connect
-from vizwiz_client.cli._text import json_line, say, sentence, short
+from vizwiz_client.cli._streams import put, say, standard_input
+from vizwiz_client.cli._text import json_line, sentence, short
+from vizwiz_client.contract.errors import escape_controls
 
 STANDARD_INPUT = "-"
 
@@ -21,7 +22,7 @@ STANDARD_INPUT = "-"
 def run(arguments: argparse.Namespace) -> int:
     """Ask every question about every photo, print what is answered, and return the exit code."""
     photos, questions = photos_and_questions(arguments)
-    read = {STANDARD_INPUT: sys.stdin.buffer.read()} if STANDARD_INPUT in photos else {}
+    read = {STANDARD_INPUT: standard_input().read()} if STANDARD_INPUT in photos else {}
     code = _exits.OK
     said: set[str] = set()  # what is wrong with a photo is said once, not once per question
     with connect(arguments) as client:
@@ -39,11 +40,11 @@ def run(arguments: argparse.Namespace) -> int:
                 say(note)
                 said.add(note)
             if arguments.json:
-                print(json_line(_record(photo, question, answer)), flush=True)
+                put(json_line(_record(photo, question, answer)))
             elif isinstance(answer, Answer):
                 names = [_name(photo)] if len(photos) > 1 else []
                 names += [short(question)] if len(questions) > 1 else []
-                print(": ".join([*names, sentence(answer)]), flush=True)
+                put(escape_controls(": ".join([*names, sentence(answer)])))
     return code
 
 
@@ -82,7 +83,7 @@ def _expanded(operand: str) -> list[str]:
 def _read_questions(questions: list[str]) -> list[str]:
     if STANDARD_INPUT not in questions:
         return questions
-    lines = [line for line in sys.stdin.buffer.read().decode(errors="replace").splitlines() if line.strip()]
+    lines = [line for line in standard_input().read().decode(errors="replace").splitlines() if line.strip()]
     if not lines:
         raise _exits.UsageError("standard input holds no question, expected one a line")
     at = questions.index(STANDARD_INPUT)

@@ -42,7 +42,8 @@ Ask the questions of a file: CSV with a header, or JSON Lines (one object a line
 
 The column (or key) `photo`, or `image`, names a photo, and `question` asks about it; all other columns are kept. With
 -o the answers so far are kept in FILE.part, and the same command again goes on there, however it ended; FILE appears
-when it is complete.
+when it is complete. A pipe is read once: to go on, give the same rows again. Its photos are relative to the current
+folder.
 
 examples:
   vizwiz-client batch questions.csv -o answers.csv

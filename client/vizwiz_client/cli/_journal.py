@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from vizwiz_client.cli._exits import UsageError
+from vizwiz_client.cli._exits import NotWritten, UsageError
 from vizwiz_client.cli._rows import Format, Row, Writer
 
 SUFFIX = ".part"
@@ -24,7 +24,7 @@ class Journal:
     """
 
     def __init__(self, output: Path, settings: dict[str, Any]) -> None:
-        self._output, self._path = output, output.with_name(output.name + SUFFIX)
+        self._output, self._path = output, journal_path(output)
         try:
             self._file = self._path.open("a+b")
         except OSError as error:
@@ -44,6 +44,10 @@ class Journal:
     def _cut_torn_line(self, settings: dict[str, Any]) -> int:
         """Return how many whole rows there are; what follows the last of them is removed."""
         self._file.seek(0)
+        if not b'{"--'.startswith(self._file.read(4)):  # the settings, or what is there of them
+            self.close()
+            raise UsageError(f"{self._path} was not made by batch; move it away, or choose another output")
+        self._file.seek(0)
         lines, size = 0, 0
         begun: Any = None
         for line in self._file:
@@ -62,7 +66,12 @@ class Journal:
             lines = size = 0  # no row is done, so nothing is lost
         self._file.truncate(size)
         if not lines:
-            self._append(settings)
+            try:
+                self._append(settings)
+            except NotWritten:
+                self.close()
+                self._path.unlink()
+                raise
         return max(0, lines - 1)
 
     def skip_done(self, rows: Iterator[Row]) -> int:
@@ -72,7 +81,7 @@ class Journal:
         """
         failed = 0
         for done, answered in self.rows():
-            if next(rows, None) != done:
+            if json.dumps(next(rows, None)) != json.dumps(done):  # as texts: NaN is unequal to itself
                 raise UsageError(f"{self._path} was begun with other input; remove it to begin again")
             failed += answered["error"] is not None
         return failed
@@ -89,28 +98,45 @@ class Journal:
         """Note a row as done."""
         self._append([row, answered])
 
-    def publish(self, format: Format, columns: list[str]) -> None:
-        """Write OUTPUT, whole or not at all, and remove the journal."""
+    def publish(self, format: Format, inputs: list[str], answers: list[str]) -> None:
+        """Write OUTPUT, whole or not at all, and remove the journal; columns not in ``inputs`` stand after those."""
         new = self._output.with_name(f".{self._output.name}.new")
-        with new.open("w", encoding="utf-8", errors="backslashreplace", newline="") as stream:
-            inputs = list(dict.fromkeys(name for row, _ in self.rows() for name in row))
-            writer = Writer(stream, format, [*inputs, *columns])
-            for row, answered in self.rows():
-                writer.write(row | answered)
-            stream.flush()
-            os.fsync(stream.fileno())
-        new.replace(self._output)
+        columns = list(dict.fromkeys([*inputs, *(name for row, _ in self.rows() for name in row)]))
+        try:
+            with new.open("w", encoding="utf-8", errors="backslashreplace", newline="") as stream:
+                writer = Writer(stream, format, [*columns, *answers])
+                for row, answered in self.rows():
+                    writer.write(row | answered)
+                stream.flush()
+                os.fsync(stream.fileno())
+            new.replace(self._output)
+        except OSError as error:
+            new.unlink(missing_ok=True)
+            raise _not_written(self._output, error) from error
         flush_folder(self._output.parent)  # the new name outlasts a loss of power: only then may the journal go
         self.close()
         self._path.unlink()
 
     def close(self) -> None:
-        """Close the file; what was noted is in it already."""
-        self._file.close()
+        """Close the file; what was noted is in it already, or cannot be."""
+        with suppress(OSError):
+            self._file.close()
 
     def _append(self, value: Any) -> None:
-        self._file.write(json.dumps(value).encode() + b"\n")
-        self._file.flush()
+        try:
+            self._file.write(json.dumps(value).encode() + b"\n")
+            self._file.flush()
+        except OSError as error:
+            raise _not_written(self._path, error) from error
+
+
+def journal_path(output: Path) -> Path:
+    """The path of the journal of ``output``."""
+    return output.with_name(output.name + SUFFIX)
+
+
+def _not_written(path: Path, error: OSError) -> NotWritten:
+    return NotWritten(f"{path}: cannot be written ({error.strerror}); make room there, and run the same command again")
 
 
 def lock(file: BinaryIO) -> None:

@@ -6,6 +6,8 @@ import os
 import sys
 import time
 
+from vizwiz_client.cli._streams import write_error
+
 _EVERY_S = 0.5
 
 
@@ -33,8 +35,7 @@ class Progress:
         """Clear the line."""
         if self._width:
             self._write("")
-            sys.stderr.write("\r")
-            sys.stderr.flush()
+            write_error("\r")
 
     def _line(self, done: int, failed: int, rate: float) -> str:
         parts = [
@@ -48,6 +49,5 @@ class Progress:
         return ", ".join(parts)
 
     def _write(self, line: str) -> None:
-        sys.stderr.write("\r" + line.ljust(self._width))
-        sys.stderr.flush()
+        write_error("\r" + line.ljust(self._width))
         self._width = len(line)

@@ -7,7 +7,9 @@ import argparse
 from vizwiz_client import Check, Status
 from vizwiz_client.cli import _exits
 from vizwiz_client.cli._connect import connect
+from vizwiz_client.cli._streams import put
 from vizwiz_client.cli._text import json_line
+from vizwiz_client.contract.errors import escape_controls
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -15,11 +17,11 @@ def run(arguments: argparse.Namespace) -> int:
     with connect(arguments) as client:
         status = client.status(max_latency_s=arguments.max_latency)
     if arguments.json:
-        print(json_line(status.to_dict()))
+        put(json_line(status.to_dict()))
     else:
         for check in status.checks:
             if not (check.ok and arguments.quiet):
-                print(_line(check), flush=True)
+                put(escape_controls(_line(check)))
     return _code(status)
 
 

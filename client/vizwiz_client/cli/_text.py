@@ -30,8 +30,3 @@ def json_line(record: Any) -> str:
     """``record`` as JSON on one line; all in ASCII where standard output is not UTF-8."""
     is_utf8 = (sys.stdout.encoding or "utf-8").lower().replace("_", "-") in ("utf-8", "utf8")
     return json.dumps(record, ensure_ascii=not is_utf8)
-
-
-def say(text: str) -> None:
-    """Write an error or a note to standard error."""
-    print(text, file=sys.stderr, flush=True)
