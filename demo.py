@@ -24,6 +24,7 @@ from training.data import Record, read_split
 from training.demo import ensure_demo_dataset
 from training.runs import CURVES_FILE, DEFAULT_RUNS, METRICS_FILE, newest_run
 from training.vocabulary import majority_answer
+from vizwiz_client.contract import streams
 
 PHOTOS = 8
 FREE_PORTS = ["--http-port", "0", "--grpc-port", "0", "--metrics-port", "0"]
@@ -111,4 +112,4 @@ def print_scores(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(streams.run(main))

@@ -25,7 +25,7 @@ from export.targets import DEVICES, PRECISIONS, TARGETS, VARIANTS, TargetError, 
 from training.clip_models import ClipError, load_clip
 from training.data import DatasetError
 from training.runs import DEFAULT_RUNS, NoRunError, Run, RunError, newest_run, read_run
-from vizwiz_client.contract import tensors
+from vizwiz_client.contract import streams, tensors
 
 DEFAULT_REPOSITORY = Path("triton_models")
 
@@ -145,4 +145,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(streams.run(main))

@@ -17,6 +17,7 @@ from serving.errors import ServingError
 from serving.ports import EXPOSE_FLAG, KNOWN_HOLES, LOOPBACK, check_host
 from serving.repository import DEFAULT_REPOSITORY
 from serving.server import EmbeddedTriton
+from vizwiz_client.contract import streams
 from vizwiz_client.contract.tensors import ENSEMBLE
 
 GRPC_PORT = 8001  # the client's default, and Triton's
@@ -173,4 +174,4 @@ def _whole_number(text: str, low: int, high: int) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(streams.run(main))

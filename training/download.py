@@ -21,6 +21,7 @@ from training.archives import ArchiveError, unpack
 from training.data import DatasetError, read_split
 from training.storage import file_digest, write_json
 from training.transfer import DownloadError, Transfer, fetch
+from vizwiz_client.contract import streams
 
 BASE_URL = "https://vizwiz.cs.colorado.edu/VizWiz_final"
 ARCHIVES = {  # folder that an archive becomes -> its place under the base URL
@@ -189,4 +190,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(streams.run(main))

@@ -32,6 +32,7 @@ from training.runs import DEFAULT_RUNS, Run, RunError, annotations_of_fit, newes
 from training.splits import HOLDOUT, holdout_rows, take
 from training.storage import write_json
 from training.submission import SubmissionError, write_submissions
+from vizwiz_client.contract import streams
 
 SPLITS = ("val", HOLDOUT, "test")
 SCORES_FILE = "metrics.json"
@@ -210,4 +211,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(streams.run(main))

@@ -37,7 +37,7 @@ from training.decoding import TURNS, Decoder, Pixels
 from training.digests import photo_digests
 from training.shards import SHARD, Features, chunks
 from training.storage import digest_of
-from vizwiz_client.contract import geometry, tokens
+from vizwiz_client.contract import geometry, streams, tokens
 from vizwiz_client.contract.errors import QuestionError
 from vizwiz_client.contract.tensors import CONTEXT_LENGTH
 
@@ -299,4 +299,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(streams.run(main))

@@ -38,6 +38,7 @@ from training.recipe import FEW_STEPS, Recipe, RecipeError, add_recipe_flags, re
 from training.runs import CURVES_FILE, DEFAULT_RUNS, METRICS_FILE, write_run
 from training.splits import fold_rows, holdout_rows, take
 from training.storage import staged_folder, write_json
+from vizwiz_client.contract import streams
 
 
 class Result(NamedTuple):
@@ -267,4 +268,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(streams.run(main))

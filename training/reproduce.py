@@ -29,6 +29,7 @@ from training.splits import HOLDOUT
 from training.storage import staged_file
 from training.submission import SubmissionError
 from training.transfer import DownloadError
+from vizwiz_client.contract import streams
 
 TABLE_FILE = "reproduction.md"
 _NEEDED = ("train", "val")
@@ -214,4 +215,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(streams.run(main))

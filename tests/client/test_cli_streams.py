@@ -20,10 +20,7 @@ from vizwiz_client.cli import _exits
 PROGRAM = "import sys; from vizwiz_client.cli import main; sys.exit(main())"
 ROWS = 40  # three requests
 
-pytestmark = [
-    pytest.mark.skipif(os.name == "nt" or shutil.which("bash") is None, reason="redirections of a POSIX shell"),
-    pytest.mark.timeout(120),
-]
+pytestmark = pytest.mark.skipif(os.name == "nt" or shutil.which("bash") is None, reason="redirections of a POSIX shell")
 
 
 @pytest.fixture

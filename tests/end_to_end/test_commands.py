@@ -110,3 +110,11 @@ def test_the_client_answers_in_a_line(place: Path, grpc_url: str) -> None:
     assert len(completed.stdout.splitlines()) == 1
     assert completed.stdout.strip().endswith("% sure")
     assert completed.stderr == ""
+
+
+def test_every_command_refuses_a_closed_output() -> None:
+    modules = [path for name in ("training", "export", "serving") for path in (ROOT / name).rglob("*.py")]
+    sources = [path.read_text(encoding="utf-8") for path in [*modules, ROOT / "demo.py"]]
+    commands = [text for text in sources if "ArgumentParser(" in text and "__name__ ==" in text]
+    assert len(commands) >= 9
+    assert all("(streams.run(main))" in text for text in commands)

@@ -28,6 +28,7 @@ from training.demo.photo import take_photo
 from training.demo.questions import draw_question_kind, phrase
 from training.demo.scene import draw_scene
 from training.storage import staged_folder, write_json
+from vizwiz_client.contract import streams
 
 GENERATOR_VERSION = 1  # raised when the same seed gives other records: data made by an older one is then refused
 DEFAULT_FOLDER = Path("data/demo")
@@ -148,4 +149,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(streams.run(main))

@@ -31,6 +31,7 @@ from training.demo import DEMO_CLIP
 from training.demo.captions import facts_of
 from training.demo.pairs import SIDE, Texts, encode_facts, matches, render, scene_of, tokens_in_use
 from training.storage import digest_of, staged_file
+from vizwiz_client.contract import streams
 
 VOCABULARY = 49408  # CLIP's tokens
 PAIRS_VERSION = 1  # raised when the same seed gives other pairs: what was drawn of older ones is then left alone
@@ -258,4 +259,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(streams.run(main))

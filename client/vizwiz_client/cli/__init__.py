@@ -10,13 +10,13 @@ from importlib import import_module
 
 from vizwiz_client.cli import _exits
 from vizwiz_client.cli._arguments import parse
-from vizwiz_client.cli._streams import open_streams, say
+from vizwiz_client.cli._streams import prepare_streams, say
 from vizwiz_client.contract.errors import VizwizError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line ``argv`` (default: the process's own) and return its exit code, one of ``_exits``."""
-    open_streams()
+    prepare_streams()
     try:
         arguments = parse(argv)
         run = import_module(f"vizwiz_client.cli._{arguments.command}").run

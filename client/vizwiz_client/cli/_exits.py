@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from vizwiz_client.contract.errors import DeadlineExceeded, Overloaded, ServerError, ServerUnavailable
+from vizwiz_client.contract.streams import OUTPUT_LOST
 
 OK = 0
 SOME_FAILED = 1
 USAGE = 2  # argparse's own
 TRY_LATER = 3
 WRONG_SERVER = 4
-NOT_WRITTEN = 5
+NOT_WRITTEN = OUTPUT_LOST
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
 MEANINGS = {

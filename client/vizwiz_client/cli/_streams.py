@@ -3,30 +3,21 @@
 from __future__ import annotations
 
 import io
-import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import BinaryIO, TextIO
 
 from vizwiz_client.cli._exits import NotWritten, UsageError
 from vizwiz_client.contract.errors import escape_controls
+from vizwiz_client.contract.streams import discard, open_streams
 
 
-def open_streams() -> None:
-    """Prepare standard output and error for what they cannot show, and occupy the descriptors that are closed.
-
-    No file or connection can then get the number of a standard stream. Writing to a closed standard output fails, since
-    its answers would be lost; a closed standard error takes everything.
-    """
-    if sys.stdin is None:
-        os.open(os.devnull, os.O_RDONLY)  # the lowest free number: 0; standard_input() refuses to read it
-    if sys.stdout is None:
-        sys.stdout = os.fdopen(os.open(os.devnull, os.O_RDONLY), "w", encoding="utf-8")
-    if sys.stderr is None:
-        sys.stderr = os.fdopen(os.open(os.devnull, os.O_WRONLY), "w", encoding="utf-8")
+def prepare_streams() -> None:
+    """Open the streams that are closed; let them show what the terminal cannot as \\u2026, not as a traceback."""
+    open_streams()
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # what the terminal cannot show is shown as \\u2026, not a traceback
+        if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
 
 
@@ -49,7 +40,7 @@ def writing_output() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        _discard(sys.stdout)
+        discard(sys.stdout)
         if isinstance(error, BrokenPipeError):
             raise NotWritten from error
         raise NotWritten(
@@ -82,10 +73,4 @@ def write_error(text: str) -> None:
         sys.stderr.write(text)
         sys.stderr.flush()
     except OSError:
-        _discard(sys.stderr)
-
-
-def _discard(stream: TextIO) -> None:
-    """Let ``stream`` take everything from now on: else Python fails at its exit, when it flushes what is left."""
-    with suppress(OSError):  # an object without a descriptor
-        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        discard(sys.stderr)

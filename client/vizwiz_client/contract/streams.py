@@ -1,0 +1,53 @@
+"""Standard streams that are closed, or on a full disk: the same for every command of the project."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from typing import TextIO
+
+OUTPUT_LOST = 5  # the exit code
+
+
+def open_streams() -> None:
+    """Occupy the descriptors of closed standard streams, so that no file or connection gets the number of one.
+
+    Writing to a closed standard output fails, since what is written would be lost. A closed standard error takes
+    everything. A closed standard input stays None.
+    """
+    if sys.stdin is None:
+        os.open(os.devnull, os.O_RDONLY)  # takes the lowest free number, 0
+    if sys.stdout is None:
+        sys.stdout = os.fdopen(os.open(os.devnull, os.O_RDONLY), "w", encoding="utf-8")
+    if sys.stderr is None:
+        sys.stderr = os.fdopen(os.open(os.devnull, os.O_WRONLY), "w", encoding="utf-8")
+
+
+def discard(stream: TextIO) -> None:
+    """Let ``stream`` take everything from now on: else Python fails at its exit, when it flushes what is left."""
+    with suppress(OSError):  # an object without a descriptor
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def run(main: Callable[[], int]) -> int | str | None:
+    """Run the command ``main``; return its exit code, or OUTPUT_LOST where standard output is closed or full."""
+    is_closed = sys.stdout is None
+    open_streams()
+    if is_closed:
+        print("error: standard output is closed; send it to a file, or to /dev/null", file=sys.stderr)
+        return OUTPUT_LOST
+    code: int | str | None
+    try:
+        code = main()
+    except SystemExit as ended:  # of argparse
+        code = ended.code
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        discard(sys.stdout)
+        with suppress(OSError):
+            print(f"error: standard output cannot be written ({error.strerror})", file=sys.stderr)
+        return code or OUTPUT_LOST
+    return code
