@@ -28,8 +28,8 @@ import torch
 from training.answer_types import TYPE_SETS
 from training.checkpoints import Checkpoints
 from training.data import ANSWER_TYPES, Record
-from training.fitting import Examples
-from training.folds import fit_predictor, score
+from training.fitting import Examples, scores
+from training.folds import fit_predictor, predict
 from training.predictor import ClipEnsemble
 from training.recipe import RECIPES, Recipe
 from training.splits import fold_rows
@@ -101,7 +101,7 @@ def run(arguments: argparse.Namespace) -> str:
                 f"  {time.perf_counter() - started:6.1f} s  {EPOCH} {row['epoch']}", file=sys.stderr, flush=True
             ),
         )
-        scores = score(ClipEnsemble([fitted.predictor]), [val])
+        on_val = scores(*predict(ClipEnsemble([fitted.predictor]), [val]), val)
         seconds = time.perf_counter() - started
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024**2
     print(
@@ -114,7 +114,7 @@ def run(arguments: argparse.Namespace) -> str:
         print(f"peak memory of the GPU: {torch.cuda.max_memory_allocated() / 1024**3:.2f} GB")
     digest = digest_of(*(tensor.cpu().numpy().tobytes() for tensor in fitted.predictor.state_dict().values()))[:16]
     if arguments.bits:
-        print(f"weights: {digest}, VQA {scores['vqa_accuracy_leave_one_out']:.4f}")
+        print(f"weights: {digest}, VQA {on_val['vqa_accuracy_leave_one_out']:.4f}")
     return digest
 
 

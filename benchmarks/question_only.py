@@ -1,56 +1,59 @@
-"""Every recipe on real VizWiz labels, with the questions alone: what the fit makes of them, against a ridge regression.
+"""Every recipe on real VizWiz labels, with the questions alone: against logistic and ridge regression.
 
-    python benchmarks/question_only.py --choose    # compare variants of `best` on a part of train: no look at val
-    python benchmarks/question_only.py --choose --unseen    # on a part whose questions are asked nowhere else
-    python benchmarks/question_only.py             # all recipes and the ablation of `best`, fitted on train, on val
+    python -m benchmarks.question_only --choose    # variants of `best` on a part of train: no look at val
+    python -m benchmarks.question_only --choose --unseen    # on a part whose questions are asked nowhere else
+    python -m benchmarks.question_only             # all recipes, fitted on train, scored on val, three seeds
+    python -m benchmarks.question_only --ablation  # and `best` with one setting changed at a time, for one head
 
 There are no photos in it. A question's features are 768 of its hashed words and 768 of its hashed characters, in the
-places of CLIP's text and image features; from there on it is the fit of `python -m training.fit`. The ablation changes
-one setting of `best` at a time, for one head. Three quarters of an hour on two cores; --only names single rows.
+places of CLIP's text and image features; from there on it is the fit of `python -m training.fit`. The annotation files
+are in $VIZWIZ_MATERIAL/Annotations or in --annotations.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-import platform
 import re
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from sklearn.decomposition import TruncatedSVD
 from sklearn.feature_extraction.text import HashingVectorizer, TfidfTransformer
-from sklearn.metrics import average_precision_score
 
-from training.answer_types import TYPE_SETS
+from benchmarks.recipes import (
+    BEST,
+    CS,
+    HEADER,
+    VARIANTS,
+    Outcome,
+    Part,
+    compare,
+    describe,
+    describe_machine,
+    divide,
+    fit_logistic,
+    fit_recipe,
+)
+from training.baselines import C
 from training.data import Record, read_annotations
-from training.fitting import Examples
-from training.folds import answerability_of, fit_predictor
 from training.metrics import question_accuracies
-from training.predictor import ClipEnsemble
 from training.recipe import RECIPES, Recipe
-from training.reliability import expected_calibration_error, reliability
-from training.splits import fold_rows
 from training.targets import AnswerScores, make_targets
 from training.vocabulary import build_vocabulary
 
 FEATURES = 768  # as many as ViT-L/14@336px has
 HASHES = 1 << 14
 RIDGE_PENALTIES = (0.3, 1.0, 3.0, 10.0)
-BOOTSTRAPS = 10_000
 _COURTESIES = re.compile(r"\b(thank( you)?( very much)?|thanks|please|hello|okay)\b")
 Array = npt.NDArray[Any]
 
-BEST = RECIPES["best"]
 ONE_HEAD = replace(BEST, folds=1, calibration="none")
 ABLATION = {
     "best, not calibrated": replace(BEST, calibration="none"),
@@ -72,21 +75,7 @@ ABLATION = {
 }
 
 
-class Outcome(NamedTuple):
-    """What a model said about N questions, and how good that was."""
-
-    accuracy: Array  # [N], leave-one-out, in [0, 1]
-    answerable: Array  # [N], confidence that the photo can answer
-
-
-class Features(NamedTuple):
-    """Features of the questions of two sets of records."""
-
-    train: tuple[Array, Array]  # words and characters, fp32 [N, 768] each
-    test: tuple[Array, Array]
-
-
-def encode(train: Sequence[Record], test: Sequence[Record]) -> Features:
+def encode(train: Sequence[Record], test: Sequence[Record]) -> tuple[Part, Part]:
     """Hash n-grams, dampen their counts, and keep the 768 strongest directions; learnt from ``train`` alone."""
     questions = [[plain(record.question) for record in records] for records in (train, test)]
     columns = []
@@ -101,7 +90,7 @@ def encode(train: Sequence[Record], test: Sequence[Record]) -> Features:
         directions = TruncatedSVD(FEATURES, random_state=0, n_iter=3).fit(damped[0])
         columns.append([directions.transform(part).astype(np.float32) for part in damped])
     (words, test_words), (characters, test_characters) = columns
-    return Features((words, characters), (test_words, test_characters))
+    return Part(train, words, characters[None]), Part(test, test_words, test_characters[None])
 
 
 def read_split_of(folder: Path, split: str) -> Sequence[Record]:
@@ -120,144 +109,99 @@ def plain(question: str) -> str:
     return " ".join(_COURTESIES.sub(" ", " ".join(words)).split())
 
 
-def divide(records: Sequence[Record], unseen: bool) -> tuple[Sequence[Record], Sequence[Record]]:
-    """85% of ``records``, at random, and the rest; where ``unseen``, of the distinct questions."""
-    groups = [plain(record.question) if unseen else number for number, record in enumerate(records)]
-    distinct = list(dict.fromkeys(groups))
-    order = np.random.default_rng(0).permutation(len(distinct))
-    fitted = {distinct[number] for number in order[: round(0.85 * len(distinct))]}
-    parts: tuple[list[Record], list[Record]] = [], []
-    for record, group in zip(records, groups, strict=True):
-        parts[group not in fitted].append(record)
-    return parts
-
-
-def fit_recipe(recipe: Recipe, train: Sequence[Record], test: Sequence[Record], features: Features) -> Outcome:
-    """Fit ``recipe`` on ``train`` and predict ``test``."""
-    vocabulary = build_vocabulary(train, recipe.vocabulary, recipe.vocabulary_size)
-    recipe = replace(recipe, views=1)  # there is nothing to turn
-    on_train, on_test = (
-        Examples(
-            torch.from_numpy(words),
-            torch.from_numpy(characters)[None],
-            make_targets(records, vocabulary, recipe),
-            AnswerScores(records, vocabulary.answers),
-            torch.tensor([bool(record.answerable) for record in records]),
-        )
-        for records, (words, characters) in ((train, features.train), (test, features.test))
-    )
-    folds = fold_rows(train, recipe.folds, recipe.seed) if recipe.folds > 1 else []
-    sizes = (len(vocabulary.answers), len(TYPE_SETS[recipe.types]))
-    predictor = ClipEnsemble([fit_predictor(recipe, on_train, on_test, sizes, folds).predictor]).eval()
-    with torch.inference_mode():
-        best = torch.cat([predictor([(part.texts, part.images)]).answer.argmax(1) for part in on_test.batches()])
-    return Outcome(on_test.scores.accuracies(best)[0].numpy(), answerability_of(predictor, [on_test]))
-
-
-def fit_ridge(penalty: float, train: Sequence[Record], test: Sequence[Record], features: Features) -> Outcome:
+def fit_ridge(penalty: float, train: Part, test: Part) -> Outcome:
     """Least squares with an L2 penalty, from the same features to every answer's accuracy and to answerability."""
-    vocabulary = build_vocabulary(train)
+    vocabulary = build_vocabulary(train.records)
     recipe = Recipe(targets="accuracy", answerable_targets="annotators")
-    targets = make_targets(train, vocabulary, recipe)
-    wanted = np.zeros((len(train), len(vocabulary.answers) + 1))
-    np.add.at(wanted, (np.arange(len(train))[:, None], targets.answers.numpy()), targets.weights.numpy())
+    targets = make_targets(train.records, vocabulary, recipe)
+    wanted = np.zeros((len(train.records), len(vocabulary.answers) + 1))
+    np.add.at(wanted, (np.arange(len(train.records))[:, None], targets.answers.numpy()), targets.weights.numpy())
     wanted[:, -1] = targets.answerable.numpy()
-    x, y = (np.hstack([*part, np.ones((len(part[0]), 1))]).astype(np.float64) for part in features)
+    x, y = (
+        np.hstack([part.texts, part.images[0], np.ones((len(part.records), 1))]).astype(np.float64)
+        for part in (train, test)
+    )
     weights = np.linalg.solve(x.T @ x + penalty * np.eye(x.shape[1]), x.T @ wanted)
     predicted = y @ weights
-    scores = AnswerScores(test, vocabulary.answers)
+    scores = AnswerScores(test.records, vocabulary.answers)
     accuracy = scores.accuracies(torch.from_numpy(predicted[:, :-1].argmax(axis=1)))[0].numpy()
-    return Outcome(accuracy, predicted[:, -1].clip(0, 1))
+    answerable = predicted[:, -1].clip(0, 1)
+    return Outcome(accuracy, answerable, answerable)
 
 
-def constant(test: Sequence[Record]) -> Outcome:
-    """Always "unanswerable"."""
-    accuracy = question_accuracies(["unanswerable"] * len(test), [record.answers for record in test]).leave_one_out
-    return Outcome(accuracy, np.full(len(test), 0.5))
+def constant(test: Sequence[Record]) -> float:
+    """The VQA accuracy of always answering "unanswerable", in percent."""
+    given = [record.answers for record in test]
+    return 100 * float(question_accuracies(["unanswerable"] * len(test), given).leave_one_out.mean())
 
 
-def describe(name: str, outcome: Outcome, answerable: Array, seconds: float) -> str:
-    """One row of the table."""
-    return (
-        f"{name:<38}{100 * outcome.accuracy.mean():>7.2f}"
-        f"{average_precision_score(answerable, outcome.answerable):>9.3f}"
-        f"{average_precision_score(~answerable, 1 - outcome.answerable):>9.3f}"
-        f"{expected_calibration_error(reliability(outcome.answerable, answerable)):>8.3f}{seconds:>8.0f} s"
+def parse_arguments() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    material = os.environ.get("VIZWIZ_MATERIAL")
+    parser.add_argument(
+        "--annotations",
+        type=Path,
+        default=Path(material, "Annotations") if material else None,
+        help="folder of the annotation files (default: $VIZWIZ_MATERIAL/Annotations)",
     )
-
-
-def compare(name: str, ours: Outcome, theirs: Outcome, answerable: Array) -> str:
-    """The difference and its 95% interval, by a paired bootstrap over the questions."""
-    rng = np.random.default_rng(0)
-    measures: dict[str, Callable[[Any], float]] = {
-        "VQA": lambda rows: 100 * (ours.accuracy[rows].mean() - theirs.accuracy[rows].mean()),
-        "AP answerable": lambda rows: difference(answerable[rows], ours.answerable[rows], theirs.answerable[rows]),
-        "AP unanswerable": lambda rows: difference(~answerable[rows], -ours.answerable[rows], -theirs.answerable[rows]),
-    }
-    lines = [f"{name}, {BOOTSTRAPS:,} (VQA) and {BOOTSTRAPS // 10:,} (AP) resamples of the questions"]
-    for measure, of in measures.items():
-        count = BOOTSTRAPS if measure == "VQA" else BOOTSTRAPS // 10
-        drawn = [of(rng.integers(0, len(answerable), len(answerable))) for _ in range(count)]
-        low, high = np.percentile(drawn, [2.5, 97.5])
-        lines.append(f"  {measure:<16}{of(slice(None)):>+8.3f}   95% interval {low:+.3f} to {high:+.3f}")
-    return "\n".join(lines)
-
-
-def difference(positive: Array, ours: Array, theirs: Array) -> float:
-    """How much higher our average precision is."""
-    return float(average_precision_score(positive, ours) - average_precision_score(positive, theirs))
+    parser.add_argument("--choose", action="store_true", help="fit on 85%% of train, score on the rest of it")
+    parser.add_argument("--unseen", action="store_true", help="with --choose: the two parts share no question")
+    parser.add_argument("--ablation", action="store_true", help="fit `best` with one setting changed at a time too")
+    parser.add_argument("--only", nargs="+", help="rows to fit: names of recipes, or parts of an ablation's name")
+    parser.add_argument("--penalty", type=float, default=3.0, help="of the ridge that is compared, found with --choose")
+    parser.add_argument("--c", type=float, default=C, help="of logistic regression, found with --choose")
+    parser.add_argument("--seeds", type=int, default=3)
+    arguments = parser.parse_args()
+    if arguments.annotations is None:
+        parser.error("name the folder of VizWiz's annotation files with --annotations, or set VIZWIZ_MATERIAL")
+    if not arguments.annotations.is_dir():
+        parser.error(f"{arguments.annotations} is not a folder: give that of VizWiz's annotation files")
+    if arguments.unseen and not arguments.choose:
+        parser.error("--unseen goes with --choose")
+    return arguments
 
 
 def main() -> int:
     """Print the tables."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    default = Path(__file__).parents[2] / "shared" / "data" / "vizwiz" / "Annotations"
-    parser.add_argument("--annotations", type=Path, default=default, help="folder of the annotation files")
-    parser.add_argument("--choose", action="store_true", help="fit on 85%% of train, score on the rest of it")
-    parser.add_argument("--unseen", action="store_true", help="with --choose: the two parts share no question")
-    parser.add_argument("--only", nargs="+", help="rows to fit: names of recipes, or parts of an ablation's name")
-    parser.add_argument("--penalty", type=float, default=3.0, help="of the ridge that is compared, found with --choose")
-    parser.add_argument("--seeds", type=int, default=1, help="fits of `best` to compare with the ridge")
-    arguments = parser.parse_args()
-    if arguments.unseen and not arguments.choose:
-        parser.error("--unseen goes with --choose")
-    train, test = (read_split_of(arguments.annotations, split) for split in ("train", "val"))
+    arguments = parse_arguments()
+    records = [read_split_of(arguments.annotations, split) for split in ("train", "val")]
     if arguments.choose:
-        train, test = divide(train, arguments.unseen)
-    answerable = np.array([bool(record.answerable) for record in test])
-    load = os.getloadavg()[0]
-    print(
-        f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}, load average {load:.1f}"
-    )
+        groups = [plain(record.question) for record in records[0]] if arguments.unseen else range(len(records[0]))
+        records = list(divide(records[0], groups))
+    train, test = encode(*records)
+    answerable = test.answerable
+    print(describe_machine())
     scored_on = "train" if arguments.choose else "val"
-    print(f"fitted on {len(train):,} questions of train, scored on {len(test):,} of {scored_on}")
-    features = encode(train, test)
-    print(f"{'':<38}{'VQA':>7}{'AP ans.':>9}{'AP un.':>9}{'ECE':>8}{'time':>10}")
+    print(f"fitted on {len(train.records):,} questions of train, scored on {len(test.records):,} of {scored_on}")
+    print(HEADER)
     share = answerable.mean()
-    always = 100 * constant(test).accuracy.mean()
-    print(f"{'always unanswerable / chance':<38}{always:>7.2f}{share:>9.3f}{1 - share:>9.3f}")
-    ridges = {}
-    for penalty in sorted({arguments.penalty, *(RIDGE_PENALTIES if arguments.choose else ())}):
+    print(f"{'always unanswerable / chance':<38}{constant(test.records):>7.2f}{share:>9.3f}{1 - share:>9.3f}")
+    found: dict[str, list[Outcome]] = {}
+
+    def add(name: str, fit: Callable[[int], Outcome], seeds: int) -> None:
         started = time.perf_counter()
-        ridges[penalty] = ridge = fit_ridge(penalty, train, test, features)
-        print(describe(f"ridge, penalty {penalty:g}", ridge, answerable, time.perf_counter() - started), flush=True)
-    wanted = arguments.only or [*RECIPES, *ABLATION]
-    rows = {name: recipe for name, recipe in (RECIPES | ABLATION).items() if wants(name, wanted)}
-    rows |= {f"best, seed {seed}": replace(BEST, seed=seed) for seed in range(1, arguments.seeds)}
-    outcomes = {}
+        found[name] = [fit(seed) for seed in range(seeds)]
+        print(describe(name, found[name], answerable, (time.perf_counter() - started) / seeds), flush=True)
+
+    for penalty in RIDGE_PENALTIES if arguments.choose else (arguments.penalty,):
+        add(f"ridge, penalty {penalty:g}", lambda _, penalty=penalty: fit_ridge(penalty, train, test), 1)  # type: ignore[misc]
+    for c in CS if arguments.choose else (arguments.c,):
+        add(f"logistic regression, C = {c:g}", lambda _, c=c: fit_logistic(c, train, test), 1)  # type: ignore[misc]
+    rows = VARIANTS if arguments.choose else {name: RECIPES[name] for name in ("best", "report", "paper")}
+    rows = rows | (ABLATION if arguments.ablation else {})
     for name, recipe in rows.items():
-        started = time.perf_counter()
-        outcomes[name] = fit_recipe(recipe, train, test, features)
-        print(describe(name, outcomes[name], answerable, time.perf_counter() - started), flush=True)
-    for name in [name for name in outcomes if name in RECIPES]:
-        against = f"{name} against the ridge, penalty {arguments.penalty:g}"
-        print(compare(against, outcomes[name], ridges[arguments.penalty], answerable), flush=True)
+        if not arguments.only or any(part in name for part in arguments.only):
+            add(
+                name,
+                lambda seed, recipe=recipe: fit_recipe(replace(recipe, seed=seed), train, test),  # type: ignore[misc]
+                arguments.seeds,
+            )
+    if "best" in found:
+        for name, outcomes in found.items():
+            if name != "best":
+                print(compare(f"best - {name.strip()}", found["best"], outcomes, answerable), flush=True)
     return 0
-
-
-def wants(name: str, wanted: Sequence[str]) -> bool:
-    """Whether a row was asked for: a recipe by its name, a row of the ablation by a part of its."""
-    return name in wanted if name in RECIPES else any(part in name and part not in RECIPES for part in wanted)
 
 
 if __name__ == "__main__":

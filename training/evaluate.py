@@ -21,11 +21,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from training.baselines import features_of, normalised
 from training.clip_models import ClipError, FrozenClip, check_clip_source, choose_device, load_clip
 from training.data import DatasetError, Split, read_split
 from training.evaluation import evaluate, predict
 from training.features import SplitFeatures, encode_split
-from training.metrics import vqa_accuracy
+from training.metrics import answerability, vqa_accuracy
 from training.model_card import describe_scores, write_model_card
 from training.report import write_report
 from training.runs import DEFAULT_RUNS, Run, RunError, annotations_of_fit, newest_run, read_run, read_scores
@@ -70,7 +71,13 @@ def evaluate_run(run: Run, part: Part, clips: Sequence[FrozenClip], cache: Path,
     if not labelled:
         return None
     evaluation = evaluate(run, split, predictions)
-    evaluation.metrics.update(split=split.name, data_sha256=split.digest, run_sha256=run.digest, constant=constant)
+    evaluation.metrics.update(
+        split=split.name,
+        data_sha256=split.digest,
+        run_sha256=run.digest,
+        constant=constant,
+        baselines=_baselines(run, split, features, clips[0].device),
+    )
     write_json(out / SCORES_FILE, evaluation.metrics)
     write_report(out / REPORT_FILE, run, split, predictions, evaluation)
     return evaluation.metrics
@@ -145,6 +152,20 @@ def _constant(run: Run, split: Split) -> dict[str, Any]:
         "answer": answer,
         **vqa_accuracy([answer] * len(split.records), [record.answers for record in split.records]),
     }
+
+
+def _baselines(
+    run: Run, split: Split, features: Sequence[SplitFeatures], device: torch.device
+) -> dict[str, dict[str, float]]:
+    """The scores of the baselines that were fitted with ``run``, by name."""
+    given = [record.answers for record in split.records]
+    answerable = np.array([bool(record.answerable) for record in split.records])
+    found = {}
+    for name, baseline in run.load_baselines().items():
+        best, confidence = baseline.predict(normalised(features_of(features, device), name))
+        answers = [run.answers[index] for index in best.tolist()]
+        found[name] = {**vqa_accuracy(answers, given), **answerability(confidence.cpu().numpy(), answerable)}
+    return found
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:

@@ -21,24 +21,35 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 
 from training.answer_types import TYPE_SETS
+from training.baselines import LABELS, LOGISTIC, Baseline, fit_baselines, normalised, underfits
 from training.checkpoints import Checkpoints, FitRunningError, locked_checkpoints
 from training.clip_models import ClipError, FrozenClip, check_clip_source, choose_device, load_clip
 from training.data import DatasetError, Split, read_split
 from training.demo import DEMO_CLIP, ensure_demo_dataset
-from training.fitting import DivergedError, Examples, Row
-from training.folds import FittedPredictor, fit_predictor, join, score, summary
+from training.fitting import DivergedError, Examples, Row, scores
+from training.folds import FittedPredictor, fit_predictor, join, predict, summary
 from training.material import Material, choose_vocabulary, constant_answer, describe_material, make_examples
 from training.model_card import write_model_card
 from training.plots import plot_curves
 from training.predictor import ClipEnsemble
-from training.progress import EVENTS_FOLDER, PROGRESS_FILE, ProgressLog, describe, describe_chance
+from training.progress import (
+    EVENTS_FOLDER,
+    PROGRESS_FILE,
+    ProgressLog,
+    describe,
+    describe_chance,
+    describe_metrics,
+)
 from training.recipe import FEW_STEPS, Recipe, RecipeError, add_recipe_flags, recipe_from
 from training.runs import CURVES_FILE, DEFAULT_RUNS, METRICS_FILE, write_run
 from training.splits import fold_rows, holdout_rows, take
 from training.storage import staged_folder, write_json
 from vizwiz_client.contract import streams
+
+_REMEDY = "give --recipe best, or more --min-steps"
 
 
 class Result(NamedTuple):
@@ -47,6 +58,8 @@ class Result(NamedTuple):
     ensemble: ClipEnsemble
     history: list[Row]  # the epochs of every head
     best: Row  # the scores on val of what the run predicts
+    baselines: dict[str, Baseline]
+    of_baselines: dict[str, Row]  # their scores on val
 
 
 def fit(
@@ -60,6 +73,7 @@ def fit(
     holdout: float | None = None,
     resume: bool = False,
     limit: int | None = None,
+    baselines: bool = True,
 ) -> Path:
     """Encode, fit and write a run folder; returns the folder, which appears whole or not at all.
 
@@ -68,6 +82,7 @@ def fit(
         holdout: share of ``train`` that is carved out, by the recipe's seed, and not fitted on.
         resume: go on where a killed fit of the same settings and data was.
         limit: what both splits were cut to when they were read, for the record.
+        baselines: fit both baselines too.
 
     Raises:
         DatasetError: nothing to learn from in ``train``, or a photo that cannot be read.
@@ -86,21 +101,22 @@ def fit(
     )
     print(f"  always giving the best of them would score {config['vocabulary']['ceiling']:.2f} on val")
     if (steps := recipe.steps(len(rows))) < FEW_STEPS:
-        print(
-            f"  each head takes {steps} steps, on which it learns little: give a smaller --batch-size or more --epochs"
-        )
+        print(f"  each head takes {steps} steps, on which it learns little: {_REMEDY}")
     with locked_checkpoints(runs, config, resume=resume) as checkpoints:
-        result = fit_ensemble(material, recipe, checkpoints, cache)
+        result = fit_ensemble(material, recipe, checkpoints, cache, baselines=baselines)
         folder = write_result(result, material, config, checkpoints.folder, runs)
         checkpoints.clear()
     return folder
 
 
-def fit_ensemble(material: Material, recipe: Recipe, checkpoints: Checkpoints, cache: Path) -> Result:
-    """Fit the heads of every CLIP, recording each epoch in the folder of ``checkpoints``."""
+def fit_ensemble(
+    material: Material, recipe: Recipe, checkpoints: Checkpoints, cache: Path, *, baselines: bool = True
+) -> Result:
+    """Fit the heads of every CLIP and the baselines, recording each epoch in the folder of ``checkpoints``."""
     train, rows, val, clips, vocabulary = material
     folds = fold_rows([train.records[row] for row in rows], recipe.folds, recipe.seed) if recipe.folds > 1 else []
     parts: list[FittedPredictor] = []
+    on_train: list[Examples] = []
     on_val: list[Examples] = []
     history: list[Row] = []
     with ProgressLog(checkpoints.folder) as log:
@@ -113,13 +129,13 @@ def fit_ensemble(material: Material, recipe: Recipe, checkpoints: Checkpoints, c
                 print(describe(row))
 
         for number, clip in enumerate(clips, 1):
-            on_train = make_examples(train, rows, clip, vocabulary, recipe, cache, views=recipe.views)
+            on_train.append(make_examples(train, rows, clip, vocabulary, recipe, cache, views=recipe.views))
             on_val.append(make_examples(val, np.arange(len(val.records)), clip, vocabulary, recipe, cache))
             sizes = (len(vocabulary.answers), len(TYPE_SETS[recipe.types]))
             parts.append(
                 fit_predictor(
                     recipe,
-                    on_train,
+                    on_train[-1],
                     on_val[-1],
                     sizes,
                     folds,
@@ -128,8 +144,44 @@ def fit_ensemble(material: Material, recipe: Recipe, checkpoints: Checkpoints, c
                     report=report,
                 )
             )
-    ensemble = join(recipe, parts, on_train.answerable)
-    return Result(ensemble, history, summary(parts, score(ensemble, on_val)))
+    ensemble = join(parts, on_val[0].answerable.device)
+    found = {}
+    if baselines:
+        found = fit_baselines(_features(on_train), on_train[0].targets, len(vocabulary.answers))
+        warn_of_underfit(ensemble, found[LOGISTIC], on_train, on_val, recipe)
+    of_baselines = {
+        name: scores(*baseline.predict(normalised(_features(on_val), name)), on_val[0])
+        for name, baseline in found.items()
+    }
+    best = summary(parts, scores(*predict(ensemble, on_val), on_val[0]))
+    return Result(ensemble, history, best, found, of_baselines)
+
+
+def warn_of_underfit(
+    ensemble: ClipEnsemble, logistic: Baseline, on_train: list[Examples], on_val: list[Examples], recipe: Recipe
+) -> None:
+    """Say so where logistic regression on the same features is better on val than chance explains."""
+
+    def accuracies(examples: list[Examples]) -> tuple[torch.Tensor, torch.Tensor]:
+        theirs = logistic.predict(normalised(_features(examples), LOGISTIC)).best
+        of = examples[0].scores.accuracies
+        return 100 * of(predict(ensemble, examples).best)[0], 100 * of(theirs)[0]
+
+    ours, theirs = accuracies(on_val)
+    if not underfits(ours, theirs):
+        return
+    ours_known, theirs_known = accuracies(on_train)
+    kind = "underfits" if ours_known.mean() < theirs_known.mean() else "fits worse"
+    print(
+        f"warning: the head {kind}: VQA {ours.mean():.2f} on val and {ours_known.mean():.2f} on its training records, "
+        f"where logistic regression on the same features has {theirs.mean():.2f} and {theirs_known.mean():.2f}. "
+        f"Each head took {recipe.steps(len(on_train[0]))} steps: {_REMEDY}",
+        file=sys.stderr,
+    )
+
+
+def _features(examples: list[Examples]) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    return [(each.texts, each.images[0]) for each in examples]
 
 
 def write_result(result: Result, material: Material, config: dict[str, Any], progress: Path, runs: Path) -> Path:
@@ -141,8 +193,9 @@ def write_result(result: Result, material: Material, config: dict[str, Any], pro
     constant = constant_answer(material)
     with staged_folder(folder) as staging:
         created = {"created": now.isoformat(timespec="seconds")}
-        write_run(staging, created | config, result.ensemble, material.vocabulary.answers)
-        write_json(staging / METRICS_FILE, {"best": result.best, "constant": constant, "history": result.history})
+        write_run(staging, created | config, result.ensemble, material.vocabulary.answers, result.baselines)
+        measured = {"best": result.best, "constant": constant, "baselines": result.of_baselines}
+        write_json(staging / METRICS_FILE, measured | {"history": result.history})
         plot_curves(result.history, result.best["epoch"], constant["vqa_accuracy_leave_one_out"], staging / CURVES_FILE)
         shutil.copy(progress / PROGRESS_FILE, staging)
         shutil.copytree(progress / EVENTS_FOLDER, staging / EVENTS_FOLDER)
@@ -185,6 +238,11 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--resume", action="store_true", help="go on where a killed fit of the same settings and data was"
+    )
+    parser.add_argument(
+        "--no-baselines",
+        action="store_true",
+        help="do not fit logistic regression beside the head: with many answers it takes about as long",
     )
     add_recipe_flags(parser)
     return parser.parse_args(argv)
@@ -237,6 +295,7 @@ def run_command(arguments: argparse.Namespace) -> Path:
         holdout=arguments.holdout,
         resume=arguments.resume,
         limit=arguments.limit,
+        baselines=not arguments.no_baselines,
     )
     metrics = json.loads((folder / METRICS_FILE).read_text(encoding="utf-8"))
     best, constant = metrics["best"], metrics["constant"]
@@ -245,6 +304,8 @@ def run_command(arguments: argparse.Namespace) -> Path:
         f"always {constant['answer']!r}: VQA {constant['vqa_accuracy_leave_one_out']:.2f}, "
         f"min3 {constant['vqa_accuracy_min3']:.2f}  {describe_chance(best)}"
     )
+    for name, row in metrics["baselines"].items():
+        print(f"{LABELS[name]}: {describe_metrics(row)}")
     print(f"run folder: {folder}\nloss curves: {folder / CURVES_FILE}")
     print(next_step(folder))
     return folder

@@ -16,10 +16,12 @@ from training.checkpoints import Checkpoints
 from training.head import GatedHead, HeadLogits
 from training.losses import Batch, MeanLoss, loss_of
 from training.metrics import answerability
-from training.recipe import BALANCED, BCE, BEST_EPOCH, COSINE, Recipe
+from training.recipe import BALANCED, BCE, BEST_EPOCH, COSINE, PRINCIPAL, Recipe
 from training.targets import AnswerScores, Targets
 
 HEADLINE = "vqa_accuracy_leave_one_out"
+# Shares of the learning rate with a principal projection: layers that read the features overfit at all of it.
+_RATES = {"join": 0.1, "answerable": 0.4}
 _EVALUATION_BATCH = 1024  # records: a batch of logits over 5,860 answers is 24 MB
 
 Row = dict[str, Any]
@@ -102,10 +104,15 @@ class Fitting:
         if recipe.answer_loss == BCE:
             _start_at_the_base_rate(self.head, train.targets, answers)
         self.head.to(train.texts.device)
+        groups: list[dict[str, Any]] = [{"params": list(self.head.parameters()), "rate": 1.0}]
+        if recipe.projection == PRINCIPAL:
+            _start_at_principal_components(self.head, train)
+            groups = [
+                {"params": list(layer.parameters()), "rate": _RATES.get(name, 1.0)}
+                for name, layer in self.head.named_children()
+            ]
         # Without decay AdamW is Adam. Fused, a step reads and writes every weight once.
-        self.optimiser = torch.optim.AdamW(
-            self.head.parameters(), recipe.learning_rate, weight_decay=recipe.weight_decay, fused=True
-        )
+        self.optimiser = torch.optim.AdamW(groups, recipe.learning_rate, weight_decay=recipe.weight_decay, fused=True)
         self.average = AveragedModel(self.head, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema)) if recipe.ema else None
         self.history: list[Row] = []
         self.best: Row = {HEADLINE: -1.0}
@@ -120,15 +127,17 @@ class Fitting:
         return self.train.texts.device
 
     def run_epoch(self) -> float:
-        """One pass over the training records in random order; returns the mean loss per record, dropout included."""
+        """Go through the training records in random order; returns the mean loss per record, dropout included."""
         self.head.train()
         device = self._device
-        order = torch.randperm(len(self.train)).to(device)
-        parts = order.split(self.recipe.batch_size)
+        passes = self.recipe.passes(len(self.train))
+        order = [torch.randperm(len(self.train)).to(device) for _ in range(passes)]
+        parts = [rows for each in order for rows in each.split(self.recipe.batch_size)]
         total = torch.zeros((), dtype=torch.float64, device=device)  # read once an epoch: a GPU need not wait for it
         for step, rows in enumerate(parts):
             progress = (len(self.history) + step / len(parts)) / self.recipe.epochs
-            self.optimiser.param_groups[0]["lr"] = learning_rate_at(self.recipe, progress)
+            for group in self.optimiser.param_groups:
+                group["lr"] = group["rate"] * learning_rate_at(self.recipe, progress)
             batch = self.train.random_view(rows)
             loss = loss_of(_logits(self.head, batch), batch, self.recipe, self.positive_weight)
             self.optimiser.zero_grad()
@@ -137,7 +146,7 @@ class Fitting:
             if self.average:
                 self.average.update_parameters(self.head)
             total += loss.detach() * len(rows)
-        return total.item() / len(self.train)
+        return total.item() / (passes * len(self.train))
 
     def record(self, row: Row) -> None:
         """Add the scores of an epoch, and keep its weights where the recipe says so."""
@@ -189,6 +198,27 @@ def _start_at_the_base_rate(head: GatedHead, targets: Targets, answers: int) -> 
     assert isinstance(last, torch.nn.Linear)
     with torch.no_grad():
         last.bias.copy_(2 * torch.logit(rate))
+
+
+def _start_at_principal_components(head: GatedHead, train: Examples) -> None:
+    """Set the projection to the principal components of the training features, and the answers' weights to 0.
+
+    The fit then starts as a logistic regression on them. From random projections it learns noise as fast as signal,
+    which few records do not forgive.
+    """
+    norm, _, project = head.join
+    last = head.answer[-1]
+    assert isinstance(project, torch.nn.Linear)
+    assert isinstance(last, torch.nn.Linear)
+    with torch.no_grad():
+        features = norm(torch.cat([train.texts, train.images[0]], dim=1))
+        mean = features.mean(dim=0)
+        _, directions = torch.linalg.eigh((features - mean).T @ (features - mean))  # ascending
+        components = directions.flip(1).T[: project.out_features]
+        project.weight[: len(components)] = components
+        project.bias.zero_()
+        project.bias[: len(components)] = -(components @ mean)
+        last.weight.zero_()
 
 
 class Fitted(NamedTuple):

@@ -1,4 +1,4 @@
-"""From encoded splits to what predicts: a head or one per fold, for one CLIP or several, and its calibration."""
+"""Fit one head, or one per fold, for one CLIP or several, and calibrate the heads."""
 
 from __future__ import annotations
 
@@ -6,18 +6,17 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from tqdm import tqdm
 
-from training.calibration import find_calibration
+from training.baselines import Predicted
+from training.calibration import Line, calibrate, find_calibration
 from training.checkpoints import Checkpoints
-from training.fitting import Examples, Fitted, Row, fit_head, scores
+from training.fitting import Examples, Fitted, Row, fit_head
 from training.predictor import ClipEnsemble, Predictor
-from training.recipe import NONE, Recipe
+from training.recipe import Recipe
 from training.splits import Rows
 
-Answerability = npt.NDArray[np.float32]
 Report = Callable[[Row], None]
 
 
@@ -26,7 +25,7 @@ class FittedPredictor(NamedTuple):
 
     predictor: Predictor
     fits: list[Fitted]  # one per head
-    unseen: Answerability  # [N]: calibrated, each by the head that was not fitted on the record; empty for one head
+    calibration: Line  # of the log-odds of answerability; part of each head's weights already
 
 
 def fit_predictor(
@@ -48,9 +47,9 @@ def fit_predictor(
     """
     if not folds:
         fitted = fit_head(recipe, train, val, sizes, checkpoints=checkpoints, name=name, report=report)
-        return FittedPredictor(Predictor([fitted.head]), [fitted], np.empty(0, np.float32))
+        return FittedPredictor(Predictor([fitted.head]), [fitted], Line())
     fits: list[Fitted] = []
-    unseen = np.zeros(len(train), np.float32)
+    unseen = np.zeros(len(train), np.float32)  # log-odds, each by the head that was not fitted on the record
     for number, held in enumerate(tqdm(folds, desc="fold", unit="", disable=None)):
         rest = np.setdiff1d(np.arange(len(train)), held)
         fit_part, score_part = (train.take(torch.from_numpy(rows)) for rows in (rest, held))
@@ -65,47 +64,31 @@ def fit_predictor(
             report=lambda row, fold=number + 1: report({"fold": fold, **row}),  # type: ignore[misc]
         )
         fits.append(fitted)
-        unseen[held] = answerability_of(ClipEnsemble([Predictor([fitted.head])]), [score_part])
+        with torch.inference_mode():
+            parts = [fitted.head(batch.texts, batch.images).answerable for batch in score_part.batches()]
+        unseen[held] = torch.cat(parts).cpu().numpy()
+    # It is learnt from single heads, so that it is each head's: the mean of ten is less sure than any of them.
     calibration = find_calibration(recipe.calibration, unseen, train.answerable.cpu().numpy())
-    with torch.inference_mode():
-        calibrated = calibration(torch.from_numpy(unseen), torch.from_numpy(1 - unseen)).numpy()
-    predictor = Predictor([fitted.head for fitted in fits], calibration).to(train.texts.device).eval()
-    return FittedPredictor(predictor, fits, calibrated)
+    for fitted in fits:
+        calibrate(fitted.head, calibration)
+    predictor = Predictor([fitted.head for fitted in fits]).to(train.texts.device).eval()
+    return FittedPredictor(predictor, fits, calibration)
 
 
-def join(recipe: Recipe, parts: Sequence[FittedPredictor], answerable: torch.Tensor) -> ClipEnsemble:
-    """Average the predictors of several CLIPs; where the recipe calibrates, their average is calibrated again.
-
-    Args:
-        answerable: bool [N], the labels of the training records.
-    """
-    ensemble = ClipEnsemble([part.predictor for part in parts])
-    if len(parts) > 1 and recipe.calibration != NONE:
-        mean = np.mean([part.unseen for part in parts], axis=0)
-        ensemble.calibration = find_calibration(recipe.calibration, mean, answerable.cpu().numpy())
-    return ensemble.to(answerable.device).eval().requires_grad_(False)
+def join(parts: Sequence[FittedPredictor], device: torch.device) -> ClipEnsemble:
+    """Average the predictors of several CLIPs."""
+    return ClipEnsemble([part.predictor for part in parts]).to(device).eval().requires_grad_(False)
 
 
 @torch.inference_mode()
-def score(ensemble: ClipEnsemble, examples: Sequence[Examples]) -> dict[str, float]:
-    """Official metrics of ``ensemble`` on one split, encoded by each of its CLIPs."""
+def predict(ensemble: ClipEnsemble, examples: Sequence[Examples]) -> Predicted:
+    """Predict one split, encoded by each of the ensemble's CLIPs."""
     best, answerable = [], []
     for batches in zip(*(each.batches() for each in examples), strict=True):
         result = ensemble([(batch.texts, batch.images) for batch in batches])
         best.append(result.answer.argmax(dim=1))
         answerable.append(result.answerable)
-    return scores(torch.cat(best), torch.cat(answerable), examples[0])
-
-
-@torch.inference_mode()
-def answerability_of(ensemble: ClipEnsemble, examples: Sequence[Examples]) -> Answerability:
-    """The answerability [N] that ``ensemble`` gives the records of one split."""
-    parts = [
-        ensemble([(batch.texts, batch.images) for batch in batches]).answerable
-        for batches in zip(*(each.batches() for each in examples), strict=True)
-    ]
-    answerable: Answerability = torch.cat(parts).cpu().numpy()
-    return answerable
+    return Predicted(torch.cat(best), torch.cat(answerable))
 
 
 def summary(parts: Sequence[FittedPredictor], on_val: dict[str, Any]) -> Row:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from training.baselines import LABELS
 from training.clip_models import clip_name
 from training.report import overrides, template
 from training.runs import CARD_FILE, RUN_FILE, annotations_of_fit, read_scores
@@ -40,7 +41,7 @@ def write_model_card(folder: Path, name: str | None = None) -> Path:
     """
     config = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
     fitted = read_scores(folder)
-    fitted["best"]["constant"] = fitted["constant"]
+    fitted["best"] |= {key: fitted[key] for key in ("constant", "baselines") if key in fitted}
     evaluations = {"val, in the fit": fitted["best"]} | _evaluations(folder, annotations_of_fit(config))
     card = template("model_card.md").render(
         name=name or folder.name,
@@ -54,6 +55,14 @@ def write_model_card(folder: Path, name: str | None = None) -> Path:
             *_rows(
                 [(f'- always "{fitted["constant"]["answer"]}"', "vqa_accuracy_leave_one_out", 2)],
                 [scores["constant"] for scores in evaluations.values()],
+            ),
+            *(
+                row
+                for name in fitted.get("baselines", {})
+                for row in _rows(
+                    [(f"- {LABELS[name]}", "vqa_accuracy_leave_one_out", 2)],
+                    [scores.get("baselines", {}).get(name, {}) for scores in evaluations.values()],
+                )
             ),
             *_rows(_SCORES[1:], evaluations.values()),
         ],
@@ -75,6 +84,11 @@ def describe_scores(metrics: dict[str, Any]) -> str:
             f"VQA {metrics['vqa_accuracy_leave_one_out']:.2f} (min3 {metrics['vqa_accuracy_min3']:.2f}); always "
             f"{metrics['constant']['answer']!r} {metrics['constant']['vqa_accuracy_leave_one_out']:.2f}; best of the "
             f"answer list {metrics['ceiling']:.2f}",
+            *(
+                f"{LABELS[name]}: VQA {row['vqa_accuracy_leave_one_out']:.2f} (min3 {row['vqa_accuracy_min3']:.2f}), "
+                f"AP unanswerable {row['unanswerable_ap']:.3f}, answerable {row['answerable_ap']:.3f}"
+                for name, row in metrics["baselines"].items()
+            ),
             f"by type: {types}",
             f"AP unanswerable {metrics['unanswerable_ap']:.3f} (chance {metrics['unanswerable_ap_chance']:.3f}), "
             f"answerable {metrics['answerable_ap']:.3f} (chance {metrics['answerable_ap_chance']:.3f}); "

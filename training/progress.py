@@ -101,11 +101,19 @@ def _drop_torn_line(path: Path) -> None:
 
 
 def describe(row: dict[str, Any]) -> str:
-    """One epoch in one line; a score that has no meaning, since val is all of one class, is nan."""
+    """One epoch in one line."""
     row = {key: math.nan if value is None else value for key, value in row.items()}
     where = "".join(f"{key} {row[key]}  " for key in ("clip", "fold") if key in row)
     return (
         f"{where}epoch {row['epoch']:>2}  loss {row['train_loss']:.3f}, val {row['val_loss']:.3f}  "
+        f"{describe_metrics(row)}"
+    )
+
+
+def describe_metrics(row: dict[str, Any]) -> str:
+    """The scores of a head or a baseline in one line; nan where val is all of one class and a score has no meaning."""
+    row = {key: math.nan if value is None else value for key, value in row.items()}
+    return (
         f"VQA {row['vqa_accuracy_leave_one_out']:.2f}, min3 {row['vqa_accuracy_min3']:.2f}  "
         f"AP un/answerable {row['unanswerable_ap']:.3f}/{row['answerable_ap']:.3f}  "
         f"F1 {row['unanswerable_f1']:.3f}/{row['answerable_f1']:.3f}  accuracy {row['answerable_accuracy']:.1f}"

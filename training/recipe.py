@@ -21,6 +21,7 @@ JOINED, FEATURES = "joined", "features"  # what answerability is read from
 LABEL = "label"  # answerable targets, beside ANNOTATORS
 BALANCED, NONE = "balanced", "none"
 CONSTANT, COSINE = "constant", "cosine"  # schedules
+RANDOM, PRINCIPAL = "random", "principal"  # where the projection starts
 BEST_EPOCH, LAST_EPOCH = "best", "last"
 TEMPERATURE, PLATT = "temperature", "platt"  # calibrations
 VIEWS = (1, 2, 3, 4)
@@ -44,8 +45,14 @@ class Recipe:
     epochs: int = _knob(10, "passes over the training records")
     learning_rate: float = _knob(1e-3, "Adam's step size; the report's text says 0.01, its code uses 0.001")
     batch_size: int = _knob(128, "records per step")
+    min_steps: int = _knob(0, "steps of a head at least: each epoch goes through few records several times")
     dropout: float = _knob(0.5, "share of inputs dropped before either linear layer")
     hidden: int = _knob(512, "width of the joint representation")
+    projection: str = _knob(
+        RANDOM,
+        "initial projection: random, or the principal components of the features, trained more slowly",
+        (RANDOM, PRINCIPAL),
+    )
     seed: int = _knob(0, "seed of the initial weights, the order of the records, the dropout and the folds")
     vocabulary: str = _knob("report", "rule of the answer list (docs/training.md)", RULES)
     vocabulary_size: int = _knob(0, "answers that --vocabulary top-k keeps")
@@ -79,7 +86,11 @@ class Recipe:
     def steps(self, records: int) -> int:
         """How many steps each head is fitted in, on so many ``records``, a fold's share of which it does not see."""
         seen = records - records // self.folds if self.folds > 1 else records
-        return self.epochs * math.ceil(seen / self.batch_size)
+        return self.epochs * self.passes(seen) * math.ceil(seen / self.batch_size)
+
+    def passes(self, seen: int) -> int:
+        """How often an epoch of a head goes through the ``seen`` records that it is fitted on."""
+        return max(1, math.ceil(self.min_steps / (self.epochs * math.ceil(seen / self.batch_size))))
 
     def __post_init__(self) -> None:
         """Check every setting.
@@ -95,6 +106,7 @@ class Recipe:
             ("epochs", "at least 1", self.epochs >= 1),
             ("learning_rate", "above 0 and at most 1", 0 < self.learning_rate <= 1),
             ("batch_size", f"in 1 to {_MOST:,}", 1 <= self.batch_size <= _MOST),
+            ("min_steps", f"in 0 to {_MOST:,}", 0 <= self.min_steps <= _MOST),
             ("dropout", "in [0, 1)", 0 <= self.dropout < 1),
             ("hidden", f"in 1 to {_MOST:,}", 1 <= self.hidden <= _MOST),
             ("seed", "in 0 to 2**32 - 1", 0 <= self.seed < 2**32),
@@ -137,12 +149,15 @@ RECIPES = {
         Recipe(
             name="best",
             epochs=6,
-            learning_rate=2e-3,
+            min_steps=200,
+            learning_rate=5e-3,
             batch_size=512,
+            projection=PRINCIPAL,
             folds=10,
             targets=ACCURACY,
             answerable_from=FEATURES,
             answerable_targets=ANNOTATORS,
+            weight_decay=1.0,
             schedule=COSINE,
             ema=0.98,
             keep=LAST_EPOCH,

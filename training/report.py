@@ -10,6 +10,7 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from matplotlib.figure import Figure
 
+from training.baselines import LABELS
 from training.clip_models import clip_name
 from training.contact_sheet import best_and_worst
 from training.data import Split
@@ -46,6 +47,7 @@ def write_report(path: Path, run: Run, split: Split, predictions: Predictions, e
         title=f"{'VizWiz' if split.is_vizwiz else 'Visual'} question answering: evaluation on {split.name}",
         is_vizwiz=split.is_vizwiz,
         m=metrics,
+        baselines=LABELS,
         run=run.folder.name,
         digest=run.digest[:12],
         data_digest=split.digest[:12],

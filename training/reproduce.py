@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from training.archives import ArchiveError
+from training.baselines import LABELS
 from training.checkpoints import FitRunningError
 from training.clip_models import ClipError, FrozenClip, check_clip_source, choose_device, clip_name, load_clip
 from training.data import DatasetError, read_split
@@ -109,7 +110,15 @@ def comparison(measured: dict[str, dict[str, Any]], clips: Sequence[str]) -> str
     rows = [
         _HEADER,
         *(_measured_row(name, metrics, " + ".join(clips)) for name, metrics in measured.items()),
-        *(_constant_row(name, metrics["constant"]) for name, metrics in measured.items()),
+        *(
+            _baseline_row(name, scores, f"always {scores['answer']!r}")
+            for name, scores in ((name, metrics["constant"]) for name, metrics in measured.items())
+        ),
+        *(
+            _baseline_row(name, scores, LABELS[baseline])
+            for name, metrics in measured.items()
+            for baseline, scores in metrics["baselines"].items()
+        ),
         *((row.source, row.clip, row.split, f"{row.vqa:.2f}", *[""] * 4, f"{row.answerability:.2f}") for row in same),
     ]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -132,9 +141,10 @@ def _measured_row(name: str, metrics: dict[str, Any], clips: str) -> tuple[str, 
     )
 
 
-def _constant_row(name: str, constant: dict[str, Any]) -> tuple[str, ...]:
-    scores = f"{constant['vqa_accuracy_leave_one_out']:.2f}", f"{constant['vqa_accuracy_min3']:.2f}"
-    return (f"always {constant['answer']!r}", "", name, *scores, *[""] * 4)
+def _baseline_row(split: str, scores: dict[str, Any], label: str) -> tuple[str, ...]:
+    vqa = f"{scores['vqa_accuracy_leave_one_out']:.2f}", f"{scores['vqa_accuracy_min3']:.2f}"
+    ap = [f"{100 * scores[key]:.2f}" if key in scores else "" for key in ("answerable_ap", "unanswerable_ap")]
+    return (label, "", split, *vqa, *ap, "", "")
 
 
 def download_missing(data: Path, base_url: str) -> None:

@@ -1,16 +1,17 @@
 """The run folder: what a fit leaves behind and export starts from.
 
-=====================  ===========================================================
-``run.json``           recipe, versions, and digests of the data, CLIP and files
-``head.safetensors``   the weights of every head, and the calibration of answerability
-``answers.txt``        the answer list, one a line, in the order of the head's outputs
-``metrics.json``       the scores of every epoch, of the best one and of a constant
-``metrics.jsonl``      the scores of every epoch, a line each, as they were recorded during the fit
-``tensorboard/``       the same, for TensorBoard
-``loss_curves.png``    training and validation loss, and accuracy, per epoch
-``MODEL_CARD.md``      what the head was made from, how good it is, and what it must not be used for
-``evaluation-*/``      what `python -m training.evaluate` adds
-=====================  ===========================================================
+==========================  ===========================================================
+``run.json``                recipe, versions, and digests of the data, CLIP and files
+``head.safetensors``        the weights of every head, and the calibration of answerability
+``baselines.safetensors``   the weights of both baselines, unless the fit was told `--no-baselines`
+``answers.txt``             the answer list, one a line, in the order of the head's outputs
+``metrics.json``            the scores of every epoch, of the best one and of a constant
+``metrics.jsonl``           the scores of every epoch, a line each, as they were recorded during the fit
+``tensorboard/``            the same, for TensorBoard
+``loss_curves.png``         training and validation loss, and accuracy, per epoch
+``MODEL_CARD.md``           what the head was made from, how good it is, and what it must not be used for
+``evaluation-*/``           what `python -m training.evaluate` adds
+==========================  ===========================================================
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from typing import Any
 import safetensors.torch
 from safetensors import SafetensorError
 
+from training.baselines import Baseline, load_baselines, save_baselines
 from training.head import GatedHead
 from training.predictor import ClipEnsemble, Predictor
 from training.recipe import JOINED
@@ -34,6 +36,7 @@ RUN_FORMAT = 2
 RUN_FILE = "run.json"
 HEAD_FILE = "head.safetensors"
 ANSWERS_FILE = "answers.txt"
+BASELINES_FILE = "baselines.safetensors"
 METRICS_FILE = "metrics.json"
 CURVES_FILE = "loss_curves.png"
 CARD_FILE = "MODEL_CARD.md"
@@ -132,13 +135,27 @@ class Run:
             raise RunError(f"{self.folder / HEAD_FILE} does not hold this run's heads ({error}); fit again") from error
         return ensemble.eval().requires_grad_(False)
 
+    def load_baselines(self) -> dict[str, Baseline]:
+        """The baselines that were fitted with the run, by name; none where the fit was told so."""
+        return load_baselines(self.folder / BASELINES_FILE) if BASELINES_FILE in self.config["files"] else {}
 
-def write_run(folder: Path, config: dict[str, Any], ensemble: ClipEnsemble, answers: list[str]) -> None:
-    """Write a run's heads, answers and configuration, with the digests of both files, into ``folder``."""
+
+def write_run(
+    folder: Path,
+    config: dict[str, Any],
+    ensemble: ClipEnsemble,
+    answers: list[str],
+    baselines: dict[str, Baseline] | None = None,
+) -> None:
+    """Write a run's heads, answers, baselines and configuration, with the digests of the files, into ``folder``."""
     weights = {name: tensor.cpu().contiguous() for name, tensor in ensemble.state_dict().items()}
     safetensors.torch.save_file(weights, folder / HEAD_FILE)
     (folder / ANSWERS_FILE).write_text("".join(f"{answer}\n" for answer in answers), encoding="utf-8")
-    digests = {name: file_digest(folder / name) for name in (HEAD_FILE, ANSWERS_FILE)}
+    names = [HEAD_FILE, ANSWERS_FILE]
+    if baselines:
+        save_baselines(baselines, folder / BASELINES_FILE)
+        names.append(BASELINES_FILE)
+    digests = {name: file_digest(folder / name) for name in names}
     write_json(folder / RUN_FILE, {"format": RUN_FORMAT, **config, "files": digests})
 
 
@@ -174,7 +191,7 @@ def read_run(folder: Path) -> Run:
 
 
 def read_scores(folder: Path) -> dict[str, Any]:
-    """Read what the fit wrote of val: ``best``, of what is kept; ``constant``, of one answer; ``history``, of epochs.
+    """Read what the fit wrote of val: ``best``, of what is kept; ``constant``, ``baselines``, ``history``, of epochs.
 
     Raises:
         RunError: ``metrics.json`` is missing or unreadable.

@@ -13,7 +13,7 @@ from PIL import Image
 
 from export import to_onnx
 from tests.conftest import annotation, write_checkpoint, write_split
-from training import fit
+from training import evaluate, fit
 from training.answer_types import TYPE_SETS
 from training.clip_models import ClipError, FrozenClip, choose_device, load_clip
 from training.data import Split, read_split
@@ -78,6 +78,42 @@ def test_every_epoch_is_scored(run: Path) -> None:
         "answerable_ece",
     }
     assert metrics["constant"]["answer"] == "unanswerable"
+    assert metrics["baselines"].keys() == {"question_only", "logistic_regression"}
+    assert all(
+        scores.keys() == best.keys() - {"epoch", "train_loss", "val_loss"} for scores in metrics["baselines"].values()
+    )
+
+
+def test_baselines_are_scored_again_as_the_fit_scored_them(run: Path, tmp_path: Path) -> None:
+    cache = str(run.parents[1] / "cache")
+    assert evaluate.main(["--run", str(run), "--cache", cache, "--out", str(tmp_path), "--device", "cpu"]) == 0
+    found = json.loads((tmp_path / "metrics.json").read_text(encoding="utf-8"))["baselines"]
+    expected = json.loads((run / "metrics.json").read_text(encoding="utf-8"))["baselines"]
+    assert found.keys() == expected.keys()
+    assert all(found[name] == pytest.approx(expected[name]) for name in found)
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "logistic regression, question alone" in page
+    assert "logistic regression, question alone" in (run / "MODEL_CARD.md").read_text(encoding="utf-8")
+
+
+def test_a_fit_without_baselines(tiny_vit: FrozenClip, some_photos: Path, tmp_path: Path) -> None:
+    assert fit.main(flags_of(tiny_vit, some_photos, tmp_path, "--epochs", "1", "--no-baselines")) == 0
+    run = read_run(newest_run(tmp_path / "runs"))
+    assert run.load_baselines() == {}
+    assert not (run.folder / "baselines.safetensors").exists()
+    assert evaluate.main(["--run", str(run.folder), "--cache", str(tmp_path / "cache"), "--device", "cpu"]) == 0
+
+
+def test_a_head_that_underfits_is_told(
+    tiny_vit: FrozenClip, splits: tuple[Split, Split], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    places = tmp_path / "runs", tmp_path / "cache"
+    fit.fit(*splits, tiny_vit, Recipe(epochs=1, learning_rate=1e-6), *places)
+    warned = capsys.readouterr().err
+    assert "warning: the head underfits: VQA " in warned
+    assert "Each head took 1 steps: give --recipe best, or more --min-steps" in warned
+    fit.fit(*splits, tiny_vit, Recipe(min_steps=600, dropout=0.0), *places)
+    assert "warning" not in capsys.readouterr().err
 
 
 def test_the_same_seed_gives_the_same_weights(
@@ -208,7 +244,7 @@ def test_an_interrupted_fit_names_resume(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    arguments = flags_of(tiny_vit, some_photos, tmp_path, "--epochs", "3")
+    arguments = flags_of(tiny_vit, some_photos, tmp_path, "--epochs", "3", "--no-baselines")
 
     def interrupt_after(epoch: int) -> None:
         def interrupt(row: dict[str, Any]) -> str:
@@ -240,7 +276,7 @@ def test_the_same_fit_twice_at_once(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """The second is refused, and the first comes to its end."""
-    arguments = flags_of(tiny_vit, some_photos, tmp_path, "--epochs", "1")
+    arguments = flags_of(tiny_vit, some_photos, tmp_path, "--epochs", "1", "--no-baselines")
     second = []
 
     def begin_another(row: dict[str, Any]) -> str:
@@ -295,6 +331,10 @@ def test_a_changed_file_is_refused(run: Path, tmp_path: Path) -> None:
     shutil.copytree(run, copy)
     (copy / "answers.txt").write_text("unanswerable\n")
     with pytest.raises(RunError, match=r"answers\.txt is missing or was changed after the fit"):
+        read_run(copy)
+    shutil.copy(run / "answers.txt", copy)
+    (copy / "baselines.safetensors").write_bytes(b"")
+    with pytest.raises(RunError, match=r"baselines\.safetensors is missing or was changed after the fit"):
         read_run(copy)
     (copy / "run.json").write_text('{"format": 99}')
     with pytest.raises(RunError, match="run format 99, this version reads 2"):

@@ -17,7 +17,7 @@ from torch.nn import functional
 from tests.conftest import ROOT
 from tests.training.synthetic import make_examples, make_records
 from training.checkpoints import Checkpoints
-from training.fitting import DivergedError, Fitting, evaluate, fit_head, learning_rate_at
+from training.fitting import HEADLINE, DivergedError, Fitting, evaluate, fit_head, learning_rate_at
 from training.folds import fit_predictor
 from training.head import GatedHead, HeadLogits
 from training.losses import Batch, loss_of
@@ -148,6 +148,35 @@ def test_the_average_of_weights_is_what_is_kept() -> None:
     fitting.optimiser.register_step_post_hook(lambda *_: seen.append(fitting.head.gate.weight.detach().clone()))
     fitting.run_epoch()
     torch.testing.assert_close(fitting.scored().gate.weight, 0.5 * seen[0] + 0.5 * seen[1])
+
+
+def test_few_records_are_gone_through_until_there_are_steps_enough() -> None:
+    examples, answers = make_examples(make_records(40), TINY)
+    recipe = replace(TINY, min_steps=25)
+    fitting = Fitting(recipe, examples, answers, 4, 0)
+    steps: list[float] = []
+    fitting.optimiser.register_step_post_hook(lambda *_: steps.append(fitting.optimiser.param_groups[0]["lr"]))
+    rows: list[dict[str, Any]] = []
+    for _ in range(recipe.epochs):
+        loss = fitting.run_epoch()
+        rows.append({"epoch": len(rows) + 1, HEADLINE: 0.0})
+        fitting.record(rows[-1])
+        assert math.isfinite(loss)
+    assert len(steps) == recipe.steps(40) == 27  # three epochs of three passes of three steps
+
+
+def test_a_projection_starts_at_the_principal_components() -> None:
+    examples, answers = make_examples(make_records(200), TINY)
+    fitting = Fitting(replace(TINY, hidden=6, projection="principal"), examples, answers, 4, 0)
+    features = fitting.head.join[0](torch.cat([examples.texts, examples.images[0]], dim=1))
+    projected = fitting.head.join.eval()(torch.cat([examples.texts, examples.images[0]], dim=1)).detach()
+    torch.testing.assert_close(projected.mean(dim=0), torch.zeros(6), atol=1e-5, rtol=0)
+    variance = torch.linalg.eigvalsh(torch.cov(features.detach().T)).flip(0)[:6]
+    torch.testing.assert_close(torch.cov(projected.T), torch.diag(variance), atol=1e-4, rtol=1e-4)
+    before = fitting.head.join[2].weight.detach().clone()
+    fitting.run_epoch()
+    moved = (fitting.head.join[2].weight - before).abs().max()
+    assert 0 < moved < 0.5 * (fitting.head.answer[2].weight.abs().max())  # at a tenth of the rate
 
 
 def test_bce_starts_at_the_base_rate() -> None:

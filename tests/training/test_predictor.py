@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from tests.training.synthetic import make_examples, make_records
-from training.calibration import find_calibration
-from training.folds import answerability_of, fit_predictor, join, score
+from training.calibration import Line, calibrate, find_calibration
+from training.fitting import scores
+from training.folds import fit_predictor, join, predict
 from training.head import GatedHead
 from training.predictor import Calibration, ClipEnsemble, Predictor
 from training.recipe import Recipe
@@ -54,27 +55,39 @@ def test_one_clip_alone_is_its_predictor() -> None:
 
 
 def test_calibration_finds_the_line() -> None:
-    """Probabilities that are made overconfident and shifted are put right."""
+    """Log-odds that are made overconfident and shifted are put right."""
     rng = np.random.default_rng(0)
-    odds = rng.normal(0.5, 1.5, 20_000)
+    odds = rng.normal(0.5, 1.5, 20_000).astype(np.float32)
     outcome = rng.random(20_000) < 1 / (1 + np.exp(-odds))
-    wrong = (1 / (1 + np.exp(-(3 * odds - 2)))).astype(np.float32)  # scale 3, offset -2
-    scale, offset = find_calibration("platt", wrong, outcome).line.tolist()
+    scale, offset = find_calibration("platt", 3 * odds - 2, outcome)
     assert scale == pytest.approx(1 / 3, abs=0.03)
     assert offset == pytest.approx(2 / 3, abs=0.05)
-    overconfident = (1 / (1 + np.exp(-3 * odds))).astype(np.float32)
-    scale, offset = find_calibration("temperature", overconfident, outcome).line.tolist()
+    scale, offset = find_calibration("temperature", 3 * odds, outcome)
     assert (scale, offset) == (pytest.approx(1 / 3, abs=0.03), 0.0)
 
 
 def test_a_calibration_turns_no_ranking_round() -> None:
-    probability = np.array([0.1, 0.2, 0.8, 0.9], np.float32)
-    assert find_calibration("platt", probability, probability < 0.5).line.tolist() == [1.0, 0.0]
-    assert find_calibration("platt", probability, np.ones(4, bool)).line.tolist() == [1.0, 0.0]
-    assert find_calibration("none", probability, probability > 0.5).line.tolist() == [1.0, 0.0]
+    odds = np.array([-2, -1, 1, 2], np.float32)
+    assert find_calibration("platt", odds, odds < 0) == Line()
+    assert find_calibration("platt", odds, np.ones(4, bool)) == Line()
+    assert find_calibration("none", odds, odds > 0) == Line()
 
 
-def test_folds_are_calibrated_on_what_they_have_not_seen() -> None:
+@pytest.mark.parametrize("source", ["joined", "features"])
+@torch.inference_mode()
+def test_a_calibrated_head(source: str) -> None:
+    texts, images = torch.randn(4, 8), torch.randn(4, 8)
+    head = GatedHead(8, answers=5, types=3, hidden=16, answerable_from=source).eval()
+    before = head(texts, images)
+    calibrate(head, Line(0.5, -1.0))
+    after = head(texts, images)
+    torch.testing.assert_close(after.answerable, 0.5 * before.answerable - 1)
+    assert torch.equal(after.answer, before.answer)
+    calibrate(head, Line(0.5, -1.0).inverse())
+    torch.testing.assert_close(head(texts, images).answerable, before.answerable)
+
+
+def test_each_fold_is_calibrated_by_what_the_folds_have_not_seen() -> None:
     records = make_records(240)
     examples, answers = make_examples(records, FOLDED)
     folds = fold_rows(records, 3, 0)
@@ -83,25 +96,31 @@ def test_folds_are_calibrated_on_what_they_have_not_seen() -> None:
     assert rows == [1] * 4 + [2] * 4 + [3] * 4
     assert len(fitted.predictor.heads) == 3
     raw = fit_predictor(replace(FOLDED, calibration="none"), examples, examples, (answers, 4), folds)
+    assert raw.calibration == Line()
+    whole = examples.batch(slice(None))
+    odds = [[each.head(whole.texts, whole.images).answerable for each in run.fits] for run in (raw, fitted)]
+    unseen = torch.empty(240)
     for number, held in enumerate(folds):
-        alone = ClipEnsemble([Predictor([raw.fits[number].head])])
-        np.testing.assert_allclose(
-            raw.unseen[held], answerability_of(alone, [examples.take(torch.from_numpy(held))]), atol=1e-6
-        )
-    expected = find_calibration("platt", raw.unseen, examples.answerable.numpy())
-    torch.testing.assert_close(fitted.predictor.calibration.line, expected.line)
-    ensemble = join(FOLDED, [fitted], examples.answerable)
-    assert score(ensemble, [examples])["vqa_accuracy_leave_one_out"] > 80
+        unseen[held] = odds[0][number][held]
+    scale, offset = find_calibration("platt", unseen.numpy(), examples.answerable.numpy())
+    assert fitted.calibration == (pytest.approx(scale, rel=1e-3), pytest.approx(offset, abs=1e-3))
+    for before, after in zip(*odds, strict=True):
+        torch.testing.assert_close(after, scale * before + offset, rtol=1e-3, atol=1e-3)
+    ensemble = join([fitted], torch.device("cpu"))
+    assert scores(*predict(ensemble, [examples]), examples)["vqa_accuracy_leave_one_out"] > 80
 
 
-def test_the_average_of_two_clips_is_calibrated_again() -> None:
+def test_two_clips_are_averaged() -> None:
     records = make_records(120)
     folds = fold_rows(records, 3, 0)
-    parts = []
+    parts, data = [], []
     for width in (8, 6):
         examples, answers = make_examples(records, FOLDED, width)
+        data.append(examples)
         parts.append(fit_predictor(FOLDED, examples, examples, (answers, 4), folds))
-    ensemble = join(FOLDED, parts, examples.answerable)
-    mean = (parts[0].unseen + parts[1].unseen) / 2
-    expected = find_calibration("platt", mean, examples.answerable.numpy())
-    torch.testing.assert_close(ensemble.calibration.line, expected.line)
+    together = predict(join(parts, torch.device("cpu")), data).answerable
+    apart = [
+        predict(join([part], torch.device("cpu")), [examples]).answerable
+        for part, examples in zip(parts, data, strict=True)
+    ]
+    torch.testing.assert_close(together, (apart[0] + apart[1]) / 2)

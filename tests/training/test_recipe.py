@@ -21,10 +21,12 @@ def test_the_reports_recipe_is_the_default() -> None:
     assert asdict(REPORT) == {
         "name": "report",
         "epochs": 10,
+        "min_steps": 0,
         "learning_rate": 1e-3,
         "batch_size": 128,
         "dropout": 0.5,
         "hidden": 512,
+        "projection": "random",
         "seed": 0,
         "vocabulary": "report",
         "vocabulary_size": 0,
@@ -95,7 +97,13 @@ def test_all_problems_are_told_together() -> None:
 
 @pytest.mark.parametrize(
     ("records", "settings", "steps"),
-    [(20_523, {"epochs": 10, "batch_size": 128}, 1_610), (3_000, {"epochs": 6, "batch_size": 512, "folds": 10}, 36)],
+    [
+        (20_523, {"epochs": 10, "batch_size": 128}, 1_610),
+        (3_000, {"epochs": 6, "batch_size": 512, "folds": 10}, 36),
+        (3_000, {"epochs": 6, "batch_size": 512, "folds": 10, "min_steps": 200}, 216),
+        (300, {"epochs": 6, "batch_size": 512, "min_steps": 200}, 204),
+        (20_523, {"epochs": 6, "batch_size": 512, "folds": 10, "min_steps": 200}, 222),
+    ],
 )
 def test_the_steps_of_a_fit(records: int, settings: dict[str, int], steps: int) -> None:
     assert Recipe(**settings).steps(records) == steps  # type: ignore[arg-type]
