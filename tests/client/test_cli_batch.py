@@ -350,13 +350,6 @@ class TestGoingOn:
         assert status == _exits.USAGE
         assert notes[0].endswith("a.csv.part was begun with other input; remove it to begin again")
 
-    def test_a_row_that_holds_nan_is_known_again(self, tmp_path: Path) -> None:
-        settings, row = {"--top": 1}, '{"n": NaN}'
-        with closing(Journal(tmp_path / "a.csv", settings)) as journal:
-            journal.append(json.loads(row), {"error": None})
-        with closing(Journal(tmp_path / "a.csv", settings)) as journal:
-            assert (journal.done, journal.skip_done(iter([json.loads(row)]))) == (1, 0)
-
     def test_options_may_change_while_no_row_is_done(
         self, batch, stand_in: StandIn, photos: list[Path], tmp_path: Path
     ) -> None:
