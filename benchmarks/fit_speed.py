@@ -5,7 +5,7 @@
     python benchmarks/fit_speed.py --bits --kill       # and again, killed three times: the weights must be the same
 
 20,523 training and 4,319 validation records, 768 features of each encoder (ViT-L/14@336px), 5,860 answers. Every epoch
-is scored and checkpointed, as `python -m training.fit` does it; encoding is not part of it.
+is scored and checkpointed, and the baselines are fitted, as `python -m training.fit` does; encoding is left out.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ import numpy as np
 import torch
 
 from training.answer_types import TYPE_SETS
+from training.baselines import fit_baselines
 from training.checkpoints import Checkpoints
 from training.data import ANSWER_TYPES, Record
 from training.fitting import Examples, scores
@@ -104,12 +105,17 @@ def run(arguments: argparse.Namespace) -> str:
         on_val = scores(*predict(ClipEnsemble([fitted.predictor]), [val]), val)
         seconds = time.perf_counter() - started
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024**2
+    started = time.perf_counter()
+    fit_baselines([(train.texts, train.images[0])], train.targets, len(vocabulary.answers))
+    time_of_baselines = time.perf_counter() - started
+    with_baselines = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024**2
     print(
         f"machine: {platform.processor() or platform.machine()}, {arguments.threads} threads, torch {torch.__version__}"
     )
     print(f"load average when it began: {busy:.1f}")
     print(f"recipe {recipe.name}: {recipe.folds} head(s) x {recipe.epochs} epochs, {len(vocabulary.answers)} answers")
     print(f"{'time':>10}{'peak memory':>14}\n{seconds:>8.1f} s{peak:>11.2f} GB")
+    print(f"{time_of_baselines:>8.1f} s{with_baselines:>11.2f} GB  both baselines after it")
     if arguments.device != "cpu":
         print(f"peak memory of the GPU: {torch.cuda.max_memory_allocated() / 1024**3:.2f} GB")
     digest = digest_of(*(tensor.cpu().numpy().tobytes() for tensor in fitted.predictor.state_dict().values()))[:16]
