@@ -7,17 +7,15 @@ from __future__ import annotations
 
 import json
 import re
-import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, UnidentifiedImageError
-
 from training.storage import file_digest
-from vizwiz_client.contract.geometry import FORMATS
+from vizwiz_client.contract import geometry
+from vizwiz_client.contract.errors import ImageError, escape_controls
 
 ANSWERS_PER_QUESTION = 10
 ANSWER_TYPES = ("other", "unanswerable", "yes/no", "number")  # the official four
@@ -29,7 +27,10 @@ _READERS = 8  # threads that look at photos: on a network drive, opening a file 
 
 
 class DatasetError(Exception):
-    """A folder that is not a readable VizWiz split."""
+    """A folder that is not a readable VizWiz split. Control characters in its text are escaped."""
+
+    def __init__(self, headline: str, problems: Sequence[str] = ()) -> None:
+        super().__init__("\n  ".join(escape_controls(line) for line in (headline, *problems)))
 
 
 @dataclass(frozen=True)
@@ -72,8 +73,8 @@ class Split:
 def read_split(folder: Path, name: str, *, labelled: bool = True, limit: int | None = None) -> Split:
     """Read and check ``folder/Annotations/{name}.json`` and every photo it names.
 
-    Of a photo, the header is read, which shows that it is there and is a picture. Its pixels are decoded when features
-    are made from them.
+    Of a photo, the header is read: that it is there, is a picture and has a size that can be used. Its pixels are
+    decoded when features are made from them.
 
     Args:
         labelled: answers are required, as in train and val; without, only image and question are read.
@@ -112,9 +113,8 @@ def refuse(headline: str, problems: Sequence[str]) -> None:
         DatasetError: there are some; the first of them follow the headline, one a line.
     """
     if problems:
-        shown = "\n  ".join(problems[:_PROBLEMS_SHOWN])
-        more = f"\n  and {len(problems) - _PROBLEMS_SHOWN} more" if len(problems) > _PROBLEMS_SHOWN else ""
-        raise DatasetError(f"{headline}:\n  {shown}{more}")
+        more = [f"and {len(problems) - _PROBLEMS_SHOWN} more"] if len(problems) > _PROBLEMS_SHOWN else []
+        raise DatasetError(f"{headline}:", [*problems[:_PROBLEMS_SHOWN], *more])
 
 
 def _refuse_records(path: Path, problems: Sequence[str], records: int) -> None:
@@ -191,8 +191,7 @@ def _photo_problems(raw: list[Any], photos: Path) -> Iterator[str]:
     def problem(image: str) -> str | None:
         return _header_problem(photos / image) if image in present else f"photo {photos / image} does not exist"
 
-    with warnings.catch_warnings(), ThreadPoolExecutor(_READERS) as pool:
-        warnings.simplefilter("ignore")  # Pillow's, about sizes and metadata: what matters is refused at encoding
+    with ThreadPoolExecutor(_READERS) as pool:
         for number, found in enumerate(pool.map(problem, [entry["image"] for entry in raw])):
             if found:
                 yield f"record {number}: {found}"
@@ -200,12 +199,10 @@ def _photo_problems(raw: list[Any], photos: Path) -> Iterator[str]:
 
 def _header_problem(path: Path) -> str | None:
     try:
-        with Image.open(path, formats=FORMATS):
-            return None
-    except UnidentifiedImageError:
-        return f"photo {path} is not a picture ({path.stat().st_size} bytes)"
-    except (OSError, ValueError, Image.DecompressionBombError) as error:
-        return f"photo {path} cannot be read ({error})"
+        geometry.check_header(path)
+    except ImageError as error:
+        return f"photo {error}"
+    return None
 
 
 def _record(entry: dict[str, Any], labelled: bool) -> Record:

@@ -10,7 +10,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from training import ranks
-from training.storage import file_digest, staged_file
+from training.storage import staged_file, stream_digest
+from vizwiz_client.contract import geometry
+from vizwiz_client.contract.errors import ImageError
 
 _READERS = 4  # threads: hashlib releases the interpreter's lock
 # A file that changed this short a time ago may change again without its times changing, which tick coarsely.
@@ -50,7 +52,12 @@ def _entry(path: Path, known: _Entry | None) -> _Entry | str:
     try:
         stat = path.stat()
         state = (stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
-        return known if known and known[:3] == state else (*state, file_digest(path))
+        if known and known[:3] == state:
+            return known
+        with geometry.open_file(path) as file:
+            return (*state, stream_digest(file))
+    except ImageError as error:
+        return str(error)
     except OSError as error:
         return f"{path}: cannot be read ({error.strerror})"
 

@@ -83,6 +83,8 @@ class VizwizClient:
     def ask(self, image: Photo, question: str, *, top: int = 1) -> Answer:
         """Ask one question about one photo; ``top`` is how many candidate answers to return.
 
+        A question has at most 5,000 characters, of which the model reads the first 75 tokens, about 50 words.
+
         Raises ImageError, QuestionError or a ServerError.
         """
         return run(self._core.ask(image, question, top))

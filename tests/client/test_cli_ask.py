@@ -126,6 +126,17 @@ class TestStandardInput:
         assert piped["photo"] == "-"
         assert piped["answer"] == file["answer"] != first["answer"]
 
+    @pytest.mark.skipif(sys.platform == "win32", reason="there is no /dev/zero")
+    def test_without_end(self, ask, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("vizwiz_client.contract.geometry.MAX_FILE_BYTES", 1_000)
+        with Path("/dev/zero").open() as zero:
+            monkeypatch.setattr(sys, "stdin", zero)
+            assert ask("-", QUESTION) == (
+                _exits.SOME_FAILED,
+                [],
+                ["Error: standard input: the photo: the file has over 1,000 bytes, expected fewer; make it smaller"],
+            )
+
     def test_it_is_named_in_words(
         self, ask, stand_in: StandIn, photos: list[Path], monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -20,6 +20,7 @@ import grpc
 import pytest
 
 from tests.client.stand_in import StandIn
+from tests.contract.bad_photos import PNG_WITHOUT_PALETTE
 from vizwiz_client import VizwizClient, cli
 from vizwiz_client.cli import _exits
 from vizwiz_client.cli._batch import COLUMNS
@@ -166,6 +167,12 @@ class TestErrors:
         assert [bool(row["answer"]) for row in found] == [True, False, False, True]
         assert "missing.jpg: cannot be read (No such file" in found[1]["error"]
         assert "expected words" in found[2]["error"]
+
+    def test_a_photo_that_its_decoder_trips_over(self, batch, photos: list[Path], tmp_path: Path) -> None:
+        photos[1].write_bytes(PNG_WITHOUT_PALETTE)
+        status, _, _ = batch(write_csv(tmp_path / "q.csv", questions(photos, 4)), "-o", tmp_path / "a.csv")
+        assert status == _exits.SOME_FAILED
+        assert [bool(row["answer"]) for row in read(tmp_path / "a.csv")] == [True, False, True, True]
 
     @pytest.mark.parametrize(
         ("content", "text"),

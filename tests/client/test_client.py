@@ -15,6 +15,7 @@ from PIL import ExifTags, Image
 from tritonclient.grpc import InferenceServerClient
 
 from tests.client.stand_in import HEAD, MODELS, SIDE, StandIn, serve
+from tests.contract.bad_photos import PNG_WITHOUT_PALETTE
 from vizwiz_client import Answer, Candidate, ImageError, QuestionError, Served, Timings, VizwizClient
 from vizwiz_client.contract import tensors
 from vizwiz_client.contract.geometry import load_photo, to_pixels
@@ -200,6 +201,22 @@ class TestBatch:
         assert isinstance(bad_question, QuestionError)
         assert [first, second] == client.ask_batch([pairs[1], pairs[3]])
         assert stand_in.shapes[0][0][0] == 2
+
+    def test_what_a_decoder_asserts_refuses_its_photo_alone(self, client: Any, photos: list[Path]) -> None:
+        pairs = [(photos[0], "what?"), (PNG_WITHOUT_PALETTE, "what?"), (photos[1], "what?")]
+        with pytest.raises(ImageError, match="damaged or incomplete"):
+            client.ask(*pairs[1])
+        for outcomes in (client.ask_batch(pairs, return_errors=True), list(client.ask_many(pairs))):
+            assert [type(outcome) for outcome in outcomes] == [Answer, ImageError, Answer]
+
+    @pytest.mark.parametrize("question", [None, float("nan")])
+    def test_no_question_refuses_its_pair_alone(self, client: Any, photos: list[Path], question: Any) -> None:
+        """As a table's empty cell is."""
+        pairs = [(photos[0], "what?"), (photos[1], question), (photos[2], "what?")]
+        with pytest.raises(QuestionError, match="expected text"):
+            client.ask(*pairs[1])
+        for outcomes in (client.ask_batch(pairs, return_errors=True), list(client.ask_many(pairs))):
+            assert [type(outcome) for outcome in outcomes] == [Answer, QuestionError, Answer]
 
     def test_nothing_but_bad_pairs(self, client: Any, stand_in: StandIn) -> None:
         (error,) = client.ask_batch([(b"", "what?")], return_errors=True)

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from vizwiz_client.cli import _arguments, _exits, _settings
-from vizwiz_client.contract import errors
+from vizwiz_client import VizwizClient
+from vizwiz_client.cli import _arguments, _exits, _help, _settings
+from vizwiz_client.contract import errors, geometry, tokens
 
 DOCS = (Path(__file__).parents[2] / "docs" / "client.md").read_text(encoding="utf-8")
 PYTHON = re.findall(r"```python\n(.*?)```", DOCS, re.DOTALL)
@@ -72,6 +73,15 @@ def test_examples_of_the_shell(live_server, place: Path) -> None:
 
 
 class TestNothingIsLeftOut:
+    def test_limits(self) -> None:
+        for text in (DOCS, _help.DESCRIPTION["ask"], VizwizClient.ask.__doc__):
+            assert f"at most {tokens.MAX_CHARACTERS:,} characters" in text
+        assert f"at least {geometry.MIN_SIDE} pixels on each side" in DOCS
+        assert f"at most {geometry.MAX_PIXELS // 10**6} million in all" in DOCS
+        assert f"at most {geometry.MAX_ASPECT_RATIO} times the other" in DOCS
+        assert f"at most {geometry.MAX_FILE_BYTES // 10**6} MB" in DOCS
+        assert f"Files are {', '.join(geometry.FORMATS[:-1])} or {geometry.FORMATS[-1]}." in DOCS
+
     def parsers(self) -> dict[str, argparse.ArgumentParser]:
         parser = _arguments.full_parser()
         (commands,) = (action for action in parser._actions if isinstance(action, argparse._SubParsersAction))

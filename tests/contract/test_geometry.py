@@ -5,23 +5,23 @@ from __future__ import annotations
 import io
 import itertools
 import os
-import struct
 import subprocess
 import sys
 import threading
 import warnings
-import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, PngImagePlugin
+from PIL.TiffImagePlugin import IFDRational
 
+from tests.contract.bad_photos import PNG_WITHOUT_PALETTE, png
 from vizwiz_client.contract import geometry
 from vizwiz_client.contract.errors import ImageError, VizwizError
-from vizwiz_client.contract.geometry import load_photo, to_pixels
+from vizwiz_client.contract.geometry import check_header, keep, load_photo, to_pixels
 
 
 def noise(width: int, height: int, channels: int = 3) -> Image.Image:
@@ -106,6 +106,8 @@ class TestSources:
         photo = noise(40, 30)
         data = encoded(photo, "MPO", save_all=True, append_images=[noise(20, 20)])
         assert load_photo(data).size == photo.size
+        table = data.index(b"MPF\0") + 8  # of the pictures: some releases of Pillow refuse the photo for it
+        np.testing.assert_array_equal(load_photo(data[:table] + b"\xff" * 8 + data[table + 8 :]), load_photo(data))
 
     def test_the_first_frame_of_an_animation(self) -> None:
         red, blue = Image.new("RGB", (20, 20), "red"), Image.new("RGB", (20, 20), "blue")
@@ -205,6 +207,31 @@ class TestUpright:
     def test_damaged_metadata_does_not_lose_the_photo(self, format: str, exif: bytes) -> None:
         assert load_photo(encoded(noise(40, 24), format, exif=exif)).size == (40, 24)
 
+    @pytest.mark.parametrize("headers", [1, 2, 3])
+    @pytest.mark.parametrize("phone", [False, True])
+    def test_a_repeated_header(self, headers: int, phone: bool) -> None:
+        """Some programs write two. Pillow's releases differ in how many they read over."""
+        exif = Image.Exif()
+        exif[ExifTags.Base.Orientation] = 6
+        segment = b"Exif\0\0" * (headers - 1) + exif.tobytes()
+        options = {"save_all": True, "append_images": [noise(20, 20)]} if phone else {}
+        data = encoded(noise(40, 24), "MPO" if phone else "JPEG", **options)
+        data = data[:2] + b"\xff\xe1" + (len(segment) + 2).to_bytes(2, "big") + segment + data[2:]
+        assert load_photo(data).size == ((24, 40) if headers < 3 else (40, 24))
+
+    def test_places_and_resolutions_of_nought_by_nought(self) -> None:
+        exif = Image.Exif()
+        exif[ExifTags.Base.Orientation] = 6
+        exif[ExifTags.Base.XResolution] = IFDRational(0, 0)
+        exif[ExifTags.IFD.GPSInfo] = {ExifTags.GPS.GPSLatitude: (IFDRational(0, 0),) * 3}
+        for format in ("JPEG", "PNG", "WEBP"):
+            assert load_photo(encoded(noise(40, 24), format, exif=exif)).size == (24, 40)
+
+    def test_an_orientation_in_xmp(self) -> None:
+        xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
+        for format in ("JPEG", "WEBP"):
+            assert load_photo(encoded(noise(40, 24), format, xmp=xmp)).size == (24, 40)
+
     def test_an_orientation_that_does_not_exist(self) -> None:
         exif = Image.Exif()
         exif[ExifTags.Base.Orientation] = 99
@@ -213,12 +240,7 @@ class TestUpright:
 
 def png_header(width: int, height: int) -> bytes:
     """A PNG whose header states a size and whose pixels are missing: reading them would fail."""
-    header = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    data = b"IDAT" + zlib.compress(b"\x00")
-    chunks = [
-        struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk)) for chunk in (header, data)
-    ]
-    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
+    return png(width, height, 2, b"\x00")
 
 
 class TestRefused:
@@ -255,8 +277,8 @@ class TestRefused:
         [
             (b"", "got no data"),
             (b"hello there, I am text", "got data that starts with b'hello there, I a'"),
-            (b"\x00\x00\x00\x1cftypheic\x00\x00\x00\x00", "ftypheic"),
-            (b"%PDF-1.7", "%PDF"),
+            (b"\x00\x00\x00\x1cftypisom\x00\x00\x00\x00", "ftypisom"),
+            (b"<!DOCTYPE html><html><svg ></svg></html>", "<!DOCTYPE html"),
         ],
     )
     def test_not_a_picture(self, data: bytes, got: str) -> None:
@@ -265,9 +287,65 @@ class TestRefused:
         assert got in str(caught.value)
         assert "expected a JPEG, PNG, WEBP, GIF or BMP file" in str(caught.value)
 
-    def test_a_format_that_is_not_accepted(self) -> None:
-        with pytest.raises(ImageError, match="not a picture: got data that starts with b'II"):
-            load_photo(encoded(noise(40, 30), "TIFF"))
+    @pytest.mark.parametrize(
+        ("start", "format"),
+        [
+            (b"\0\0\0\x20ftypavif\0\0\0\0mif1avif", "AVIF"),
+            (b"\0\0\0\x20ftypmif1\0\0\0\0mif1avif", "AVIF"),
+            (b"II*\0\x08\0\0\0", "TIFF"),
+            (b"MM\0+\0\x08\0\0", "TIFF"),
+            (b"%PDF-1.7\n", "PDF"),
+            (b'<svg xmlns="http://www.w3.org/2000/svg"/>', "SVG"),
+            (b'\xef\xbb\xbf<?xml version="1.0"?>\n<!-- drawn -->\n<svg/>\n<svg width="9">', "SVG"),
+            (b'<?xml version="1.0"?>\n<!DOCTYPE svg PUBLIC "-//W3C//DTD SVG 1.1//EN" [\n<!ENTITY a "b">\n]>', "SVG"),
+        ],
+    )
+    def test_formats_that_are_not_accepted_are_named(self, start: bytes, format: str, tmp_path: Path) -> None:
+        (path := tmp_path / "photo.jpg").write_bytes(start + bytes(2000))
+        for photo, name in ((path, str(path)), (path.read_bytes(), "the photo")):
+            with pytest.raises(ImageError) as caught:
+                load_photo(photo)
+            assert str(caught.value) == f"{name}: {format}, expected JPEG, PNG, WEBP, GIF or BMP; export it as JPEG"
+
+    @pytest.mark.parametrize("start", [b"<!----><!---->" * 70, b"<?xml" * 200, b" " * 1024, b"<" * 1024])
+    def test_text_that_is_nearly_a_drawing(self, start: bytes) -> None:
+        with pytest.raises(ImageError, match="not a picture"):  # at once: the pattern does not try every combination
+            load_photo(start)
+
+    def test_what_a_decoder_asserts(self) -> None:
+        with pytest.raises(ImageError, match=r"damaged or incomplete \((AssertionError|.*no attribute.*)\)"):
+            load_photo(PNG_WITHOUT_PALETTE)
+        with pytest.raises(ImageError, match="damaged or incomplete"):
+            load_photo(keep(Image.open(io.BytesIO(PNG_WITHOUT_PALETTE))))
+
+    @pytest.mark.parametrize("where", ["open", "load", "convert"])
+    @pytest.mark.parametrize("error", [RecursionError, AssertionError, RuntimeError("odd\n"), ZeroDivisionError])
+    def test_whatever_a_decoder_raises(
+        self, where: str, error: type[Exception] | Exception, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        self.fail(monkeypatch, where, error)
+        with pytest.raises(ImageError, match=r"damaged or incomplete \((\w+Error|odd)\); send"):
+            load_photo(encoded(noise(40, 30)))
+
+    @pytest.mark.parametrize("where", ["open", "load", "convert", "getexif"])
+    @pytest.mark.parametrize("error", [MemoryError, KeyboardInterrupt])
+    def test_what_is_not_the_photos_fault_passes(
+        self, where: str, error: type[BaseException], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        self.fail(monkeypatch, where, error)
+        with pytest.raises(error):
+            load_photo(encoded(noise(40, 30)))
+
+    def fail(self, monkeypatch: pytest.MonkeyPatch, where: str, error: type[BaseException] | BaseException) -> None:
+        def fails(*_: object, **__: object) -> None:
+            raise error
+
+        if where == "open":
+            monkeypatch.setattr(Image, "open", fails)
+        elif where == "load":
+            monkeypatch.setattr(PngImagePlugin.PngImageFile, "load", fails)
+        else:
+            monkeypatch.setattr(Image.Image, where, fails)
 
     @pytest.mark.parametrize("format", geometry.FORMATS)
     def test_truncated(self, format: str) -> None:
@@ -340,6 +418,30 @@ class TestRefused:
             except ImageError:
                 continue
             assert photo.mode == "RGB"
+
+
+class TestHeaders:
+    """What can be said of a photo without decoding it."""
+
+    def test_good_ones(self, tmp_path: Path) -> None:
+        (path := tmp_path / "photo.png").write_bytes(encoded(noise(40, 30)))
+        check_header(path)
+        path.write_bytes(png_header(40, 30))  # its pixels are missing
+        check_header(path)
+
+    @pytest.mark.parametrize(
+        ("data", "text"),
+        [
+            (b"", "not a picture: got no data"),
+            (png_header(12, 30), "12 x 30 pixels, expected at least 16"),
+            (png_header(60_000, 60_000), "expected at most|Expected at most"),
+            (b"%PDF-", "PDF, expected JPEG"),
+        ],
+    )
+    def test_others_are_refused(self, tmp_path: Path, data: bytes, text: str) -> None:
+        (path := tmp_path / "photo.png").write_bytes(data)
+        with pytest.raises(ImageError, match=rf"photo\.png: .*({text})"):
+            check_header(path)
 
 
 def test_threads_leave_the_warning_filters_as_they_were() -> None:

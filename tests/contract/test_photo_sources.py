@@ -94,6 +94,14 @@ class TestFileObjects:
         with pytest.raises(ImageError, match=r"cannot be read \(I/O operation on closed file"):
             load_photo(file)
 
+    def test_errors_of_its_own(self) -> None:
+        class Download(io.RawIOBase):
+            def read(self, size: int = -1) -> bytes:
+                raise RuntimeError("connection broken")
+
+        with pytest.raises(ImageError, match=r"the file object cannot be read \(connection broken\)"):
+            load_photo(Download())
+
     def test_without_end_is_refused(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(geometry, "MAX_FILE_BYTES", 1_000)
         with Path("/dev/zero").open("rb") as file, pytest.raises(ImageError, match="over 1,000 bytes, expected fewer"):
@@ -115,9 +123,38 @@ class TestNoFiles:
             with pytest.raises(ImageError, match="a pipe, socket or device, expected a regular file; read it"):
                 load_photo(path)
 
+    @pytest.mark.skipif(sys.platform == "win32", reason="there are none")
+    def test_a_pipe_that_takes_a_photos_place_at_the_last_moment(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        (photo := tmp_path / "photo.png").write_bytes(png(noise(30, 40, 3)))
+        os.mkfifo(pipe := tmp_path / "pipe")
+        status = photo.stat()
+        monkeypatch.setattr(os, "stat", lambda *_, **__: status)
+        with pytest.raises(ImageError, match="pipe: a pipe, socket or device, expected a regular file"):
+            load_photo(pipe)
+
     def test_a_path_that_cannot_be_one(self) -> None:
-        with pytest.raises(ImageError, match=r"cannot be read .*embedded null"):
+        with pytest.raises(ImageError, match=r"a\\x00b\.jpg: cannot be read .*embedded null"):
             load_photo("a\0b.jpg")
+        with pytest.raises(ImageError, match=r"cannot be read .*surrogates not allowed"):
+            load_photo("\ud800.jpg")
+
+    def test_bytes_as_a_path_of_the_file_system(self, tmp_path: Path) -> None:
+        (tmp_path / "photo.png").write_bytes(png(noise(30, 40, 3)))
+        (entry,) = os.scandir(os.fsencode(tmp_path))
+        np.testing.assert_array_equal(load_photo(entry), noise(30, 40, 3))
+
+    def test_more_bytes_than_any_photo_has(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        data = png(noise(30, 40, 3))
+        (path := tmp_path / "photo.png").write_bytes(data)
+        monkeypatch.setattr(geometry, "MAX_FILE_BYTES", len(data))
+        for source in (path, data, bytearray(data), memoryview(data), io.BytesIO(data)):
+            assert load_photo(source).size == (40, 30)
+        monkeypatch.setattr(geometry, "MAX_FILE_BYTES", len(data) - 1)
+        for source in (path, data, bytearray(data), memoryview(data), io.BytesIO(data)):
+            with pytest.raises(ImageError, match=rf"over {len(data) - 1:,} bytes, expected fewer; make it smaller"):
+                load_photo(source)
 
     @pytest.mark.parametrize("source", [None, 7, ["a.jpg"], ("a.jpg",)])
     def test_other_kinds(self, source: object) -> None:

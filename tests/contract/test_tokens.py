@@ -164,6 +164,12 @@ def make_merges() -> ModuleType:
     return module
 
 
+@pytest.mark.parametrize("question", [None, float("nan"), 7, b"what is this?", ["what is this?"]])
+def test_what_is_no_text_is_refused(question: object) -> None:
+    with pytest.raises(QuestionError, match=rf"type {type(question).__name__}, expected text; ask something"):
+        tokenize(question)  # type: ignore[arg-type]
+
+
 class TestMergesTable:
     def test_digest(self) -> None:
         table = resources.files("vizwiz_client.contract").joinpath("clip_merges.bin").read_bytes()

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import os
+import socket
 from pathlib import Path
 
 import pytest
@@ -82,19 +84,41 @@ def test_unreadable_photos_are_named_together_with_the_missing_ones(tmp_path: Pa
     write_split(tmp_path, "train", [annotation(number) for number in range(5)])
     photos = sorted((tmp_path / "train").iterdir())
     photos[0].write_bytes(b"")
-    photos[1].write_text("<html>not found</html>")
+    photos[1].write_text("hello")
     photos[2].unlink()
     photos[3].unlink()
     photos[3].mkdir()
     with pytest.raises(DatasetError) as error:
         read_split(tmp_path, "train")
+    a_file = "a JPEG, PNG, WEBP, GIF or BMP file"
     assert str(error.value).splitlines() == [
         f"{tmp_path}/Annotations/train.json: 4 problem(s) in 5 records:",
-        f"  record 0: photo {photos[0]} is not a picture (0 bytes)",
-        f"  record 1: photo {photos[1]} is not a picture (22 bytes)",
+        f"  record 0: photo {photos[0]}: not a picture: got no data, expected {a_file}",
+        f"  record 1: photo {photos[1]}: not a picture: got data that starts with b'hello', expected {a_file}",
         f"  record 2: photo {photos[2]} does not exist",
-        f"  record 3: photo {photos[3]} cannot be read ([Errno 21] Is a directory: '{photos[3]}')",
+        f"  record 3: photo {photos[3]}: cannot be read (Is a directory); expected the path of {a_file}",
     ]
+
+
+def test_control_characters_in_names_are_escaped(tmp_path: Path) -> None:
+    write_split(tmp_path, "train", [annotation(0, image="a\x1b[2J\n  record 7: all is well.jpg")])
+    (photo,) = (tmp_path / "train").iterdir()
+    for spoil in (lambda: photo.write_bytes(b""), photo.unlink):
+        spoil()
+        with pytest.raises(DatasetError) as error:
+            read_split(tmp_path, "train")
+        _, problem = str(error.value).split("\n")
+        assert r"a\x1b[2J\n  record 7: all is well.jpg" in problem
+
+
+@pytest.mark.parametrize("kind", ["pipe", "socket"])
+def test_what_might_never_end_is_not_read(tmp_path: Path, kind: str) -> None:
+    write_split(tmp_path, "train", [annotation(0), annotation(1)])
+    (photo := tmp_path / "train" / "VizWiz_train_00000001.jpg").unlink()
+    with socket.socket(socket.AF_UNIX) as listener:
+        os.mkfifo(photo) if kind == "pipe" else listener.bind(str(photo))
+        with pytest.raises(DatasetError, match=r"1 problem.*\n  record 1: photo .*1\.jpg: a pipe, socket or device"):
+            read_split(tmp_path, "train")
 
 
 def test_a_long_list_of_problems_ends_with_their_number(tmp_path: Path) -> None:

@@ -95,6 +95,15 @@ def test_a_photo_that_has_just_changed_is_not_trusted_to_stay(photo: Path, tmp_p
     assert not (tmp_path / "cache").exists()
 
 
+def test_a_pipe_that_took_a_photos_place_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(pipe := tmp_path / "photo.jpg")
+    digests_, (problem,) = photo_digests([pipe], tmp_path / "cache")
+    assert (digests_, problem) == (
+        {},
+        f"{pipe}: a pipe, socket or device, expected a regular file; read it, and pass the bytes",
+    )
+
+
 def test_photos_that_are_gone_are_all_named(tmp_path: Path) -> None:
     gone = [tmp_path / "a.jpg", tmp_path / "b.jpg"]
     assert photo_digests(gone, tmp_path / "cache") == (

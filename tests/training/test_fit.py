@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 from dataclasses import replace
@@ -13,6 +14,7 @@ from PIL import Image
 
 from export import to_onnx
 from tests.conftest import annotation, write_checkpoint, write_split
+from tests.contract.bad_photos import PNG_WITHOUT_PALETTE
 from training import evaluate, fit
 from training.answer_types import TYPE_SETS
 from training.clip_models import ClipError, FrozenClip, choose_device, load_clip
@@ -377,6 +379,24 @@ def test_bad_input_is_one_clear_line(
     assert fit.main(["--data", str(tmp_path), "--runs", str(tmp_path / "runs"), *clip, *arguments]) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("spoiled", ["palette", "pipe"])
+def test_a_photo_that_cannot_be_read_is_named_alone(
+    spoiled: str, tiny_vit: FrozenClip, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    for split in ("train", "val"):
+        write_split(tmp_path, split, [annotation(number) for number in range(3)])
+    (photo := tmp_path / "train" / "VizWiz_train_00000001.jpg").unlink()
+    if spoiled == "pipe":
+        os.mkfifo(photo)
+    else:
+        photo.write_bytes(PNG_WITHOUT_PALETTE)
+    flags = ["--clip", tiny_vit.source, "--device", "cpu", "--cache", str(tmp_path / "cache")]
+    assert fit.main(["--data", str(tmp_path), "--runs", str(tmp_path / "runs"), *flags]) == 2
+    error = capsys.readouterr().err
+    assert error.count(".jpg: ") == 1
+    assert f"{photo}: {'a pipe, socket or device' if spoiled == 'pipe' else 'the picture is damaged'}" in error
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")

@@ -22,7 +22,7 @@ STANDARD_INPUT = "-"
 def run(arguments: argparse.Namespace) -> int:
     """Ask every question about every photo, print what is answered, and return the exit code."""
     photos, questions = photos_and_questions(arguments)
-    read = {STANDARD_INPUT: standard_input().read()} if STANDARD_INPUT in photos else {}
+    read = {STANDARD_INPUT: _read_photo()} if STANDARD_INPUT in photos else {}
     code = _exits.OK
     said: set[str] = set()  # what is wrong with a photo is said once, not once per question
     with connect(arguments) as client:
@@ -46,6 +46,13 @@ def run(arguments: argparse.Namespace) -> int:
                 names += [short(question)] if len(questions) > 1 else []
                 put(escape_controls(": ".join([*names, sentence(answer)])))
     return code
+
+
+def _read_photo() -> bytes:
+    """The photo from standard input, of which no more is read than shows that it is too large."""
+    from vizwiz_client.contract.geometry import MAX_FILE_BYTES  # brings NumPy and Pillow
+
+    return standard_input().read(MAX_FILE_BYTES + 1)
 
 
 def photos_and_questions(arguments: argparse.Namespace) -> tuple[list[str], list[str]]:

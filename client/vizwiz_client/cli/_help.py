@@ -26,7 +26,7 @@ Ask one question about a photo, or several questions about several photos.
 
 The last argument is the question and those before it are photos. With -q, which can be repeated, every argument is
 a photo, and every question is asked about every photo. A photo - is read from standard input; so are questions, one a
-line, where the question is -.
+line, where the question is -. A question has at most 5,000 characters, of which about 50 words are read.
 
 examples:
   vizwiz-client ask img.jpg "what is this?"

@@ -59,8 +59,12 @@ def tokenize(question: str) -> Tokens:
     Padded to 77, the ids equal ``clip.tokenize(question, truncate=True)``: what goes past 77 tokens is cut, and the end
     token kept, because CLIP reads the feature there.
 
-    Raises QuestionError: no words, or more than MAX_CHARACTERS characters.
+    Raises QuestionError: no words, more than MAX_CHARACTERS characters, or no text at all, such as None or NaN.
     """
+    if not isinstance(question, str):
+        raise QuestionError(
+            f"got a question of type {type(question).__name__}, expected text; ask something, such as 'what is this?'"
+        )
     if len(question) > MAX_CHARACTERS:
         raise QuestionError(
             f"the question has {len(question):,} characters, expected at most {MAX_CHARACTERS:,}; "
