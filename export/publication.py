@@ -38,7 +38,7 @@ from training.clip_models import FrozenClip, clip_name, load_clip
 from training.data import DatasetError, read_split
 from training.predictor import Predictor
 from training.runs import CARD_FILE, Run
-from training.storage import digest_of, write_json
+from training.storage import digest_of, disk_full_names, write_json
 from vizwiz_client.contract import tensors
 from vizwiz_client.contract.geometry import load_photo, to_pixels
 from vizwiz_client.contract.tensors import CONTRACT_VERSION, DIGEST_LENGTH
@@ -76,7 +76,7 @@ def export_run(
     predictor = run.load_predictor()
     folder = folder.resolve()  # staging lies beside it, on its file system
     names = model_names(run, target)
-    with store.locked(folder):
+    with disk_full_names(folder, "--repository"), store.locked(folder):
         new = [name for name in astuple(names) if not store.is_published(folder, name)]
         known = not recheck and not {names.image, names.text} & {*new}
         proof = kept(folder / names.image, folder / names.text, target) if known else None

@@ -123,7 +123,7 @@ def save_baselines(baselines: dict[str, Baseline], path: Path) -> None:
     tensors = {
         f"{name}.{key}": getattr(each, key).cpu() for name, each in baselines.items() for key in Baseline._fields
     }
-    safetensors.torch.save_file(tensors, path)
+    path.write_bytes(safetensors.torch.save(tensors))  # save_file's are for the owner alone
 
 
 def load_baselines(path: Path) -> dict[str, Baseline]:

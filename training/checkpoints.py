@@ -13,6 +13,7 @@ The states are tensors, numbers and texts alone, and are read by ``torch.load``'
 from __future__ import annotations
 
 import fcntl
+import io
 import json
 import os
 import shutil
@@ -76,8 +77,10 @@ class Checkpoints:
 
     def save(self, name: str, state: dict[str, Any]) -> None:
         """Write the state ``name``, whole or not at all; what was put aside for it is deleted then."""
+        content = io.BytesIO()  # written to a file, PyTorch's error of a full disk is a RuntimeError
+        torch.save(state, content)
         with staged_file(self.folder / f"{name}.pt") as staging:
-            torch.save(state, staging)
+            staging.write_bytes(content.getbuffer())
         shutil.rmtree(self._earlier, ignore_errors=True)
 
     def clear(self) -> None:
@@ -100,11 +103,14 @@ def locked_checkpoints(runs: Path, made_from: dict[str, Any], *, resume: bool) -
     Raises:
         FitRunningError: another process has them.
     """
-    lock = _folder(runs, made_from).with_suffix(".lock")
+    folder = _folder(runs, made_from)
+    lock = folder.with_suffix(".lock")
     descriptor = _acquire(lock)
     try:
         yield Checkpoints(runs, made_from, resume=resume)
     finally:
+        if not _states(folder):  # nothing to resume
+            shutil.rmtree(folder, ignore_errors=True)
         lock.unlink(missing_ok=True)  # while it is held, so that it is this fit's and not the next one's
         os.close(descriptor)
         with suppress(OSError):  # other fits have something there, or were the last to leave

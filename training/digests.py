@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from training import ranks
-from training.storage import staged_file, stream_digest
+from training.storage import disk_full_names, staged_file, stream_digest
 from vizwiz_client.contract import geometry
 from vizwiz_client.contract.errors import ImageError
 
@@ -44,7 +44,8 @@ def photo_digests(paths: Sequence[Path], cache: Path) -> tuple[dict[Path, str], 
         entries |= share
         problems += shared_problems
     if ranks.rank() == 0:
-        _write(index, known, entries)
+        with disk_full_names(cache, "--cache"):
+            _write(index, known, entries)
     return {path: entry[3] for path, entry in entries.items()}, problems
 
 

@@ -19,7 +19,7 @@ from typing import Any
 
 from training.archives import ArchiveError, unpack
 from training.data import DatasetError, read_split
-from training.storage import file_digest, write_json
+from training.storage import disk_full_names, file_digest, write_json
 from training.transfer import DownloadError, Transfer, fetch
 from vizwiz_client.contract import streams
 
@@ -172,14 +172,15 @@ def main(argv: list[str] | None = None) -> int:
     """Entry point of ``python -m training.download``; returns the exit status."""
     arguments = parse_arguments(argv)
     try:
-        download(
-            arguments.out,
-            tuple(arguments.splits),
-            base_url=arguments.base_url,
-            sha256=dict(arguments.sha256),
-            keep_archives=arguments.keep_archives,
-            transfer=Transfer(retries=arguments.retries),
-        )
+        with disk_full_names(arguments.out, "--out"):
+            download(
+                arguments.out,
+                tuple(arguments.splits),
+                base_url=arguments.base_url,
+                sha256=dict(arguments.sha256),
+                keep_archives=arguments.keep_archives,
+                transfer=Transfer(retries=arguments.retries),
+            )
     except (DownloadError, ArchiveError, DatasetError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -31,7 +31,7 @@ from training.model_card import describe_scores, write_model_card
 from training.report import write_report
 from training.runs import DEFAULT_RUNS, Run, RunError, annotations_of_fit, newest_run, read_run, read_scores
 from training.splits import HOLDOUT, holdout_rows, take
-from training.storage import write_json
+from training.storage import disk_full_names, staged_files, write_json
 from training.submission import SubmissionError, write_submissions
 from vizwiz_client.contract import streams
 
@@ -67,19 +67,20 @@ def evaluate_run(run: Run, part: Part, clips: Sequence[FrozenClip], cache: Path,
     features = [SplitFeatures(each.images[part.rows], each.texts[part.rows]) for each in encoded]
     predictions = predict(run.load_ensemble(), features, run.answers, clips[0].device)
     images = [record.image for record in split.records]
-    write_submissions(out, images, predictions.answers, predictions.answerable)
-    if not labelled:
-        return None
-    evaluation = evaluate(run, split, predictions)
-    evaluation.metrics.update(
-        split=split.name,
-        data_sha256=split.digest,
-        run_sha256=run.digest,
-        constant=constant,
-        baselines=_baselines(run, split, features, clips[0].device),
-    )
-    write_json(out / SCORES_FILE, evaluation.metrics)
-    write_report(out / REPORT_FILE, run, split, predictions, evaluation)
+    with disk_full_names(out, "--out"), staged_files(out) as staging:
+        write_submissions(staging, images, predictions.answers, predictions.answerable)
+        if not labelled:
+            return None
+        evaluation = evaluate(run, split, predictions)
+        evaluation.metrics.update(
+            split=split.name,
+            data_sha256=split.digest,
+            run_sha256=run.digest,
+            constant=constant,
+            baselines=_baselines(run, split, features, clips[0].device),
+        )
+        write_json(staging / SCORES_FILE, evaluation.metrics)
+        write_report(staging / REPORT_FILE, run, split, predictions, evaluation)
     return evaluation.metrics
 
 
@@ -212,7 +213,8 @@ def run_command(arguments: argparse.Namespace) -> Path:
         if not _is_of_fit(run, part.split):
             print("this is another val than the fit's: the model card leaves its scores out")
         if out.resolve().parent == run.folder.resolve():  # the card tells what lies beside it
-            write_model_card(run.folder)
+            with disk_full_names(run.folder, "--runs"):
+                write_model_card(run.folder)
     for path in sorted(path for path in out.iterdir() if not path.name.startswith(".")):
         print(f"  {path}")
     return out

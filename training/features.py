@@ -36,7 +36,7 @@ from training.data import DatasetError, Split, read_split, refuse
 from training.decoding import TURNS, Decoder, Pixels
 from training.digests import photo_digests
 from training.shards import SHARD, Features, chunks
-from training.storage import digest_of
+from training.storage import digest_of, disk_full_names
 from vizwiz_client.contract import geometry, streams, tokens
 from vizwiz_client.contract.errors import QuestionError
 from vizwiz_client.contract.tensors import CONTEXT_LENGTH
@@ -76,10 +76,9 @@ def encode_split(
     if not 1 <= views <= len(TURNS):
         raise ValueError(f"views must be 1 to {len(TURNS)}, got {views}")
     folder = cache / f"{clip.digest[:12]}-{clip.precision}"
-    if ranks.rank() == 0:
-        shards.remove_abandoned(folder)
-    upright, *turned = _encode_photos(clip, split, cache, folder, TURNS[:views], workers or default_workers())
-    texts = _encode_questions(clip, split, folder)
+    with disk_full_names(cache, "--cache"):
+        upright, *turned = _encode_photos(clip, split, cache, folder, TURNS[:views], workers or default_workers())
+        texts = _encode_questions(clip, split, folder)
     return SplitFeatures(upright, texts, tuple(turned))
 
 

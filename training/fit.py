@@ -46,7 +46,7 @@ from training.progress import (
 from training.recipe import FEW_STEPS, Recipe, RecipeError, add_recipe_flags, recipe_from
 from training.runs import CURVES_FILE, DEFAULT_RUNS, METRICS_FILE, write_run
 from training.splits import fold_rows, holdout_rows, take
-from training.storage import staged_folder, write_json
+from training.storage import disk_full_names, staged_folder, write_json
 from vizwiz_client.contract import streams
 
 _REMEDY = "give --recipe best, or more --min-steps"
@@ -102,7 +102,7 @@ def fit(
     print(f"  always giving the best of them would score {config['vocabulary']['ceiling']:.2f} on val")
     if (steps := recipe.steps(len(rows))) < FEW_STEPS:
         print(f"  each head takes {steps} steps, on which it learns little: {_REMEDY}")
-    with locked_checkpoints(runs, config, resume=resume) as checkpoints:
+    with disk_full_names(runs, "--runs"), locked_checkpoints(runs, config, resume=resume) as checkpoints:
         result = fit_ensemble(material, recipe, checkpoints, cache, baselines=baselines)
         folder = write_result(result, material, config, checkpoints.folder, runs)
         checkpoints.clear()

@@ -10,11 +10,14 @@ from __future__ import annotations
 import json
 import math
 import os
+import time
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from torch.utils.tensorboard import SummaryWriter
+from tensorboard.compat.proto.event_pb2 import Event
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.summary.writer.record_writer import RecordWriter
 
 PROGRESS_FILE = "metrics.jsonl"
 EVENTS_FOLDER = "tensorboard"
@@ -34,7 +37,11 @@ class ProgressLog:
         _drop_torn_line(path)
         self._recorded = {_identity(row) for row in read_progress(folder)}
         self._lines = path.open("a", encoding="utf-8")
-        self._events = SummaryWriter(str(folder / EVENTS_FOLDER))
+        (folder / EVENTS_FOLDER).mkdir(exist_ok=True)
+        # SummaryWriter writes in a thread of its own, which prints a traceback when the disk is full.
+        events = folder / EVENTS_FOLDER / f"events.out.tfevents.{time.time():.6f}"
+        self._events = RecordWriter(events.open("ab"))
+        self._record(Event(wall_time=time.time(), file_version="brain.Event:2"))
 
     def epoch(self, row: dict[str, Any]) -> None:
         """Record one epoch: ``row`` holds its number under ``epoch``, and its scores.
@@ -71,9 +78,15 @@ class ProgressLog:
 
     def _write_events(self, row: dict[str, Any]) -> None:
         where = "".join(f"{key} {value}/" for key, value in _identity(row) if key != "epoch")
-        for key, value in row.items():
-            if isinstance(value, float) and math.isfinite(value):
-                self._events.add_scalar(f"{where}{key}", value, row["epoch"])
+        values = [
+            Summary.Value(tag=f"{where}{key}", simple_value=value)
+            for key, value in row.items()
+            if isinstance(value, float) and math.isfinite(value)
+        ]
+        self._record(Event(wall_time=time.time(), step=row["epoch"], summary=Summary(value=values)))
+
+    def _record(self, event: Event) -> None:
+        self._events.write(event.SerializeToString())
         self._events.flush()
 
 

@@ -27,7 +27,7 @@ from training.model_card import write_model_card
 from training.recipe import Recipe, RecipeError, add_recipe_flags
 from training.runs import DEFAULT_RUNS, RunError, read_run
 from training.splits import HOLDOUT
-from training.storage import staged_file
+from training.storage import disk_full_names, staged_file
 from training.submission import SubmissionError
 from training.transfer import DownloadError
 from vizwiz_client.contract import streams
@@ -96,10 +96,11 @@ def reproduce(
         metrics = evaluate_run(run, read_part(run, name, data), clips, cache, folder / f"evaluation-{name}")
         assert metrics is not None  # both are labelled
         measured[name] = metrics
-    write_model_card(folder)
     table = comparison(measured, [clip_name(clip.source) for clip in clips])
-    with staged_file(folder / TABLE_FILE) as staging:
-        staging.write_text(table, encoding="utf-8")
+    with disk_full_names(folder, "--runs"):
+        write_model_card(folder)
+        with staged_file(folder / TABLE_FILE) as staging:
+            staging.write_text(table, encoding="utf-8")
     print(f"\n{table}")
     return folder
 
@@ -156,7 +157,8 @@ def download_missing(data: Path, base_url: str) -> None:
     missing = [name for name in ("Annotations", *_NEEDED) if not (data / name).exists()]
     if missing:
         print(f"{data} has no {', '.join(missing)}: downloading from {base_url}")
-        download(data, _NEEDED, base_url=base_url)
+        with disk_full_names(data, "--data"):
+            download(data, _NEEDED, base_url=base_url)
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:

@@ -149,7 +149,7 @@ def write_run(
 ) -> None:
     """Write a run's heads, answers, baselines and configuration, with the digests of the files, into ``folder``."""
     weights = {name: tensor.cpu().contiguous() for name, tensor in ensemble.state_dict().items()}
-    safetensors.torch.save_file(weights, folder / HEAD_FILE)
+    (folder / HEAD_FILE).write_bytes(safetensors.torch.save(weights))  # save_file's are for the owner alone
     (folder / ANSWERS_FILE).write_text("".join(f"{answer}\n" for answer in answers), encoding="utf-8")
     names = [HEAD_FILE, ANSWERS_FILE]
     if baselines:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import time
+import io
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -15,7 +16,6 @@ from training.storage import digest_of, staged_file
 # Inputs: what a killed job loses at most. Of ViT-L/14@336px on a CPU these are 7 to 10 minutes, for each view, since
 # the views of a photo are decoded at once and their shards are complete at once.
 SHARD = 256
-_ABANDONED_AFTER_S = 3600  # a file is written in seconds
 
 Features = npt.NDArray[np.float32]
 _T = TypeVar("_T")
@@ -38,8 +38,10 @@ def is_whole(path: Path, rows: int, width: int) -> bool:
 
 def write(path: Path, features: Features) -> None:
     """Write a shard, whole or not at all."""
-    with staged_file(path) as staging, staging.open("wb") as file:
-        np.save(file, features)
+    content = io.BytesIO()  # written to a file, NumPy's error of a full disk has no number
+    np.save(content, features)
+    with staged_file(path) as staging:
+        staging.write_bytes(content.getbuffer())
 
 
 def joined(folder: Path, shards: Sequence[Path], rows: npt.NDArray[np.intp], width: int) -> Features:
@@ -54,6 +56,8 @@ def joined(folder: Path, shards: Sequence[Path], rows: npt.NDArray[np.intp], wid
             matrix = np.lib.format.open_memmap(  # type: ignore[no-untyped-call]
                 staging, mode="w+", dtype=np.float32, shape=(len(rows), width)
             )
+            with staging.open("r+b") as file:  # writing a mapped page to a full disk ends the process (SIGBUS)
+                os.posix_fallocate(file.fileno(), 0, staging.stat().st_size)
             shard_of, row_in_shard = np.divmod(rows, SHARD)
             for number, shard in enumerate(shards):
                 wanted = np.flatnonzero(shard_of == number)
@@ -61,16 +65,3 @@ def joined(folder: Path, shards: Sequence[Path], rows: npt.NDArray[np.intp], wid
             matrix.flush()
     mapped: Features = np.load(path, mmap_mode="c")
     return mapped
-
-
-def remove_abandoned(folder: Path) -> None:
-    """Delete what killed processes left half-written.
-
-    By age, not by process: the processes of other machines and containers, which may share the cache, are not seen.
-    """
-    for leftover in folder.rglob(".*.partial"):
-        try:
-            if time.time() - leftover.stat().st_mtime > _ABANDONED_AFTER_S:
-                leftover.unlink()
-        except FileNotFoundError:  # another process was faster
-            pass

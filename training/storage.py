@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -14,6 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _STAGING = re.compile(r"\..+\.[0-9a-f]{16}\.partial")  # .NAME.RANDOM.partial, a folder
 
 
@@ -26,6 +28,17 @@ def staged_file(path: Path) -> Iterator[Path]:
         _flush(staging)
         staging.replace(path)
         _flush(path.parent)
+
+
+@contextmanager
+def staged_files(folder: Path) -> Iterator[Path]:
+    """Yield an empty folder in ``folder``; on success its files are flushed to disk, then renamed into ``folder``."""
+    with workspace(folder / "files") as staging:
+        yield staging
+        flush_folder(staging)
+        for file in sorted(staging.iterdir()):
+            file.replace(folder / file.name)
+        _flush(folder)
 
 
 @contextmanager
@@ -51,6 +64,23 @@ def workspace(beside: Path) -> Iterator[Path]:
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         os.close(lock)
+
+
+@contextmanager
+def disk_full_names(folder: Path, option: str) -> Iterator[None]:
+    """Name ``folder``, which the user chose with ``option``, in the error of a full disk: a failed write names no file.
+
+    Raises:
+        OSError: without an error number, so that the folder that was named first stays named.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _DISK_FULL:
+            raise
+        raise OSError(
+            f"{folder} cannot be written ({error.strerror}): make room there, or name another folder with {option}"
+        ) from error
 
 
 def publish_folder(staging: Path, path: Path) -> None:

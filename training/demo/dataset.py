@@ -27,7 +27,7 @@ from training.demo.answers import annotate
 from training.demo.photo import take_photo
 from training.demo.questions import draw_question_kind, phrase
 from training.demo.scene import draw_scene
-from training.storage import staged_folder, write_json
+from training.storage import disk_full_names, staged_folder, write_json
 from vizwiz_client.contract import streams
 
 GENERATOR_VERSION = 1  # raised when the same seed gives other records: data made by an older one is then refused
@@ -138,7 +138,9 @@ def main(argv: list[str] | None = None) -> int:
     arguments = vars(parser.parse_args(argv))
     try:
         _check_counts(arguments)
-        print(ensure_demo_dataset(arguments.pop("out"), **arguments))
+        out = arguments.pop("out")
+        with disk_full_names(out, "--out"):
+            print(ensure_demo_dataset(out, **arguments))
     except (DatasetError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
