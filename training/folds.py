@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,10 +13,12 @@ from tqdm import tqdm
 from training.baselines import Predicted
 from training.calibration import Line, calibrate, find_calibration
 from training.checkpoints import Checkpoints
-from training.fitting import Examples, Fitted, Row, fit_head
+from training.fitting import HEADLINE, Examples, Fitted, Row, fit_head
 from training.predictor import ClipEnsemble, Predictor
 from training.recipe import Recipe
 from training.splits import Rows
+
+_TRIAL_RECORDS = 1_000  # an accuracy over fewer is too noisy to choose by
 
 Report = Callable[[Row], None]
 
@@ -48,24 +51,38 @@ def fit_predictor(
     if not folds:
         fitted = fit_head(recipe, train, val, sizes, checkpoints=checkpoints, name=name, report=report)
         return FittedPredictor(Predictor([fitted.head]), [fitted], Line())
+    tried: dict[tuple[int, int], Fitted] = {}
+
+    def fit_fold(recipe: Recipe, number: int, report: Report) -> Fitted:
+        """The head of fold ``number``, scored on its share; one that was tried is not fitted again."""
+        if (key := (recipe.min_steps, number)) not in tried:
+            rest = np.setdiff1d(np.arange(len(train)), folds[number])
+            tried[key] = fit_head(
+                recipe,
+                train.take(torch.from_numpy(rest)),
+                train.take(torch.from_numpy(folds[number])),
+                sizes,
+                seed=recipe.seed + number,
+                checkpoints=checkpoints,
+                name=f"{name}-fold{number + 1}" + (f"-{recipe.min_steps}" if recipe != asked else ""),
+                report=report,
+            )
+        else:
+            for row in tried[key].history:
+                report(row)
+        return tried[key]
+
+    asked = recipe
+    if recipe.doublings:
+        recipe = choose_steps(recipe, folds, lambda longer, number: fit_fold(longer, number, lambda row: None))
     fits: list[Fitted] = []
     unseen = np.zeros(len(train), np.float32)  # log-odds, each by the head that was not fitted on the record
     for number, held in enumerate(tqdm(folds, desc="fold", unit="", disable=None)):
-        rest = np.setdiff1d(np.arange(len(train)), held)
-        fit_part, score_part = (train.take(torch.from_numpy(rows)) for rows in (rest, held))
-        fitted = fit_head(
-            recipe,
-            fit_part,
-            score_part,
-            sizes,
-            seed=recipe.seed + number,
-            checkpoints=checkpoints,
-            name=f"{name}-fold{number + 1}",
-            report=lambda row, fold=number + 1: report({"fold": fold, **row}),  # type: ignore[misc]
-        )
+        fitted = fit_fold(recipe, number, lambda row, fold=number + 1: report({"fold": fold, **row}))  # type: ignore[misc]
         fits.append(fitted)
         with torch.inference_mode():
-            parts = [fitted.head(batch.texts, batch.images).answerable for batch in score_part.batches()]
+            batches = train.take(torch.from_numpy(held)).batches()
+            parts = [fitted.head(batch.texts, batch.images).answerable for batch in batches]
         unseen[held] = torch.cat(parts).cpu().numpy()
     # It is learnt from single heads, so that it is each head's: the mean of ten is less sure than any of them.
     calibration = find_calibration(recipe.calibration, unseen, train.answerable.cpu().numpy())
@@ -73,6 +90,29 @@ def fit_predictor(
         calibrate(fitted.head, calibration)
     predictor = Predictor([fitted.head for fitted in fits]).to(train.texts.device).eval()
     return FittedPredictor(predictor, fits, calibration)
+
+
+def choose_steps(recipe: Recipe, folds: Sequence[Rows], fit_fold: Callable[[Recipe, int], Fitted]) -> Recipe:
+    """Double the steps as long as held-out records are answered better, on as many folds as hold 1,000 of them.
+
+    Few clean records gain by more steps; with many noisy ones the head learns the noise.
+    """
+    sizes = np.array([len(held) for held in folds])
+    trials = range(min(int(np.searchsorted(np.cumsum(sizes), _TRIAL_RECORDS)) + 1, len(folds)))
+
+    def accuracy(candidate: Recipe) -> float:
+        scored = [fit_fold(candidate, number).best[HEADLINE] for number in trials]
+        return float(np.average(scored, weights=sizes[: len(trials)]))
+
+    records = int(sizes.sum())
+    best = accuracy(recipe)
+    for _ in range(recipe.doublings):
+        longer = replace(recipe, min_steps=2 * recipe.steps(records))
+        if (found := accuracy(longer)) <= best:
+            break
+        recipe, best = longer, found
+    print(f"steps of each head: {recipe.steps(records)}; VQA {best:.2f} on held-out records of train")
+    return recipe
 
 
 def join(parts: Sequence[FittedPredictor], device: torch.device) -> ClipEnsemble:

@@ -46,6 +46,7 @@ class Recipe:
     learning_rate: float = _knob(1e-3, "Adam's step size; the report's text says 0.01, its code uses 0.001")
     batch_size: int = _knob(128, "records per step")
     min_steps: int = _knob(0, "steps of a head at least: each epoch goes through few records several times")
+    doublings: int = _knob(0, "how often the steps are doubled at most, while the folds' held-out records gain by it")
     dropout: float = _knob(0.5, "share of inputs dropped before either linear layer")
     hidden: int = _knob(512, "width of the joint representation")
     projection: str = _knob(
@@ -107,6 +108,7 @@ class Recipe:
             ("learning_rate", "above 0 and at most 1", 0 < self.learning_rate <= 1),
             ("batch_size", f"in 1 to {_MOST:,}", 1 <= self.batch_size <= _MOST),
             ("min_steps", f"in 0 to {_MOST:,}", 0 <= self.min_steps <= _MOST),
+            ("doublings", "in 0 to 10", 0 <= self.doublings <= 10),
             ("dropout", "in [0, 1)", 0 <= self.dropout < 1),
             ("hidden", f"in 1 to {_MOST:,}", 1 <= self.hidden <= _MOST),
             ("seed", "in 0 to 2**32 - 1", 0 <= self.seed < 2**32),
@@ -133,6 +135,8 @@ class Recipe:
             yield f"--vocabulary-size is for --vocabulary top-k, not {self.vocabulary}"
         if self.answer_loss == BCE and self.label_smoothing > 0:
             yield "--label-smoothing is for --answer-loss ce: binary cross-entropy has no distribution to smooth"
+        if self.doublings and self.folds == 1:
+            yield "--doublings needs --folds 2 or more, whose held-out records choose (--doublings 0 does without)"
         if self.calibration != NONE and self.folds == 1:
             yield (
                 f"--calibration {self.calibration} needs --folds 2 or more, because one head leaves nothing to "
@@ -150,6 +154,7 @@ RECIPES = {
             name="best",
             epochs=6,
             min_steps=200,
+            doublings=2,
             learning_rate=5e-3,
             batch_size=512,
             projection=PRINCIPAL,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,8 +12,8 @@ import torch
 
 from tests.training.synthetic import make_examples, make_records
 from training.calibration import Line, calibrate, find_calibration
-from training.fitting import scores
-from training.folds import fit_predictor, join, predict
+from training.fitting import HEADLINE, scores
+from training.folds import FittedPredictor, choose_steps, fit_predictor, join, predict
 from training.head import GatedHead
 from training.predictor import Calibration, ClipEnsemble, Predictor
 from training.recipe import Recipe
@@ -108,6 +110,46 @@ def test_each_fold_is_calibrated_by_what_the_folds_have_not_seen() -> None:
         torch.testing.assert_close(after, scale * before + offset, rtol=1e-3, atol=1e-3)
     ensemble = join([fitted], torch.device("cpu"))
     assert scores(*predict(ensemble, [examples]), examples)["vqa_accuracy_leave_one_out"] > 80
+
+
+def test_steps_are_doubled_while_held_out_records_gain() -> None:
+    """From 30 to 60 steps the accuracy rises, to 120 it does not."""
+    recipe = replace(FOLDED, epochs=2, min_steps=24, doublings=3)
+    folds = [np.arange(start, start + 40) for start in (0, 40, 80)]
+    scores_by_steps = {30: 50.0, 60: 60.0, 120: 60.0, 240: 99.0}
+    tried: list[tuple[int, int]] = []
+
+    def fit_fold(candidate: Recipe, number: int) -> Any:
+        tried.append((candidate.steps(120), number))
+        return SimpleNamespace(best={HEADLINE: scores_by_steps[candidate.steps(120)]})
+
+    assert choose_steps(recipe, folds, fit_fold).steps(120) == 60
+    assert tried == [(steps, number) for steps in (30, 60, 120) for number in range(3)]
+    tried.clear()
+    many = [np.arange(600) + 600 * number for number in range(3)]
+    choose_steps(replace(recipe, min_steps=0, batch_size=600, epochs=12), many, lambda *_: fit_fold(recipe, _[1]))
+    assert {number for _, number in tried} == {0, 1}  # 1,200 held-out records are enough
+
+
+def test_what_is_chosen_is_what_is_reported_and_kept() -> None:
+    records = make_records(120)
+    recipe = replace(FOLDED, min_steps=24, doublings=1)
+    examples, answers = make_examples(records, recipe)
+    folds = fold_rows(records, 3, 0)
+    rows: list[dict[str, Any]] = []
+    found = fit_predictor(recipe, examples, examples, (answers, 4), folds, report=rows.append)
+    assert [(row["fold"], row["epoch"]) for row in rows] == [(f, e) for f in (1, 2, 3) for e in (1, 2, 3, 4)]
+    assert [row["val_loss"] for row in rows] == [row["val_loss"] for fit in found.fits for row in fit.history]
+    once, twice = (
+        fit_predictor(replace(recipe, min_steps=steps, doublings=0), examples, examples, (answers, 4), folds)
+        for steps in (24, 80)
+    )
+    chosen = once if all(map(torch.equal, _weights(found), _weights(once))) else twice
+    assert all(map(torch.equal, _weights(found), _weights(chosen)))
+
+
+def _weights(fitted: FittedPredictor) -> list[torch.Tensor]:
+    return list(fitted.predictor.state_dict().values())
 
 
 def test_two_clips_are_averaged() -> None:

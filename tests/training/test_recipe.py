@@ -22,6 +22,7 @@ def test_the_reports_recipe_is_the_default() -> None:
         "name": "report",
         "epochs": 10,
         "min_steps": 0,
+        "doublings": 0,
         "learning_rate": 1e-3,
         "batch_size": 128,
         "dropout": 0.5,
