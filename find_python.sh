@@ -17,7 +17,7 @@ if library.endswith(".a"):
 '
 reasons=
 for python in "$@"; do
-    if reason=$("$python" -c "$check" 2>&1); then
+    if reason=$(LC_ALL=C "$python" -c "$check" 2>&1); then
         echo "$python"
         exit
     fi

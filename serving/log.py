@@ -42,7 +42,10 @@ class Log:
     def rotate(self) -> None:
         """Move a log that has grown too large aside. Triton goes on writing to the same file, so it is emptied."""
         if self.path.stat().st_size > MAX_BYTES:
-            shutil.copyfile(self.path, self.older)
+            try:
+                shutil.copyfile(self.path, self.older)
+            except OSError:  # a full disk: the log must not grow on
+                self.older.unlink(missing_ok=True)
             os.truncate(self.path, 0)  # Triton's file is open for appending: it goes on at the beginning
             self._begin = 0
 

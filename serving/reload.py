@@ -34,7 +34,7 @@ examples:
   python -m serving reload --url triton:8001 --repository /srv/models
 
 exit status: 0 the server answers with it, 1 refused: the server answers as before, 2 wrong arguments,
-130 stopped by Ctrl-C or SIGTERM: what was begun is rolled back
+130 stopped by Ctrl-C or SIGTERM: rolled back, or, where the new head answered already, older models stay loaded
 """
 
 
@@ -86,6 +86,7 @@ def _interruptible() -> Iterator[None]:
     def interrupt(*_: object) -> None:
         for number in numbers:
             signal.signal(number, signal.SIG_IGN)
+        _say("interrupted: rolling back")
         raise KeyboardInterrupt
 
     before = {number: signal.signal(number, interrupt) for number in numbers}

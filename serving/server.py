@@ -31,7 +31,7 @@ from serving.ports import EVERY_INTERFACE, LOOPBACK
 from serving.repository import CONFIG_FILE, check_repository, ensembles
 from serving.runtime import Runtime, check_stub, find_runtime
 from serving.watch import STUB, Served, Watch
-from serving.workspace import PREFIX, Workspace, remove_leftovers
+from serving.workspace import LOG_FILE, PREFIX, Workspace, remove_leftovers
 from vizwiz_client.contract.tensors import ENSEMBLE, ENSEMBLES
 
 DRAIN_S = 60  # how long requests in flight may take to finish once the server is to stop: a client's default patience
@@ -132,7 +132,7 @@ class EmbeddedTriton:
             self._workspace = stack.enter_context(Workspace())
             models = self._workspace.folder / "models"
             models.symlink_to(self.repository.resolve())  # a stub's command line is split at spaces; this has none
-            self._log = Log(self._workspace.folder / "server.log", models, self.repository)
+            self._log = Log(self._workspace.folder / LOG_FILE, models, self.repository)
             self._environment = self._prepare(runtime)
             self._command = [str(runtime.server), *self._arguments(runtime)]
             stack.callback(lambda: _kill(vars(self).get("_process")))  # none yet, if stopped just before it starts

@@ -71,9 +71,9 @@ class Watch:
 
     def _run(self) -> None:
         while not self._end.wait(INTERVAL_S):
-            with suppress(Exception):  # the server is gone, or answers strangely: the next look may find it well
-                self._tidy()
-                self._look()
+            for check in (self._tidy, self._look):
+                with suppress(Exception):  # the server is gone, or answers strangely: the next look may find it well
+                    check()
 
     def _look(self) -> None:
         living = stubs(self._server, self._models)

@@ -11,11 +11,12 @@ import glob
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
 PREFIX = "vizwiz-serving-"
+LOG_FILE = "server.log"
 KEPT_LOGS = 5  # of servers that failed, for this user
 
 _LOG_SUFFIX = ".log"
@@ -52,25 +53,32 @@ class Workspace:
 
     def keep_log(self, *parts: Path) -> Path:
         """Copy the ``parts`` of the log to a file that outlives the server; one of the next starts removes it."""
-        descriptor, name = tempfile.mkstemp(prefix=PREFIX, suffix=_LOG_SUFFIX, dir=_temporary_folder())
-        with os.fdopen(descriptor, "wb") as kept:
-            for part in parts:
-                with suppress(FileNotFoundError), part.open("rb") as file:
-                    shutil.copyfileobj(file, kept)
-        return Path(name)
+        return _copy_log(parts)
 
     def remove_shared_memory(self) -> None:
         """Remove what the processes of the server left, once all have ended."""
         _remove_shared_memory(self.folder)
 
 
+def _copy_log(parts: Iterable[Path]) -> Path:
+    descriptor, name = tempfile.mkstemp(prefix=PREFIX, suffix=_LOG_SUFFIX, dir=_temporary_folder())
+    with os.fdopen(descriptor, "wb") as copy:
+        for part in parts:
+            with suppress(FileNotFoundError), part.open("rb") as file:
+                shutil.copyfileobj(file, copy)
+    return Path(name)
+
+
 def remove_leftovers() -> None:
-    """Remove the folders and the shared memory of this user's servers of which no process is left."""
+    """Remove the folders and the shared memory of this user's servers of which no process is left; copy their logs."""
     for folder in _folders():
         try:
             lock = _lock(folder)
         except OSError:  # alive, or just removed
             continue
+        if parts := sorted(folder.glob(f"{LOG_FILE}*"), reverse=True):  # the older one ends in .1
+            with suppress(OSError):
+                _copy_log(parts)
         _remove(folder)
         os.close(lock)
     with suppress(FileNotFoundError):  # another start removes them too

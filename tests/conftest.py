@@ -6,7 +6,7 @@ import io
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,12 +25,13 @@ from training.fit import fit
 from training.recipe import Recipe
 from training.runs import Run, read_run
 
-for _name in ("grpc_proxy", "http_proxy", "https_proxy"):  # the tests' own requests go to this machine alone
+for _name in ("grpc_proxy", "http_proxy", "https_proxy", "all_proxy"):  # the tests' own requests go to this machine
     os.environ.pop(_name, None)
+    os.environ.pop(_name.upper(), None)
 
 ROOT = Path(__file__).parents[1]
 REAL_DATA = os.environ.get("VIZWIZ_MATERIAL")  # a VizWiz folder: the project carries no real photos or questions
-USES_REAL_DATA = {"vizwiz", "real_photos", "some_photos"}  # fixtures
+USES_REAL_DATA = {"vizwiz", "real_annotations", "real_photos", "some_photos"}  # fixtures
 
 
 def pytest_configure() -> None:
@@ -56,9 +57,26 @@ def vizwiz() -> Path:
 
 @pytest.fixture(scope="session")
 def real_photos(vizwiz: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A VizWiz folder of the 50 real photos, as train and as val."""
+    """A VizWiz folder of 50 real photos, as train and as val."""
     records = vizwiz / "Annotations" / "val_images.json"
+    if not records.exists():  # the official download
+        first = json.loads((vizwiz / "Annotations" / "val.json").read_text(encoding="utf-8"))[:50]
+        records = tmp_path_factory.mktemp("records") / "val.json"
+        records.write_text(json.dumps(first), encoding="utf-8")
     return as_train_and_val(records, vizwiz / "val", tmp_path_factory.mktemp("real"))
+
+
+@pytest.fixture(scope="session")
+def real_annotations(vizwiz: Path) -> Callable[[str], Path]:
+    """The path of an annotation file of the real data; a test of one that is not there is skipped."""
+
+    def find(name: str) -> Path:
+        path = vizwiz / "Annotations" / f"{name}.json"
+        if not path.exists():
+            pytest.skip(f"{path} is not part of the real data here")
+        return path
+
+    return find
 
 
 @pytest.fixture(scope="session")

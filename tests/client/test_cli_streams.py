@@ -108,6 +108,15 @@ class TestClosedAndFull:
         assert (done.returncode, done.stderr) == (_exits.NOT_WRITTEN, "")
 
 
+@pytest.mark.skipif(not Path("/dev/zero").exists(), reason="no /dev/zero here")
+def test_questions_without_end(stand_in: StandIn, photos: list[Path]) -> None:
+    with Path("/dev/zero").open("rb") as endless:
+        command = [sys.executable, "-c", PROGRAM, "ask", str(photos[0]), "-", "--url", stand_in.url]
+        done = subprocess.run(command, stdin=endless, capture_output=True, text=True)
+    assert done.returncode == _exits.USAGE
+    assert "over 10,000,000 bytes of questions" in done.stderr
+
+
 class TestPipes:
     @pytest.mark.parametrize(
         "script",

@@ -19,8 +19,9 @@ import sys
 from vizwiz_client.contract import streams
 
 def main():
+    times = int(sys.argv.pop(1))
     argparse.ArgumentParser().parse_args()
-    print("scores")
+    print("scores" * times)
     with open("written", "w") as file:
         print("a warning", file=sys.stderr)
         file.write(str(file.fileno() > 2))
@@ -32,8 +33,9 @@ raise SystemExit(streams.run(main))
 pytestmark = pytest.mark.skipif(os.name == "nt" or shutil.which("sh") is None, reason="redirections of a POSIX shell")
 
 
-def run(folder: Path, redirections: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = ["sh", "-c", f'exec "$@" {redirections}', "sh", sys.executable, "-c", PROGRAM, *arguments]
+def run(folder: Path, redirections: str, *arguments: str, times: int = 1) -> subprocess.CompletedProcess[str]:
+    program = [sys.executable, "-c", PROGRAM, str(times)]
+    command = ["sh", "-c", f'exec "$@" {redirections}', "sh", *program, *arguments]
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
 
@@ -54,6 +56,14 @@ def test_a_full_disk_behind_it_is_told(tmp_path: Path, arguments: list[str]) -> 
     assert done.returncode == OUTPUT_LOST
     assert re.sub(r"\(.*\)", "(...)", done.stderr.splitlines()[-1]) == "error: standard output cannot be written (...)"
     assert "Exception ignored" not in done.stderr
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+def test_output_that_fails_in_the_middle(tmp_path: Path) -> None:
+    done = run(tmp_path, ">/dev/full", times=10_000)  # more than Python buffers
+    assert done.returncode == OUTPUT_LOST
+    assert "Traceback" not in done.stderr
+    assert "No space left on device" in done.stderr
 
 
 @pytest.mark.parametrize("redirections", ["2>&-", "<&-", "<&- 2>&-"])

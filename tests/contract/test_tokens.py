@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import warnings
+from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
 from types import ModuleType
@@ -44,8 +45,8 @@ def assert_equals_clip(question: str) -> None:
 
 
 class TestEqualsClip:
-    def test_on_all_real_questions(self, vizwiz: Path) -> None:
-        records = json.loads((vizwiz / "Annotations" / "test.json").read_text(encoding="utf-8"))
+    def test_on_all_real_questions(self, real_annotations: Callable[[str], Path]) -> None:
+        records = json.loads(real_annotations("test").read_text(encoding="utf-8"))
         questions = [record["question"] for record in records]
         assert len(questions) == 8_000
         for question in questions:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -54,10 +55,10 @@ def test_a_type_is_a_number_within_its_set() -> None:
     assert [len(names) for names in TYPE_SETS.values()] == [4, 7]
 
 
-def test_the_patterns_on_real_answers(vizwiz: Path) -> None:
+def test_the_patterns_on_real_answers(real_annotations: Callable[[str], Path]) -> None:
     """VizWiz's own types were annotated, so that they can judge the patterns where both sets have a type."""
-    records = read_annotations(vizwiz / "Annotations" / "val_reconstructed.json")
-    train = read_annotations(vizwiz / "Annotations" / "train_reconstructed.json")
+    records = read_annotations(real_annotations("val_reconstructed"))
+    train = read_annotations(real_annotations("train_reconstructed"))
     vocabulary = build_vocabulary(train, "paper")
     pairs = Counter((record.answer_type, type_of_answer(vocabulary.target(record) or "")) for record in records)
     answered = {pair: count for pair, count in pairs.items() if pair[1] != "unanswerable"}

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -173,16 +174,16 @@ def test_the_real_photos_are_read(real_photos: Path) -> None:
     ],
 )
 def test_real_annotations_are_read_whole(
-    vizwiz: Path, name: str, records: int, unknown_confidences: int, unanswerable: int
+    real_annotations: Callable[[str], Path], name: str, records: int, unknown_confidences: int, unanswerable: int
 ) -> None:
-    read = read_annotations(vizwiz / "Annotations" / f"{name}.json")
+    read = read_annotations(real_annotations(name))
     assert len(read) == records
     assert sum(confidence is None for record in read for confidence in record.confidences) == unknown_confidences
     assert sum(not record.answerable for record in read) == unanswerable
 
 
-def test_real_test_questions_are_read_and_have_no_answers(vizwiz: Path) -> None:
-    path = vizwiz / "Annotations" / "test.json"
+def test_real_test_questions_are_read_and_have_no_answers(real_annotations: Callable[[str], Path]) -> None:
+    path = real_annotations("test")
     read = read_annotations(path, labelled=False)
     assert len(read) == 8_000
     assert not any(record.answers for record in read)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -71,8 +72,8 @@ def test_leave_one_out_is_what_leaving_one_out_gives() -> None:
         assert accuracy_leave_one_out("mug", answers) == pytest.approx(literal)
 
 
-def test_a_constant_on_the_real_validation_set(vizwiz: Path) -> None:
-    raw = json.loads((vizwiz / "Annotations" / "val_reconstructed.json").read_text(encoding="utf-8"))
+def test_a_constant_on_the_real_validation_set(real_annotations: Callable[[str], Path]) -> None:
+    raw = json.loads(real_annotations("val_reconstructed").read_text(encoding="utf-8"))
     answers = [[answer["answer"] for answer in entry["answers"]] for entry in raw]
     constant = vqa_accuracy(["unanswerable"] * len(answers), answers)
     assert round(constant["vqa_accuracy_leave_one_out"], 2) == 52.12
@@ -154,8 +155,8 @@ def test_accuracy_by_answer_type_by_hand() -> None:
     assert scores["unanswerable"] == {"records": 1, "vqa_accuracy_leave_one_out": 0.0, "vqa_accuracy_min3": 0.0}
 
 
-def test_types_make_up_the_whole_of_the_real_validation_set(vizwiz: Path) -> None:
-    raw = json.loads((vizwiz / "Annotations" / "val_reconstructed.json").read_text(encoding="utf-8"))
+def test_types_make_up_the_whole_of_the_real_validation_set(real_annotations: Callable[[str], Path]) -> None:
+    raw = json.loads(real_annotations("val_reconstructed").read_text(encoding="utf-8"))
     answers = [[answer["answer"] for answer in entry["answers"]] for entry in raw]
     types = [entry["answer_type"] for entry in raw]
     scores = vqa_accuracy_by_type(["unanswerable"] * len(raw), answers, types)

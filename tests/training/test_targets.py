@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -58,8 +59,8 @@ def test_predictions_are_normalised_and_targets_are_not() -> None:
         assert scores.accuracies(torch.tensor([index]))[0].tolist() == [expected]
 
 
-def test_looked_up_accuracies_are_the_official_ones(vizwiz: Path) -> None:
-    records = read_annotations(vizwiz / "Annotations" / "val_reconstructed.json")
+def test_looked_up_accuracies_are_the_official_ones(real_annotations: Callable[[str], Path]) -> None:
+    records = read_annotations(real_annotations("val_reconstructed"))
     vocabulary = build_vocabulary(records)
     predictions = torch.randint(len(vocabulary.answers), (len(records),), generator=torch.Generator().manual_seed(0))
     predictions[::2] = vocabulary.answers.index("unanswerable")

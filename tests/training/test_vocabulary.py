@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -93,10 +94,9 @@ def test_levenshtein_is_a_distance(a: str, b: str, c: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def rebuilt(vizwiz: Path) -> dict[str, tuple[Record, ...]]:
+def rebuilt(real_annotations: Callable[[str], Path]) -> dict[str, tuple[Record, ...]]:
     """The real training and validation records."""
-    folder = vizwiz / "Annotations"
-    return {name: read_annotations(folder / f"{name}_reconstructed.json") for name in ("train", "val")}
+    return {name: read_annotations(real_annotations(f"{name}_reconstructed")) for name in ("train", "val")}
 
 
 @pytest.mark.parametrize(

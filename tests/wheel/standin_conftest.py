@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 CHECKOUT_ONLY = {"torch", "clip", "export", "serving", "training"}
-CHECKOUT_FIXTURES = {"live_server", "vizwiz", "make_merges"}
+CHECKOUT_FIXTURES = {"live_server", "vizwiz", "real_annotations", "make_merges"}
 IMPORTS = re.compile(
     rf"^(?:from|import) (?:{'|'.join(CHECKOUT_ONLY)}|tests\.conftest|tests\.client\.small_server)\b", re.MULTILINE
 )

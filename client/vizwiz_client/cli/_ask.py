@@ -18,6 +18,8 @@ from vizwiz_client.contract.errors import escape_controls
 
 STANDARD_INPUT = "-"
 
+_MAX_BYTES = 10_000_000  # of questions
+
 
 def run(arguments: argparse.Namespace) -> int:
     """Ask every question about every photo, print what is answered, and return the exit code."""
@@ -90,7 +92,10 @@ def _expanded(operand: str) -> list[str]:
 def _read_questions(questions: list[str]) -> list[str]:
     if STANDARD_INPUT not in questions:
         return questions
-    lines = [line for line in standard_input().read().decode(errors="replace").splitlines() if line.strip()]
+    text = standard_input().read(_MAX_BYTES + 1)  # /dev/zero, say, has no end
+    if len(text) > _MAX_BYTES:
+        raise _exits.UsageError(f"standard input has over {_MAX_BYTES:,} bytes of questions; use batch for so many")
+    lines = [line for line in text.decode(errors="replace").splitlines() if line.strip()]
     if not lines:
         raise _exits.UsageError("standard input holds no question, expected one a line")
     at = questions.index(STANDARD_INPUT)

@@ -32,7 +32,10 @@ def discard(stream: TextIO) -> None:
 
 
 def run(main: Callable[[], int]) -> int | str | None:
-    """Run the command ``main``; return its exit code, or OUTPUT_LOST where standard output is closed or full."""
+    """Run the command ``main`` and return its exit code.
+
+    It is OUTPUT_LOST where standard output is closed or full, and 1 after an OSError of another kind.
+    """
     is_closed = sys.stdout is None
     open_streams()
     if is_closed:
@@ -43,11 +46,17 @@ def run(main: Callable[[], int]) -> int | str | None:
         code = main()
     except SystemExit as ended:  # of argparse
         code = ended.code
+    except OSError as error:
+        with suppress(OSError):
+            if not isinstance(error, BrokenPipeError):  # else the reader left, such as `head`
+                print(f"error: {error}", file=sys.stderr)
+        code = OUTPUT_LOST if error.filename is None else 1
     try:
         sys.stdout.flush()
     except OSError as error:
         discard(sys.stdout)
         with suppress(OSError):
-            print(f"error: standard output cannot be written ({error.strerror})", file=sys.stderr)
+            if not code:
+                print(f"error: standard output cannot be written ({error.strerror})", file=sys.stderr)
         return code or OUTPUT_LOST
     return code
