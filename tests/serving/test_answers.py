@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
-from tritonclient.grpc import InferenceServerClient
+from tritonclient.grpc import InferenceServerClient, InferInput
 from tritonclient.utils import InferenceServerException
 
 from serving.server import EmbeddedTriton
@@ -74,6 +74,12 @@ def test_a_request_that_fails_leaves_the_others_of_its_batch_alone(client: Infer
     for (image, tokens), answer in zip(questions, outcomes, strict=True):
         np.testing.assert_array_equal(answer, expected_answer(image, tokens))
     assert executions(client) - before < 5, "they were not batched: the test proves nothing"
+
+
+def test_an_error_of_the_backend_names_the_request(client: InferenceServerClient) -> None:
+    tokens = InferInput("tokens", [1, 8], "INT32").set_data_from_numpy(np.full((1, 8), 10_000_000, np.int32))
+    with pytest.raises(InferenceServerException, match=r"\[request id: photo-17\] .*out of data bounds"):
+        client.infer(TEXT_MODEL, [tokens], request_id="photo-17", client_timeout=60)  # this graph clamps no ids
 
 
 def test_nobody_but_this_machine_can_reach_it(server: EmbeddedTriton) -> None:

@@ -79,13 +79,6 @@ def test_the_same_bytes_in_another_shape_are_refused(
         encode(client, text_model, part)
 
 
-def test_an_error_of_the_backend_names_the_request(client: InferenceServerClient, text_model: Path) -> None:
-    tokens = InferInput("tokens", [1, tensors.CONTEXT_LENGTH], "INT32")
-    tokens.set_data_from_numpy(np.full((1, tensors.CONTEXT_LENGTH), 10_000_000, np.int32))  # no such token
-    with pytest.raises(InferenceServerException, match=r"\[request id: photo-17\] .*out of data bounds"):
-        client.infer(text_model.name, [tokens], request_id="photo-17", client_timeout=60)
-
-
 def test_special_tokens_in_questions_confuse_nothing(client: InferenceServerClient, text_model: Path) -> None:
     """``<|startoftext|>`` in a question puts a start token inside a row, as the next row of a batch would begin."""
     groups = [

@@ -56,7 +56,8 @@ def run(flags: list[str], cache: Path, *launcher: str) -> None:
 
 
 def files_of(cache: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(cache)): path.read_bytes() for path in cache.rglob("*.npy")}
+    finished = (path for path in cache.rglob("*.npy") if not path.parent.name.endswith(".partial"))
+    return {str(path.relative_to(cache)): path.read_bytes() for path in finished}
 
 
 def children_of(process: int) -> list[int]:
