@@ -1,6 +1,6 @@
 """Opens a graph with the runtime that will serve it, and names what computes it.
 
-Parity that another runtime, device or precision shows is worth nothing: whoever compares records an :class:`Execution`.
+Parity holds only for the runtime, device and precision that measured it: each comparison records an :class:`Execution`.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Execution:
         return self.asked == f"{self.precision} by {self.provider}"
 
     def __str__(self) -> str:
-        """As people are told of it."""
+        """A summary for people."""
         return f"{self.precision} by {self.provider} of {self.runtime} on {self.device}"
 
 

@@ -1,4 +1,4 @@
-"""Logistic regression on the same features as the head, and on the question alone: what every score is read beside.
+"""Baselines: logistic regression on the features of the head, and on the question alone.
 
 Both are one linear layer on normalised features, trained by mini-batches for a fixed number of steps: scikit-learn's
 solver, which sees all records at every step, takes hours for 5,860 answers.
@@ -31,7 +31,7 @@ Features = Sequence[tuple[Tensor, Tensor]]  # texts and images, fp32 [N, D] each
 
 
 class Predicted(NamedTuple):
-    """What is predicted about N questions."""
+    """Predictions for N questions."""
 
     best: Tensor  # int64 [N], index of the answer
     answerable: Tensor  # fp32 [N]

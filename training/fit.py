@@ -160,7 +160,7 @@ def fit_ensemble(
 def warn_of_underfit(
     ensemble: ClipEnsemble, logistic: Baseline, on_train: list[Examples], on_val: list[Examples], recipe: Recipe
 ) -> None:
-    """Say so where logistic regression on the same features is better on val than chance explains."""
+    """Warn if logistic regression on the same features is significantly better on val."""
 
     def accuracies(examples: list[Examples]) -> tuple[torch.Tensor, torch.Tensor]:
         theirs = logistic.predict(normalised(_features(examples), LOGISTIC)).best

@@ -58,7 +58,7 @@ def explain(failure: Failure, settings: Settings, model: str, speaks_http: bool,
 
 
 def closed() -> ServerError:
-    """What a call of a closed client ends with, whatever it was waiting for."""
+    """The error of every call on a closed client."""
     return errors.ServerUnavailable("this client is closed; make a new one, and close it after its last answer")
 
 

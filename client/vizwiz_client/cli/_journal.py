@@ -44,7 +44,7 @@ class Journal:
     def _cut_torn_line(self, settings: dict[str, Any]) -> int:
         """Return how many whole rows there are; what follows the last of them is removed."""
         self._file.seek(0)
-        if not b'{"--'.startswith(self._file.read(4)):  # the settings, or what is there of them
+        if not b'{"--'.startswith(self._file.read(4)):  # the settings line, or its beginning
             self.close()
             raise UsageError(f"{self._path} was not made by batch; move it away, or choose another output")
         self._file.seek(0)
