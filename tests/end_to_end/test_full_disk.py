@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,27 +25,32 @@ FIT = ["--epochs", "2"]
 
 
 @contextmanager
-def disk(place: Path, kib: int) -> Iterator[None]:
-    """Mount a disk of this size at ``place``."""
-    place.mkdir(exist_ok=True)
+def disk(kib: int) -> Iterator[Path]:
+    """Mount a disk of this size and yield its path.
+
+    It is not in pytest's own folders: a killed test leaves it mounted, and pytest could not delete it later.
+    """
+    place = Path(tempfile.mkdtemp(prefix="vizwiz-disk-"))
     command = ["mount", "-t", "tmpfs", "-o", f"size={kib}k", "tmpfs", str(place)]
-    if os.geteuid() != 0 or subprocess.run(command, stderr=subprocess.DEVNULL).returncode != 0:
-        pytest.skip("mounting a small disk needs root")
     try:
-        yield
+        if os.geteuid() != 0 or subprocess.run(command, stderr=subprocess.DEVNULL).returncode != 0:
+            pytest.skip("mounting a small disk needs root")
+        try:
+            yield place
+        finally:
+            subprocess.run(["umount", "--lazy", str(place)], check=True)
     finally:
-        subprocess.run(["umount", "--lazy", str(place)], check=True)
+        place.rmdir()
 
 
 @pytest.fixture
 def refused(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    capsys: pytest.CaptureFixture[str],
 ) -> Callable[[Callable[[list[str]], int | None], Sequence[str], str, int], list[Path]]:
     """Run a command whose ``option`` names a folder on a disk that is too small; returns the files that it left."""
 
     def run(command: Callable[[list[str]], int | None], arguments: Sequence[str], option: str, kib: int) -> list[Path]:
-        place = tmp_path / "disk"
-        with disk(place, kib):
+        with disk(kib) as place:
             assert command([*arguments, option, str(place / "folder")]) == 2
             error = capsys.readouterr().err
             assert error == f"error: {place / 'folder'} {ANNOUNCED} {option}\n"
@@ -82,11 +88,10 @@ def test_under_the_runs(kib: int, material: list[str], fitted: Run, refused: Cal
 
 
 def test_under_the_runs_whole_states_are_left_to_go_on_from(
-    material: list[str], fitted: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    material: list[str], fitted: Run, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    place = tmp_path / "disk"
-    arguments = [*material, *FIT, *cache_of(fitted), "--runs", str(place / "runs")]
-    with disk(place, 20_000):
+    with disk(20_000) as place:
+        arguments = [*material, *FIT, *cache_of(fitted), "--runs", str(place / "runs")]
         filler = place / "filler"
         original = fit.write_result
 
