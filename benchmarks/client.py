@@ -35,14 +35,16 @@ from serving.repository import check_repository
 from serving.server import EmbeddedTriton
 from vizwiz_client import Answer, VizwizClient
 from vizwiz_client.contract import tensors
-from vizwiz_client.contract.geometry import load_photo, to_pixels
-from vizwiz_client.contract.tokens import tokenize
+from vizwiz_client.contract.image import load_photo, to_pixels
+from vizwiz_client.contract.tokenizer import tokenize
 
 DEMO = Path("data/demo")
 DATA = Path(os.environ.get("VIZWIZ_MATERIAL") or DEMO)  # a VizWiz folder
 QUESTION = "what is this?"
 COMMAND = str(Path(sys.executable).with_name("vizwiz-client"))
-IMPORT_ALL = "import vizwiz_client._wire, vizwiz_client._core, vizwiz_client._threads, vizwiz_client.contract.tokens"
+IMPORT_ALL = (
+    "import vizwiz_client._protocol, vizwiz_client._core, vizwiz_client._threads, vizwiz_client.contract.tokenizer"
+)
 MS = 1e3
 
 
@@ -154,7 +156,7 @@ def prepare(photo: bytes, asked: Sequence[str]) -> list[tuple[str, str, str]]:
         15,
     )
     program = (
-        "import time; from vizwiz_client.contract.tokens import tokenize; s = time.perf_counter(); "
+        "import time; from vizwiz_client.contract.tokenizer import tokenize; s = time.perf_counter(); "
         "tokenize('what is this?'); print(time.perf_counter() - s)"
     )
     first = statistics.median(

@@ -23,7 +23,7 @@ from PIL import Image, ImageCms
 from training.clip_models import FrozenClip, load_clip
 from training.data import read_split
 from training.demo import DEMO_CLIP, ensure_demo_dataset
-from vizwiz_client.contract.geometry import load_photo, to_pixels
+from vizwiz_client.contract.image import load_photo, to_pixels
 
 PHOTOS = 300
 DISPLAY_P3 = {  # adapted to D50: https://www.color.org/chardata/rgb/DisplayP3.xalter

@@ -35,7 +35,7 @@ from export.runtimes import open_graph
 from export.targets import TARGETS, Target
 from training.clip_models import FrozenClip, load_clip, normalise_pixels
 from training.storage import staged_file, write_json
-from vizwiz_client.contract import tensors, tokens
+from vizwiz_client.contract import tensors, tokenizer
 
 CLIPS = ("ViT-B/32", "ViT-L/14@336px", "RN50x64")
 BATCHES = (1, 8)
@@ -83,8 +83,8 @@ def example(case: Case) -> Any:
     if not case.length:
         side = ARCHITECTURES[case.clip][1]
         return generator.integers(0, 256, (case.batch, side, side, 3), dtype=np.uint8)
-    ids = generator.integers(0, tokens.START_OF_TEXT, (case.batch, case.length), dtype=np.int32)
-    ids[:, 0], ids[:, -1] = tokens.START_OF_TEXT, tokens.END_OF_TEXT
+    ids = generator.integers(0, tokenizer.START_OF_TEXT, (case.batch, case.length), dtype=np.int32)
+    ids[:, 0], ids[:, -1] = tokenizer.START_OF_TEXT, tokenizer.END_OF_TEXT
     return ids
 
 

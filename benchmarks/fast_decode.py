@@ -29,9 +29,9 @@ from training.fit import fit
 from training.predictor import Predictor
 from training.recipe import Recipe
 from training.runs import read_run
-from vizwiz_client.contract.geometry import load_photo, to_pixels
+from vizwiz_client.contract.image import load_photo, to_pixels
 from vizwiz_client.contract.tensors import CONTEXT_LENGTH
-from vizwiz_client.contract.tokens import pad, tokenize
+from vizwiz_client.contract.tokenizer import pad, tokenize
 
 SIDES = (224, 336)
 ROUNDS = 40

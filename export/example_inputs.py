@@ -13,7 +13,7 @@ import numpy.typing as npt
 from training.demo.photo import take_photo
 from training.demo.questions import draw_question_kind, phrase
 from training.demo.scene import Scene, draw_scene
-from vizwiz_client.contract import geometry
+from vizwiz_client.contract.image import load_photo, to_pixels
 
 _PHOTO_SIZE = (480, 640)
 _PHOTOS = 16  # ViT-L/14@336px takes 2 s for each on two cores
@@ -40,6 +40,6 @@ def example_photos(side: int) -> Iterator[Array]:
     what no photo goes beyond: black, white and noise."""
     for number in range(_PHOTOS):
         scene, _, rng = draw_request(f"example/{number}", spoiled_share=number % 2)
-        yield geometry.to_pixels(geometry.load_photo(photograph(scene, rng)), side)[None]
+        yield to_pixels(load_photo(photograph(scene, rng)), side)[None]
     yield from (np.full((1, side, side, 3), value, np.uint8) for value in (0, 255))
     yield np.random.default_rng(1).integers(0, 256, (1, side, side, 3), dtype=np.uint8)

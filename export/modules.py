@@ -24,7 +24,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from export.graphs import GraphBuilder
 from export.operators import Operators, hide_behind
 from training.clip_models import PIXEL_MEAN, PIXEL_STD
-from vizwiz_client.contract.tokens import END_OF_TEXT
+from vizwiz_client.contract.tokenizer import END_OF_TEXT
 
 
 def image_encoder(ops: Operators, visual: Any, image: str) -> str:

@@ -20,7 +20,7 @@ from export.runtimes import Array, Execution, Graph
 from export.tolerances import Tolerance
 from training.clip_models import FrozenClip
 from training.predictor import Predictor
-from vizwiz_client.contract import tensors, tokens
+from vizwiz_client.contract import tensors, tokenizer
 from vizwiz_client.contract.tensors import TensorSpec
 
 _MIXED = 64  # questions that are asked beside others of other lengths
@@ -104,8 +104,8 @@ def measure_text(graph: Graph, model: FrozenClip, inputs: Inputs) -> Features:
     Questions of one length are asked together, so that the graph computes at that length, and some of them once more
     beside others of other lengths: what is further from the reference counts.
     """
-    served = np.stack([tokens.pad(ids, tensors.CONTEXT_LENGTH) for ids in inputs.questions])
-    lengths = (served == tokens.END_OF_TEXT).argmax(axis=1)
+    served = np.stack([tokenizer.pad(ids, tensors.CONTEXT_LENGTH) for ids in inputs.questions])
+    lengths = (served == tokenizer.END_OF_TEXT).argmax(axis=1)
     alike = [_run(graph, tensors.TOKENS.name, served[lengths == length]) for length in np.unique(lengths)]
     measured = np.concatenate(alike)[np.argsort(np.argsort(lengths, kind="stable"), kind="stable")]
     mixed = _run(graph, tensors.TOKENS.name, served[:_MIXED])

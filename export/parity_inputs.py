@@ -20,8 +20,9 @@ from export.example_inputs import draw_request, photograph
 from training.clip_models import PIXEL_MEAN, PIXEL_STD, clip_preprocess, clip_tokenize
 from training.data import Split
 from training.demo.scene import Scene
-from vizwiz_client.contract import geometry, tensors, tokens
+from vizwiz_client.contract import tensors, tokenizer
 from vizwiz_client.contract.errors import ImageError, QuestionError
+from vizwiz_client.contract.image import load_photo, to_pixels
 
 RANDOM_PHOTOS = 4
 DRAWN_PHOTOS = 12
@@ -53,12 +54,12 @@ def random_inputs(side: int) -> Inputs:
     edges = {length + more for length in tensors.TOKEN_LENGTHS for more in (-1, 0, 1)} - {tensors.CONTEXT_LENGTH + 1}
     questions = []
     for used in (3, *sorted(edges)):
-        ids = random.integers(0, tokens.START_OF_TEXT, used, dtype=np.int32)
-        ids[0], ids[-1] = tokens.START_OF_TEXT, tokens.END_OF_TEXT
+        ids = random.integers(0, tokenizer.START_OF_TEXT, used, dtype=np.int32)
+        ids[0], ids[-1] = tokenizer.START_OF_TEXT, tokenizer.END_OF_TEXT
         questions.append(ids)
     mean, std = torch.tensor(PIXEL_MEAN), torch.tensor(PIXEL_STD)
     reference = ((torch.from_numpy(pixels) / 255 - mean) / std).permute(0, 3, 1, 2)
-    padded = np.stack([tokens.pad(ids, tensors.CONTEXT_LENGTH) for ids in questions])
+    padded = np.stack([tokenizer.pad(ids, tensors.CONTEXT_LENGTH) for ids in questions])
     return Inputs("random", pixels, questions, reference, torch.from_numpy(padded))
 
 
@@ -70,7 +71,7 @@ def drawn_inputs(side: int, golden_photo: bytes) -> Inputs:
         questions.append(question)
         if number < DRAWN_PHOTOS:
             photos.append(photograph(scene, rng))
-    return _asked("drawn", side, [geometry.load_photo(photo) for photo in photos], questions)
+    return _asked("drawn", side, [load_photo(photo) for photo in photos], questions)
 
 
 def run_inputs(side: int, split: Split) -> Inputs | None:
@@ -80,10 +81,10 @@ def run_inputs(side: int, split: Split) -> Inputs | None:
     for path, record in zip(split.photo_paths(), split.records, strict=True):
         if len(photos) < RUN_PHOTOS:
             with contextlib.suppress(ImageError):
-                photos.append(geometry.load_photo(path))
+                photos.append(load_photo(path))
         if len(questions) < RUN_QUESTIONS:
             with contextlib.suppress(QuestionError):
-                tokens.tokenize(record.question)
+                tokenizer.tokenize(record.question)
                 questions.append(record.question)
     return _asked(split.name, side, photos, questions) if photos and questions else None
 
@@ -97,8 +98,8 @@ def _asked(name: str, side: int, photos: Sequence[Image.Image], questions: Seque
     preprocess = clip_preprocess(side)
     return Inputs(
         name,
-        np.stack([geometry.to_pixels(photo, side) for photo in photos]),
-        [tokens.tokenize(question).ids for question in questions],
+        np.stack([to_pixels(photo, side) for photo in photos]),
+        [tokenizer.tokenize(question).ids for question in questions],
         torch.stack([preprocess(photo) for photo in photos]),
         clip_tokenize(list(questions)),
     )

@@ -40,7 +40,7 @@ from training.predictor import Predictor
 from training.runs import CARD_FILE, Run
 from training.storage import digest_of, disk_full_names, write_json
 from vizwiz_client.contract import tensors
-from vizwiz_client.contract.geometry import load_photo, to_pixels
+from vizwiz_client.contract.image import load_photo, to_pixels
 from vizwiz_client.contract.tensors import CONTRACT_VERSION, DIGEST_LENGTH
 
 # Raised when the same weights become another graph, or are proved on other inputs: their models get other names.

@@ -7,7 +7,7 @@ from onnx import TensorProto
 
 from export.graphs import GraphBuilder
 from vizwiz_client.contract import tensors
-from vizwiz_client.contract.tokens import END_OF_TEXT
+from vizwiz_client.contract.tokenizer import END_OF_TEXT
 
 
 def shorten_questions(graph: GraphBuilder, tokens: str) -> str:

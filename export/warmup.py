@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from vizwiz_client.contract import tensors, tokens
+from vizwiz_client.contract import tensors, tokenizer
 from vizwiz_client.contract.tensors import TensorSpec
 
 FOLDER = "warmup"
@@ -45,9 +45,9 @@ def text_samples(question: str) -> dict[str, Sample]:
     """``question`` made as long as fills each of the lengths that the text encoder computes at."""
     samples: dict[str, Sample] = {}
     for length in tensors.TOKEN_LENGTHS:
-        used = np.count_nonzero(tokens.tokenize(question).ids)
-        ids = tokens.tokenize(question + " " + _FILLER * (length - used)).ids
-        samples[f"{length} tokens"] = {tensors.TOKENS: tokens.pad(ids, tensors.CONTEXT_LENGTH)}
+        used = np.count_nonzero(tokenizer.tokenize(question).ids)
+        ids = tokenizer.tokenize(question + " " + _FILLER * (length - used)).ids
+        samples[f"{length} tokens"] = {tensors.TOKENS: tokenizer.pad(ids, tensors.CONTEXT_LENGTH)}
     return samples
 
 

@@ -22,8 +22,8 @@ from serving.errors import ServingError
 from serving.repository import read_config
 from vizwiz_client.contract import tensors
 from vizwiz_client.contract.errors import VizwizError
-from vizwiz_client.contract.geometry import load_photo, to_pixels
-from vizwiz_client.contract.tokens import pad, tokenize
+from vizwiz_client.contract.image import load_photo, to_pixels
+from vizwiz_client.contract.tokenizer import pad, tokenize
 
 PHOTO_FILE = "golden.jpg"
 REQUEST_FILE = "golden.json"

@@ -163,7 +163,7 @@ class LiveServer:
     run: Run
     repository: Path
     head: str  # name of the served head
-    image_side: int
+    image_size: int
     grpc_url: str
     http_url: str
 

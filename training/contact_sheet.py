@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from training.data import Record, Split
 from training.evaluation import Predictions
-from vizwiz_client.contract import geometry
+from vizwiz_client.contract.image import load_photo
 
 _SIDE = 240  # pixels of a picture's longer side
 _QUALITY = 75  # of JPEG: about 12 kB a picture
@@ -63,7 +63,7 @@ def _varied(rows: npt.NDArray[np.int64], answers: list[str]) -> list[int]:
 
 def thumbnail(path: Path) -> bytes:
     """A small upright JPEG of a photo, without the photo's metadata."""
-    picture = geometry.load_photo(path)
+    picture = load_photo(path)
     picture.thumbnail((_SIDE, _SIDE))
     picture.info.clear()  # Pillow writes a photo's comment and color profile into its copies
     buffer = io.BytesIO()

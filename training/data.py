@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from training.storage import file_digest
-from vizwiz_client.contract import geometry
 from vizwiz_client.contract.errors import ImageError, escape_controls
+from vizwiz_client.contract.image import check_header
 
 ANSWERS_PER_QUESTION = 10
 ANSWER_TYPES = ("other", "unanswerable", "yes/no", "number")  # the official four
@@ -199,7 +199,7 @@ def _photo_problems(raw: list[Any], photos: Path) -> Iterator[str]:
 
 def _header_problem(path: Path) -> str | None:
     try:
-        geometry.check_header(path)
+        check_header(path)
     except ImageError as error:
         return f"photo {error}"
     return None

@@ -25,8 +25,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from vizwiz_client.contract import geometry
 from vizwiz_client.contract.errors import ImageError
+from vizwiz_client.contract.image import load_photo, to_pixels
 
 TURNS = (0, 90, 180, 270)  # degrees, counter-clockwise, of the upright photo
 _TRANSPOSES = {90: Image.Transpose.ROTATE_90, 180: Image.Transpose.ROTATE_180, 270: Image.Transpose.ROTATE_270}
@@ -40,9 +40,9 @@ def turned_pixels(path: str | Path, side: int, turns: Sequence[int]) -> Pixels:
     Raises:
         ImageError: the photo cannot be read.
     """
-    upright = geometry.load_photo(path)
+    upright = load_photo(path)
     views = (upright.transpose(_TRANSPOSES[turn]) if turn else upright for turn in turns)
-    return np.stack([geometry.to_pixels(view, side) for view in views])
+    return np.stack([to_pixels(view, side) for view in views])
 
 
 class Decoder:

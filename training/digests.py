@@ -11,8 +11,8 @@ from pathlib import Path
 
 from training import ranks
 from training.storage import disk_full_names, staged_file, stream_digest
-from vizwiz_client.contract import geometry
 from vizwiz_client.contract.errors import ImageError
+from vizwiz_client.contract.image import open_file
 
 _READERS = 4  # threads: hashlib releases the interpreter's lock
 # A file that changed this short a time ago may change again without its times changing, which tick coarsely.
@@ -55,7 +55,7 @@ def _entry(path: Path, known: _Entry | None) -> _Entry | str:
         state = (stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
         if known and known[:3] == state:
             return known
-        with geometry.open_file(path) as file:
+        with open_file(path) as file:
             return (*state, stream_digest(file))
     except ImageError as error:
         return str(error)

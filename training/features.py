@@ -5,10 +5,10 @@
 
 A fit encodes what it needs by itself; this command does so beforehand, with several processes or for several views.
 
-Features are encoded in shards of 256 inputs, each named by a digest of CLIP's weights and precision, the geometry, the
-turn and the inputs themselves. What a shard holds depends on its name alone, down to the batches it is encoded in: a
-killed job resumes with the same bytes, and several processes write the same as one. A changed photo re-encodes one
-shard, and nothing stale is read.
+Features are encoded in shards of 256 inputs, each named by a digest of CLIP's weights and precision, the preprocessing,
+the turn and the inputs themselves. What a shard holds depends on its name alone, down to its batches: a killed job
+resumes with the same bytes, and several processes write the same as one. A changed photo re-encodes one shard, and
+nothing stale is read.
 """
 
 from __future__ import annotations
@@ -37,14 +37,15 @@ from training.decoding import TURNS, Decoder, Pixels
 from training.digests import photo_digests
 from training.shards import SHARD, Features, chunks
 from training.storage import digest_of, disk_full_names
-from vizwiz_client.contract import geometry, streams, tokens
+from vizwiz_client.contract import streams, tokenizer
 from vizwiz_client.contract.errors import QuestionError
+from vizwiz_client.contract.image import PREPROCESSING_VERSION
 from vizwiz_client.contract.tensors import CONTEXT_LENGTH
 
 BATCH = 32  # inputs per call of an encoder
 _BATCHES_AHEAD = 3  # decoded while one is encoded; 11 MB each at 336 pixels
 _QUESTION_ENCODING = "clip-tokenizer-77"
-_NO_WORDS = np.array([tokens.START_OF_TEXT, tokens.END_OF_TEXT], np.int32)  # as clip.tokenize("") has it
+_NO_WORDS = np.array([tokenizer.START_OF_TEXT, tokenizer.END_OF_TEXT], np.int32)  # as clip.tokenize("") has it
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,7 @@ def _encode_photos(
 
 def _photos_key(clip: FrozenClip, turn: int, photos: Sequence[Path], digests: dict[Path, str]) -> str:
     return digest_of(
-        f"photos {geometry.GEOMETRY_VERSION} {clip.side} {turn} {BATCH}", *(digests[photo] for photo in photos)
+        f"photos {PREPROCESSING_VERSION} {clip.side} {turn} {BATCH}", *(digests[photo] for photo in photos)
     )
 
 
@@ -196,8 +197,8 @@ def _token_ids(questions: Sequence[str]) -> tuple[npt.NDArray[np.int32], list[st
     problems = []
     for row, question in zip(ids, questions, strict=True):
         try:
-            found = tokens.tokenize(question).ids if question.strip() else _NO_WORDS
-            row[:] = tokens.pad(found, CONTEXT_LENGTH)
+            found = tokenizer.tokenize(question).ids if question.strip() else _NO_WORDS
+            row[:] = tokenizer.pad(found, CONTEXT_LENGTH)
         except QuestionError as error:
             problems.append(f"{question[:40]!r}: {error}")
     return ids, problems

@@ -12,7 +12,7 @@ No torch, and no work at import: NumPy and Pillow load with the first client, th
 from vizwiz_client._answer import Answer, Candidate, Timings
 from vizwiz_client._async_client import AsyncVizwizClient
 from vizwiz_client._client import VizwizClient
-from vizwiz_client._served import Served
+from vizwiz_client._model_info import ModelInfo
 from vizwiz_client._settings import Tls
 from vizwiz_client._status import Check, Status
 from vizwiz_client.contract.errors import (
@@ -39,10 +39,10 @@ __all__ = [
     "ContractMismatch",
     "DeadlineExceeded",
     "ImageError",
+    "ModelInfo",
     "ModelMissing",
     "Overloaded",
     "QuestionError",
-    "Served",
     "ServerError",
     "ServerFault",
     "ServerUnavailable",

@@ -22,7 +22,7 @@ class Timings:
 
     prepare_s: float  # decoding and resizing this photo, tokenising this question (of a batch: its questions)
     request_s: float  # the request that brought the answer, from sending to the reply; a batch shares it
-    total_s: float  # from the call to the answer: the above, and waiting for the rest of the batch, retries and pauses
+    total_s: float  # from the call to the answer, with retries and the rest of the batch
 
 
 @dataclass(frozen=True, repr=False)

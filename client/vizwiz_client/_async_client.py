@@ -12,8 +12,8 @@ from vizwiz_client._threads import as_async
 from vizwiz_client.contract.errors import VizwizError
 
 if TYPE_CHECKING:
-    from vizwiz_client._served import Served
-    from vizwiz_client.contract.geometry import Photo
+    from vizwiz_client._model_info import ModelInfo
+    from vizwiz_client.contract.image import Photo
 
     Pairs = Iterable[tuple[Photo, str]] | AsyncIterable[tuple[Photo, str]]
 
@@ -55,7 +55,7 @@ class AsyncVizwizClient:
         """Close the connection and end its tasks and threads."""
         await self._io.close()
 
-    async def check(self) -> Served:
+    async def check(self) -> ModelInfo:
         """Read from the server what it serves, and check that it fits. Raises a ServerError."""
         return await self._core.check()
 

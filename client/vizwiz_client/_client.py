@@ -12,8 +12,8 @@ from vizwiz_client._threads import ThreadIo, as_async, iterate, run
 from vizwiz_client.contract.errors import VizwizError
 
 if TYPE_CHECKING:
-    from vizwiz_client._served import Served
-    from vizwiz_client.contract.geometry import Photo
+    from vizwiz_client._model_info import ModelInfo
+    from vizwiz_client.contract.image import Photo
 
 
 class VizwizClient:
@@ -23,7 +23,7 @@ class VizwizClient:
             answer = client.ask("img.jpg", "what is this?")
 
     A photo is a path, the bytes of a file, a binary file object, a PIL image, or a NumPy array uint8 [H, W, 3] (RGB) or
-    [H, W] (grey): see :func:`vizwiz_client.contract.geometry.load_photo`.
+    [H, W] (grey): see :func:`vizwiz_client.contract.image.load_photo`.
 
     Args:
         url: "host:port", Triton's gRPC port.
@@ -68,7 +68,7 @@ class VizwizClient:
         """Close the connection and end its threads; calls under way end with ServerUnavailable."""
         self._io.close()
 
-    def check(self) -> Served:
+    def check(self) -> ModelInfo:
         """Read from the server what it serves, and check that it fits. Raises a ServerError."""
         return run(self._core.check())
 

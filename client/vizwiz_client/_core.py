@@ -15,14 +15,14 @@ from typing import Any, Protocol, TypeVar
 
 from vizwiz_client import _prepare
 from vizwiz_client._answer import Answer, Timings
-from vizwiz_client._failures import Failure, explain, pauses, speaks_http
+from vizwiz_client._failures import Failure, backoff_delays, speaks_http, to_exception
+from vizwiz_client._model_info import ModelInfo, read_model_info
 from vizwiz_client._prepare import Item
-from vizwiz_client._served import Served, read_served
 from vizwiz_client._settings import Settings
 from vizwiz_client._status import Status, read_status
 from vizwiz_client.contract import tensors
 from vizwiz_client.contract.errors import ContractMismatch, ImageError, ServerError, VizwizError
-from vizwiz_client.contract.geometry import Photo
+from vizwiz_client.contract.image import Photo
 
 STREAM_BATCH = 16  # questions in a request of ask_many: keeps a server busy, and few photos wait in memory
 GROUPS_UNDER_WAY = 3  # of ask_many: one computed, one waiting at the server, one in preparation
@@ -67,11 +67,11 @@ class Core:
     def __init__(self, settings: Settings, io: Io) -> None:
         self._settings = settings
         self._io = io
-        self._served: Served | None = None
+        self._model_info: ModelInfo | None = None
 
-    async def check(self) -> Served:
+    async def check(self) -> ModelInfo:
         """Read the server's configuration, whether or not it is known already."""
-        self._served = None
+        self._model_info = None
         return await self._contract(self._deadline())
 
     async def status(self, max_latency_s: float) -> Status:
@@ -135,7 +135,7 @@ class Core:
         async for image, question in pairs:
             if size is None:
                 size = (await self._contract(deadline or self._deadline())).max_batch_size
-            group.append((_prepare.kept(image), question))
+            group.append((_prepare.materialized(image), question))
             if len(group) == size:
                 yield group
                 group = []
@@ -169,12 +169,12 @@ class Core:
         token_s = time.perf_counter() - start
         photos = {id(image): image for image, _ in pairs}  # asked about several times, a photo is decoded once
         # what is wrong with a single photo is said before the server is called, unless its decoding needs the side
-        if self._served is None and len(pairs) == 1 and not self._settings.fast_decode:
+        if self._model_info is None and len(pairs) == 1 and not self._settings.fast_decode:
             photos = dict(zip(photos, await self._io.work([partial(_prepare.loaded, *photos.values())]), strict=True))
         refusals = [_refusal(ids, photos[id(image)]) for ids, (image, _) in zip(tokens, pairs, strict=True)]
         if all(refusals):
             return [error for error in refusals if error]
-        side = (await self._contract(deadline)).image_side
+        side = (await self._contract(deadline)).image_size
         tasks = [
             partial(_in_time, deadline, partial(_prepare.pixels, photo, side, self._settings.fast_decode))
             for photo in photos.values()
@@ -186,15 +186,15 @@ class Core:
         return [_prepare.item(pixels[id(image)], ids, token_s) for ids, (image, _) in zip(tokens, pairs, strict=True)]
 
     async def _infer(self, items: Sequence[Item], top: int, deadline: float, start: float) -> list[Answer]:
-        from vizwiz_client import _wire
+        from vizwiz_client import _protocol
 
         answers: list[Answer] = []
         size = (await self._contract(deadline)).max_batch_size if items else 1
         for first in range(0, len(items), size):
             batch, request_id = items[first : first + size], os.urandom(8).hex()
-            arguments = _wire.infer_arguments(*_prepare.stack(batch), top) | {"request_id": request_id}
+            arguments = _protocol.infer_arguments(*_prepare.stack(batch), top) | {"request_id": request_id}
             result, request_s = await self._call("infer", arguments, deadline, request_id)
-            replies = _wire.read_reply(result, self._settings.url)
+            replies = _protocol.read_reply(result, self._settings.url)
             total_s = time.perf_counter() - start
             answers += [
                 Answer(
@@ -207,11 +207,11 @@ class Core:
             ]
         return answers
 
-    async def _contract(self, deadline: float) -> Served:
-        served = self._served  # read once: another thread may forget it meanwhile
+    async def _contract(self, deadline: float) -> ModelInfo:
+        served = self._model_info  # read once: another thread may forget it meanwhile
         if served is None:
             response, _ = await self._call("get_model_config", {"model_name": tensors.ENSEMBLE}, deadline)
-            self._served = served = read_served(response.config, self._settings.url)
+            self._model_info = served = read_model_info(response.config, self._settings.url)
         return served
 
     async def _call(
@@ -219,7 +219,7 @@ class Core:
     ) -> tuple[Any, float]:
         """Call until it is answered, refused, or too late; return the reply and the seconds of the last attempt."""
         arguments = arguments | {"headers": dict(self._settings.headers)}
-        for pause in [*pauses(self._settings.retries), None]:
+        for pause in [*backoff_delays(self._settings.retries), None]:
             start = time.monotonic()
             try:
                 if start >= deadline:
@@ -229,7 +229,7 @@ class Core:
             except Failure as failure:
                 left_s = deadline - time.monotonic()
                 # a model whose configuration was read, and is away: its server stops, or repairs itself
-                may_pass = failure.passing or (failure.status == "NOT_FOUND" and method == "infer")
+                may_pass = failure.retryable or (failure.status == "NOT_FOUND" and method == "infer")
                 if not may_pass or pause is None or pause >= left_s:
                     raise await self._explain(failure, left_s, request_id) from None  # its text says it all
             await self._io.sleep(pause)
@@ -237,11 +237,11 @@ class Core:
 
     async def _explain(self, failure: Failure, left_s: float, request_id: str | None) -> ServerError:
         http = False
-        if failure.passing and not failure.queue_full and self._settings.tls is None:
+        if failure.retryable and not failure.queue_full and self._settings.tls is None:
             (http,) = await self._io.work([partial(speaks_http, self._settings.url, max(0.1, min(PROBE_S, left_s)))])
-        error = explain(failure, self._settings, tensors.ENSEMBLE, http, request_id)
+        error = to_exception(failure, self._settings, tensors.ENSEMBLE, http, request_id)
         if isinstance(error, ContractMismatch):
-            self._served = None  # another model is served now: its configuration is read before the next question
+            self._model_info = None  # another model is served now: its configuration is read before the next question
         return error
 
     def _deadline(self) -> float:

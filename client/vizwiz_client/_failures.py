@@ -32,15 +32,15 @@ class Failure(Exception):
     @property
     def queue_full(self) -> bool:
         """Whether Triton refused the request because too many were waiting, or let it wait too long."""
-        return self.passing and any(queue in self.message for queue in _QUEUE_TEXTS)
+        return self.retryable and any(queue in self.message for queue in _QUEUE_TEXTS)
 
     @property
-    def passing(self) -> bool:
+    def retryable(self) -> bool:
         """Whether the same request may be answered a moment later; asking twice is safe, an answer changes nothing."""
         return self.status == "UNAVAILABLE"
 
 
-def pauses(retries: int) -> Iterator[float]:
+def backoff_delays(retries: int) -> Iterator[float]:
     """Seconds to wait before each retry: doubling, and spread, so that clients that failed together come apart.
 
     https://aws.amazon.com/builders-library/timeouts-retries-and-backoff-with-jitter/
@@ -51,9 +51,13 @@ def pauses(retries: int) -> Iterator[float]:
         yield random.uniform(0.5, 1.0) * min(_FIRST_PAUSE_S * 2**retry, _LONGEST_PAUSE_S)
 
 
-def explain(failure: Failure, settings: Settings, model: str, speaks_http: bool, request_id: str | None) -> ServerError:
+def to_exception(
+    failure: Failure, settings: Settings, model: str, speaks_http: bool, request_id: str | None
+) -> ServerError:
     """The error to raise for ``failure``; its text ends with what the server said and the request's id."""
-    kind, text = _unavailable(failure, settings, speaks_http) if failure.passing else _refused(failure, settings, model)
+    kind, text = (
+        _unavailable(failure, settings, speaks_http) if failure.retryable else _refused(failure, settings, model)
+    )
     return kind(f"{text} ({failure.status}: {failure.message})", request_id=request_id)
 
 

@@ -11,9 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from vizwiz_client.contract.errors import ImageError, QuestionError
-from vizwiz_client.contract.geometry import Photo, keep, load_photo, to_pixels
+from vizwiz_client.contract.image import Photo, load_photo, materialize, to_pixels
 from vizwiz_client.contract.tensors import CONTEXT_LENGTH
-from vizwiz_client.contract.tokens import Tokens, pad, tokenize
+from vizwiz_client.contract.tokenizer import Tokens, pad, tokenize
 
 Pixels = npt.NDArray[np.uint8]
 T = TypeVar("T")
@@ -36,9 +36,9 @@ class Timed:
     seconds: float
 
 
-def kept(photo: Photo) -> Photo | ImageError:
-    """``photo`` as it can be read later and in another thread: see :func:`vizwiz_client.contract.geometry.keep`."""
-    return _outcome(lambda: keep(photo))
+def materialized(photo: Photo) -> Photo | ImageError:
+    """``photo`` as it can be read later and in another thread: see :func:`vizwiz_client.contract.image.materialize`."""
+    return _outcome(lambda: materialize(photo))
 
 
 def loaded(photo: Photo | ImageError) -> Photo | ImageError:

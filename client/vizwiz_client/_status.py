@@ -11,7 +11,7 @@ from vizwiz_client.contract.errors import ContractMismatch, ModelMissing, Server
 
 if TYPE_CHECKING:
     from vizwiz_client._core import Core
-    from vizwiz_client._served import Served
+    from vizwiz_client._model_info import ModelInfo
 
 DEFAULT_MAX_LATENCY_S = 1.0  # longer breaks a person's train of thought (Nielsen, Usability Engineering, 1993, ch. 5)
 QUESTION = "what color is this?"
@@ -77,7 +77,7 @@ async def read_status(core: Core, url: str, max_latency_s: float) -> Status:
         return Status(url, (server, models, contract, _unchecked("latency")))
     models = await _models(core, served)
     contract = Check(
-        "contract", True, f"version {served.contract_version}, pictures of {served.image_side} pixels a side"
+        "contract", True, f"version {served.contract_version}, pictures of {served.image_size} pixels a side"
     )
     if not models.ok:
         return Status(url, (server, models, contract, _unchecked("latency")))
@@ -92,7 +92,7 @@ async def _server(core: Core, url: str) -> Check:
     return Check("server", True, f"{metadata.name} {metadata.version} at {url}")
 
 
-async def _models(core: Core, served: Served) -> Check:
+async def _models(core: Core, served: ModelInfo) -> Check:
     """Whether the ensemble and every model it is made of are ready."""
     try:
         names = (served.model, *served.models)
@@ -105,7 +105,7 @@ async def _models(core: Core, served: Served) -> Check:
     return Check("models", True, f"{served.model} answers with {', '.join(served.models)}")
 
 
-async def _ask(core: Core, status: Status, served: Served, max_latency_s: float) -> Status:
+async def _ask(core: Core, status: Status, served: ModelInfo, max_latency_s: float) -> Status:
     """``status`` with what asking about the built-in picture shows."""
     from vizwiz_client.contract import tensors  # brings NumPy
 

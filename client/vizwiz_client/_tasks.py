@@ -90,10 +90,10 @@ class TaskIo:
         if self._connection is None:
             # imported in a thread: it takes a sixth of a second, in which the event loop has better things to do
             (aio,) = await self.work([lambda: import_module("tritonclient.grpc.aio")])
-            from vizwiz_client import _wire
+            from vizwiz_client import _protocol
 
             if self._connection is None:  # no other task was faster
-                self._connection = aio.InferenceServerClient(**_wire.connection_arguments(self._settings))
+                self._connection = aio.InferenceServerClient(**_protocol.connection_arguments(self._settings))
         self._own_loop()
         return self._connection
 

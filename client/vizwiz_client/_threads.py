@@ -151,11 +151,11 @@ class ThreadIo:
         _forks.check_connectable()
         from tritonclient.grpc import InferenceServerClient
 
-        from vizwiz_client import _wire
+        from vizwiz_client import _protocol
 
         with self._open():
             if self._connection is None:
-                self._connection = InferenceServerClient(**_wire.connection_arguments(self._settings))
+                self._connection = InferenceServerClient(**_protocol.connection_arguments(self._settings))
             return self._connection
 
     @contextmanager

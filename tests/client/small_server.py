@@ -16,7 +16,7 @@ import pytest
 from serving.server import EmbeddedTriton
 from tests.serving import tiny_repository
 from vizwiz_client.contract import tensors
-from vizwiz_client.contract.tokens import END_OF_TEXT
+from vizwiz_client.contract.tokenizer import END_OF_TEXT
 
 
 def write_small_repository(folder: Path) -> None:

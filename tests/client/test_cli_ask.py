@@ -128,7 +128,7 @@ class TestStandardInput:
 
     @pytest.mark.skipif(sys.platform == "win32", reason="there is no /dev/zero")
     def test_without_end(self, ask, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("vizwiz_client.contract.geometry.MAX_FILE_BYTES", 1_000)
+        monkeypatch.setattr("vizwiz_client.contract.image.MAX_FILE_BYTES", 1_000)
         with Path("/dev/zero").open() as zero:
             monkeypatch.setattr(sys, "stdin", zero)
             assert ask("-", QUESTION) == (

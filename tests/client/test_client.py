@@ -16,10 +16,10 @@ from tritonclient.grpc import InferenceServerClient
 
 from tests.client.stand_in import HEAD, MODELS, SIDE, StandIn, serve
 from tests.contract.bad_photos import PNG_WITHOUT_PALETTE
-from vizwiz_client import Answer, Candidate, ImageError, QuestionError, Served, Timings, VizwizClient
+from vizwiz_client import Answer, Candidate, ImageError, ModelInfo, QuestionError, Timings, VizwizClient
 from vizwiz_client.contract import tensors
-from vizwiz_client.contract.geometry import load_photo, to_pixels
-from vizwiz_client.contract.tokens import tokenize
+from vizwiz_client.contract.image import load_photo, to_pixels
+from vizwiz_client.contract.tokenizer import tokenize
 
 
 def expected_label(photo: Path, question: str) -> str:
@@ -129,7 +129,7 @@ class TestAsk:
             answer.answerable = 1.0
 
     def test_what_is_served(self, client: Any) -> None:
-        assert client.check() == Served(
+        assert client.check() == ModelInfo(
             tensors.ENSEMBLE, tensors.CONTRACT_VERSION, SIDE, tensors.MAX_BATCH_SIZE, MODELS
         )
 
@@ -243,8 +243,8 @@ class TestBatch:
 
 def test_a_name_with_several_addresses_shares_the_load(stand_in: StandIn) -> None:
     """Without the option of the channel, gRPC would send everything to the first of them."""
+    from vizwiz_client._protocol import connection_arguments
     from vizwiz_client._settings import Settings
-    from vizwiz_client._wire import connection_arguments
 
     other = StandIn()
     server, _ = serve(other)

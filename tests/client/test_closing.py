@@ -101,7 +101,7 @@ def test_in_flight(connect: Connect, stand_in: StandIn, photos: list[Path], meth
 def test_in_the_pause_before_a_retry(
     connect: Connect, stand_in: StandIn, photos: list[Path], monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
-    monkeypatch.setattr(_core, "pauses", lambda retries: [LIMIT_S * 10.0] * retries)
+    monkeypatch.setattr(_core, "backoff_delays", lambda retries: [LIMIT_S * 10.0] * retries)
     client = connect(stand_in.url, timeout_s=LONG_S)
     stand_in.failure = (grpc.StatusCode.UNAVAILABLE, "Exceeds maximum queue size")
     call = Call(lambda: ask(client, method, photos[0]))

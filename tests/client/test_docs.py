@@ -14,7 +14,8 @@ import pytest
 
 from vizwiz_client import VizwizClient
 from vizwiz_client.cli import _arguments, _exits, _help, _settings
-from vizwiz_client.contract import errors, geometry, tokens
+from vizwiz_client.contract import errors, tokenizer
+from vizwiz_client.contract import image as image_module
 
 DOCS = (Path(__file__).parents[2] / "docs" / "client.md").read_text(encoding="utf-8")
 PYTHON = re.findall(r"```python\n(.*?)```", DOCS, re.DOTALL)
@@ -75,12 +76,12 @@ def test_examples_of_the_shell(live_server, place: Path) -> None:
 class TestNothingIsLeftOut:
     def test_limits(self) -> None:
         for text in (DOCS, _help.DESCRIPTION["ask"], VizwizClient.ask.__doc__):
-            assert f"at most {tokens.MAX_CHARACTERS:,} characters" in text
-        assert f"at least {geometry.MIN_SIDE} pixels on each side" in DOCS
-        assert f"at most {geometry.MAX_PIXELS // 10**6} million in all" in DOCS
-        assert f"at most {geometry.MAX_ASPECT_RATIO} times the other" in DOCS
-        assert f"at most {geometry.MAX_FILE_BYTES // 10**6} MB" in DOCS
-        assert f"Files are {', '.join(geometry.FORMATS[:-1])} or {geometry.FORMATS[-1]}." in DOCS
+            assert f"at most {tokenizer.MAX_CHARACTERS:,} characters" in text
+        assert f"at least {image_module.MIN_SIDE} pixels on each side" in DOCS
+        assert f"at most {image_module.MAX_PIXELS // 10**6} million in all" in DOCS
+        assert f"at most {image_module.MAX_ASPECT_RATIO} times the other" in DOCS
+        assert f"at most {image_module.MAX_FILE_BYTES // 10**6} MB" in DOCS
+        assert f"Files are {', '.join(image_module.FORMATS[:-1])} or {image_module.FORMATS[-1]}." in DOCS
 
     def parsers(self) -> dict[str, argparse.ArgumentParser]:
         parser = _arguments.full_parser()

@@ -70,7 +70,7 @@ def test_a_model_of_another_picture_size_is_met_at_the_next_question(live_server
     with VizwizClient(live_server.grpc_url) as client:
         expected = client.ask(photos[0], "what is this?")
         served = client.check()  # below: as if the server had served another one when its config was read
-        client._core._served = replace(served, image_side=served.image_side + 1)
+        client._core._model_info = replace(served, image_size=served.image_size + 1)
         with pytest.raises(ContractMismatch, match="was its model replaced by one of another shape"):
             client.ask(photos[0], "what is this?")
         assert client.ask(photos[0], "what is this?") == expected

@@ -29,7 +29,7 @@ from vizwiz_client import (
     WrongServer,
     _prepare,
 )
-from vizwiz_client._failures import pauses, speaks_http
+from vizwiz_client._failures import backoff_delays, speaks_http
 from vizwiz_client._prepare import pixels
 from vizwiz_client.contract import tensors
 
@@ -198,7 +198,7 @@ class TestFailures:
         stand_in.failures_left, stand_in.failure = 2, (grpc.StatusCode.UNAVAILABLE, "Exceeds maximum queue size")
         answer = client.ask(photos[0], "what is this?")
         assert len(stand_in.request_ids) == 3
-        assert answer.timings.total_s > answer.timings.request_s + 0.25 * 0.5 + 0.5 * 0.5  # the two shortest pauses
+        assert answer.timings.total_s > answer.timings.request_s + 0.25 * 0.5 + 0.5 * 0.5  # the two shortest delays
 
     def test_a_model_that_is_away_for_a_moment_is_asked_again(
         self, client: Any, stand_in: StandIn, photos: list[Path]
@@ -223,10 +223,10 @@ class TestFailures:
         with pytest.raises(Overloaded):  # the cause, not that the time for another attempt is up
             client.ask(photos[0], "what is this?")
         assert time.monotonic() - start < 60
-        assert 2 <= len(stand_in.request_ids) <= 5  # the five shortest pauses take longer
+        assert 2 <= len(stand_in.request_ids) <= 5  # the five shortest delays take longer
 
     def test_pauses_double_and_are_spread(self) -> None:
-        drawn = [list(pauses(6)) for _ in range(200)]
+        drawn = [list(backoff_delays(6)) for _ in range(200)]
         for retry, longest in enumerate([0.25, 0.5, 1.0, 2.0, 4.0, 4.0]):
             values = [each[retry] for each in drawn]
             assert longest / 2 <= min(values) < 0.6 * longest

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image
 
-from vizwiz_client.contract import geometry
+from vizwiz_client.contract import image as image_module
 from vizwiz_client.contract.errors import ImageError
-from vizwiz_client.contract.geometry import check_header, load_photo
+from vizwiz_client.contract.image import check_header, load_photo
 
 WIDTH, HEIGHT = 80, 60  # encoded as 80 x 64, of which 60 rows are shown
 
@@ -94,7 +94,7 @@ def test_a_size_that_is_not_the_pixels() -> None:
 
 
 def test_more_bytes_than_any_photo_has(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(geometry, "MAX_FILE_BYTES", 100)
+    monkeypatch.setattr(image_module, "MAX_FILE_BYTES", 100)
     with pytest.raises(ImageError, match="over 100 bytes"):
         load_photo(heic(picture()))
 
@@ -124,7 +124,7 @@ def test_it_is_named_where_it_cannot_be_decoded(monkeypatch: pytest.MonkeyPatch)
 
 def test_other_photos_do_not_import_it() -> None:
     code = (
-        "import io, sys; from PIL import Image; from vizwiz_client.contract.geometry import load_photo; "
+        "import io, sys; from PIL import Image; from vizwiz_client.contract.image import load_photo; "
         "file = io.BytesIO(); Image.new('RGB', (20, 20)).save(file, 'PNG'); load_photo(file); "
         "sys.exit('pillow_heif' in sys.modules)"
     )

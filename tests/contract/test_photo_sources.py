@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image
 
-from vizwiz_client.contract import geometry
+from vizwiz_client.contract import image as image_module
 from vizwiz_client.contract.errors import ImageError
-from vizwiz_client.contract.geometry import keep, load_photo, to_pixels
+from vizwiz_client.contract.image import load_photo, materialize, to_pixels
 
 
 def noise(height: int, width: int, *channels: int) -> np.ndarray:
@@ -59,7 +59,7 @@ class TestArrays:
 
     def test_what_is_kept_is_a_copy(self) -> None:
         for array in (noise(30, 40), noise(30, 40, 3)):
-            kept, before = keep(array), array.copy()
+            kept, before = materialize(array), array.copy()
             array[:] = 0
             np.testing.assert_array_equal(kept, before)
 
@@ -103,7 +103,7 @@ class TestFileObjects:
             load_photo(Download())
 
     def test_without_end_is_refused(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(geometry, "MAX_FILE_BYTES", 1_000)
+        monkeypatch.setattr(image_module, "MAX_FILE_BYTES", 1_000)
         with Path("/dev/zero").open("rb") as file, pytest.raises(ImageError, match="over 1,000 bytes, expected fewer"):
             load_photo(file)
 
@@ -148,10 +148,10 @@ class TestNoFiles:
     def test_more_bytes_than_any_photo_has(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         data = png(noise(30, 40, 3))
         (path := tmp_path / "photo.png").write_bytes(data)
-        monkeypatch.setattr(geometry, "MAX_FILE_BYTES", len(data))
+        monkeypatch.setattr(image_module, "MAX_FILE_BYTES", len(data))
         for source in (path, data, bytearray(data), memoryview(data), io.BytesIO(data)):
             assert load_photo(source).size == (40, 30)
-        monkeypatch.setattr(geometry, "MAX_FILE_BYTES", len(data) - 1)
+        monkeypatch.setattr(image_module, "MAX_FILE_BYTES", len(data) - 1)
         for source in (path, data, bytearray(data), memoryview(data), io.BytesIO(data)):
             with pytest.raises(ImageError, match=rf"over {len(data) - 1:,} bytes, expected fewer; make it smaller"):
                 load_photo(source)
@@ -218,13 +218,13 @@ class TestTurnedOnce:
         Image.fromarray(noise(30, 40, 3)).save(buffer, "PNG", exif=exif)
         upright = load_photo(buffer.getvalue())
         assert upright.size == ((40, 30) if orientation < 5 else (30, 40))
-        for again in (load_photo(upright), load_photo(keep(Image.open(buffer))), load_photo(Image.open(buffer))):
+        for again in (load_photo(upright), load_photo(materialize(Image.open(buffer))), load_photo(Image.open(buffer))):
             np.testing.assert_array_equal(again, upright)
 
     def test_an_image_that_is_kept_is_a_copy(self) -> None:
         """As of a GIF that is stepped through, which is one object at every frame."""
         image = Image.fromarray(noise(30, 40, 3))
-        kept = keep(image)
+        kept = materialize(image)
         image.paste("black", (0, 0, *image.size))
         np.testing.assert_array_equal(load_photo(kept), noise(30, 40, 3))
 
@@ -232,4 +232,4 @@ class TestTurnedOnce:
         """It lies beside the orientation in Pillow's ``info``."""
         image = Image.new("P", (40, 30), 3)
         image.info["transparency"] = 3
-        assert load_photo(keep(image)).getpixel((5, 5)) == (255, 255, 255)
+        assert load_photo(materialize(image)).getpixel((5, 5)) == (255, 255, 255)

@@ -15,7 +15,7 @@ from tests.export.conftest import ask_golden
 from training.clip_models import clip_preprocess, clip_tokenize, load_clip
 from training.data import read_split
 from vizwiz_client import VizwizClient
-from vizwiz_client.contract.geometry import load_photo
+from vizwiz_client.contract.image import load_photo
 
 ASKED = 12
 

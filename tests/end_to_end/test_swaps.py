@@ -37,7 +37,7 @@ def test_twenty_swaps_fail_no_request_and_mix_no_vocabularies(live_server: LiveS
 
     with EmbeddedTriton(repository) as server:
         text = next(repository.glob(f"{tensors.TEXT_ENCODER_PREFIX}*"))
-        feed = read_golden(repository, second).feed(live_server.image_side, int(read_config(text).input[0].dims[0]))
+        feed = read_golden(repository, second).feed(live_server.image_size, int(read_config(text).input[0].dims[0]))
         returned = [(0.0, second)]
         with Load(server.grpc_url, repository, feed, top=TOP, clients=2) as load:
             for number in range(20):

@@ -20,7 +20,7 @@ from export.operators import Operators
 from export.tolerances import FP32
 from training.clip_models import FrozenClip, clip_tokenize, normalise_pixels
 from vizwiz_client.contract.tensors import TOKEN_LENGTHS
-from vizwiz_client.contract.tokens import END_OF_TEXT, START_OF_TEXT
+from vizwiz_client.contract.tokenizer import END_OF_TEXT, START_OF_TEXT
 
 QUESTIONS = ["what is this?", "what color is the mug on the left?", "is it on"]
 

@@ -43,7 +43,7 @@ from training.clip_models import FrozenClip
 from training.data import read_split
 from training.predictor import Predictor
 from training.runs import Run
-from vizwiz_client.contract import tensors, tokens
+from vizwiz_client.contract import tensors, tokenizer
 from vizwiz_client.contract.tensors import TensorSpec
 
 REFUSED_EVERYWHERE = [
@@ -141,7 +141,7 @@ def test_the_text_encoder_is_compared_at_every_length_that_matters(bench: Bench)
     seen, graph = set(), open_graph(bench.text, DEFAULT_TARGET)
 
     def watched(inputs: Any) -> Any:
-        seen.add(int((inputs["tokens"] == tokens.END_OF_TEXT).argmax(axis=1).max()) + 1)
+        seen.add(int((inputs["tokens"] == tokenizer.END_OF_TEXT).argmax(axis=1).max()) + 1)
         return graph(inputs)
 
     measure_text(watched, bench.model, bench.inputs[0])

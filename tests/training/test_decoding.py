@@ -14,7 +14,7 @@ from PIL import Image
 from training import digests
 from training.decoding import TURNS, Decoder, turned_pixels
 from training.digests import photo_digests
-from vizwiz_client.contract import geometry
+from vizwiz_client.contract.image import load_photo, to_pixels
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def test_a_worker_gives_the_pixels_of_the_contract(photo: Path) -> None:
     pixels = np.zeros((4, 32, 32, 3), np.uint8)
     with Decoder(1) as decoder:
         assert decoder.submit(photo, TURNS, pixels).result() is None
-    np.testing.assert_array_equal(pixels[0], geometry.to_pixels(geometry.load_photo(photo), 32))
+    np.testing.assert_array_equal(pixels[0], to_pixels(load_photo(photo), 32))
     np.testing.assert_array_equal(pixels, turned_pixels(photo, 32, TURNS))
 
 

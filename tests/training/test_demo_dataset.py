@@ -12,7 +12,7 @@ from PIL import ExifTags, Image
 from training.data import DEMO_MANIFEST, read_split
 from training.demo.dataset import ensure_demo_dataset, main
 from training.vocabulary import majority_answer
-from vizwiz_client.contract.geometry import load_photo
+from vizwiz_client.contract.image import load_photo
 
 COUNTS = {"train": 60, "val": 20, "test": 5}
 

@@ -19,7 +19,7 @@ from training.demo.pretrain import Settings, Trainer, contrastive_loss, paraphra
 from training.demo.scene import draw_scene
 from training.fit import main as fit_main
 from training.runs import METRICS_FILE, newest_run
-from vizwiz_client.contract.geometry import to_pixels
+from vizwiz_client.contract.image import to_pixels
 
 TINY = Settings(pictures=20, epochs=2, batch_size=10)
 

@@ -19,7 +19,7 @@ from training.demo.pen import COLOURS
 from training.demo.photo import take_photo
 from training.demo.questions import KINDS, draw_question_kind, phrase
 from training.demo.scene import FLAWS, SPOILED, Scene, draw_scene
-from vizwiz_client.contract.tokens import tokenize
+from vizwiz_client.contract.tokenizer import tokenize
 
 SIZE = (120, 160)
 THINGS = [

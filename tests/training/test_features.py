@@ -12,7 +12,7 @@ from PIL import Image
 from training.clip_models import FrozenClip, clip_preprocess, clip_tokenize
 from training.data import DatasetError, Record, Split, read_split
 from training.features import encode_split
-from vizwiz_client.contract import geometry
+from vizwiz_client.contract.image import load_photo, to_pixels
 
 
 @pytest.fixture
@@ -84,9 +84,9 @@ def test_the_views_are_the_upright_photo_turned_before_the_crop(
     features = encode_split(tiny_vit, split, tmp_path / "cache", views=4)
     assert [view.shape for view in features.rotated] == [features.images.shape] * 3
     for row, path in enumerate(split.photo_paths()):
-        upright = geometry.load_photo(path)
+        upright = load_photo(path)
         for turn, view in zip((90, 180, 270), features.rotated, strict=True):
-            pixels = geometry.to_pixels(upright.rotate(turn, expand=True), tiny_vit.side)
+            pixels = to_pixels(upright.rotate(turn, expand=True), tiny_vit.side)
             expected = tiny_vit.encode_images(pixels[None])[0]
             np.testing.assert_allclose(view[row], expected, atol=1e-5 * np.abs(expected).max())
             assert not np.allclose(view[row], features.images[row], atol=1e-3)

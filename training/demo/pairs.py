@@ -20,7 +20,7 @@ from training.demo.photo import take_photo
 from training.demo.questions import KINDS, draw_question_kind, phrase
 from training.demo.scene import Pair, Scene, draw_scene
 from training.storage import staged_file
-from vizwiz_client.contract.geometry import to_pixels
+from vizwiz_client.contract.image import to_pixels
 
 SIDE = 96  # pixels of the encoder's input
 

@@ -29,7 +29,7 @@ def run(arguments: argparse.Namespace) -> int:
     said: set[str] = set()  # what is wrong with a photo is said once, not once per question
     with connect(arguments) as client:
         # gRPC takes longer to import than a photo to decode, which does without the interpreter's lock
-        threading.Thread(target=import_module, args=("vizwiz_client._wire",)).start()
+        threading.Thread(target=import_module, args=("vizwiz_client._protocol",)).start()
         pairs = ((read.get(photo, photo), question) for photo, question in product(photos, questions))
         answers = client.ask_many(pairs, top=arguments.top)
         for (photo, question), answer in zip(product(photos, questions), answers, strict=True):
@@ -52,7 +52,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _read_photo() -> bytes:
     """The photo from standard input, of which no more is read than shows that it is too large."""
-    from vizwiz_client.contract.geometry import MAX_FILE_BYTES  # brings NumPy and Pillow
+    from vizwiz_client.contract.image import MAX_FILE_BYTES  # brings NumPy and Pillow
 
     return standard_input().read(MAX_FILE_BYTES + 1)
 

@@ -19,9 +19,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from vizwiz_client.contract import tensors, tokens
+from vizwiz_client.contract import tensors, tokenizer
 from vizwiz_client.contract.errors import QuestionError, VizwizError
-from vizwiz_client.contract.tokens import END_OF_TEXT, START_OF_TEXT, pad, tokenize
+from vizwiz_client.contract.tokenizer import END_OF_TEXT, START_OF_TEXT, pad, tokenize
 
 ROOT = Path(__file__).parents[2]
 MERGES_DIGEST = "d308b7377a8ceaa9707a21614fe8c831b9196e197b7aeb69833359362907af02"  # of OpenAI's text
@@ -130,19 +130,19 @@ class TestTokens:
             tokenize(question)
 
     def test_an_endless_question_is_refused(self) -> None:
-        assert tokenize("a" * tokens.MAX_CHARACTERS).truncated
+        assert tokenize("a" * tokenizer.MAX_CHARACTERS).truncated
         with pytest.raises(
             QuestionError, match=r"the question has 5,001 characters, expected at most 5,000; .*ask it shorter"
         ):
-            tokenize("a" * (tokens.MAX_CHARACTERS + 1))
+            tokenize("a" * (tokenizer.MAX_CHARACTERS + 1))
 
     def test_the_error_is_a_value_error_of_the_package(self) -> None:
         assert issubclass(QuestionError, ValueError)
         assert issubclass(QuestionError, VizwizError)
 
     def test_threads_agree(self) -> None:
-        tokens._merges.cache_clear()
-        tokens._word_ids.cache_clear()
+        tokenizer._merges.cache_clear()
+        tokenizer._word_ids.cache_clear()
         results: list[list[int]] = []
         threads = [
             threading.Thread(target=lambda: results.append(tokenize("is this a banana?").ids.tolist()))
@@ -181,7 +181,7 @@ class TestMergesTable:
         assert hashlib.sha256(make_merges.table()).hexdigest() == TABLE_DIGEST
 
     def test_every_merge_is_found_and_no_other(self, make_merges: ModuleType) -> None:
-        ids, merges = make_merges.symbols(), tokens._merges()
+        ids, merges = make_merges.symbols(), tokenizer._merges()
         pairs: dict[tuple[int, int], int] = {}
         for line in make_merges.used_merges().decode().splitlines():
             first, second = line.split(" ")
@@ -202,10 +202,10 @@ class TestMergesTable:
 def test_tokenizing_needs_no_heavy_package_and_plain_english_no_ftfy() -> None:
     program = """
 import sys
-from vizwiz_client.contract import geometry, tensors, tokens
-tokens.tokenize("What's this, 1st?\\r\\n")
+from vizwiz_client.contract import image, tensors, tokenizer
+tokenizer.tokenize("What's this, 1st?\\r\\n")
 assert not {"ftfy", "regex"} & set(sys.modules), "imported for a question that they leave as it is"
-tokens.tokenize("what’s this?")
+tokenizer.tokenize("what’s this?")
 assert {"ftfy", "regex"} <= set(sys.modules), "this test cannot fail"
 print(*sorted({"torch", "torchvision", "clip", "onnx", "onnxruntime", "tritonclient", "grpc"} & set(sys.modules)))
 """

@@ -24,7 +24,7 @@ from PIL import ExifTags, Image, JpegImagePlugin, UnidentifiedImageError
 
 from vizwiz_client.contract.errors import ImageError
 
-GEOMETRY_VERSION = 1  # raised when a file gives other pixels than before: features cached under another one are stale
+PREPROCESSING_VERSION = 1  # part of the cache key of features: raise it when a file gives other pixels than before
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")  # of an animation, the first frame
 MIN_SIDE = 16  # pixels; the smallest photos of VizWiz are 48 x 64
@@ -68,7 +68,7 @@ _warnings_lock = threading.Lock()
 _large_lock = threading.Lock()
 
 
-def load_photo(source: Photo, fast_side: int | None = None) -> Image.Image:
+def load_photo(source: Photo, draft_size: int | None = None) -> Image.Image:
     """Decode a photo: upright, mode "RGB", in memory, at its own size.
 
     ``source`` is the path of a regular file, the bytes of one, a binary file object (read from its start, where it can
@@ -77,7 +77,7 @@ def load_photo(source: Photo, fast_side: int | None = None) -> Image.Image:
     the page that screenshots and logos with a transparent background are drawn for; dropping the alpha channel would
     show what lies hidden under it. 16-bit grey is scaled to 8 bits.
 
-    With ``fast_side`` the JPEG decoder may shrink the photo, to a half, quarter or eighth that keeps the shorter side
+    With ``draft_size`` the JPEG decoder may shrink the photo, to a half, quarter or eighth that keeps the shorter side
     at least that long in pixels: several times faster, not the same pixels.
 
     Raises ImageError: not one of FORMATS (HEIC is accepted where pillow-heif is installed), damaged or truncated, a
@@ -85,13 +85,13 @@ def load_photo(source: Photo, fast_side: int | None = None) -> Image.Image:
     MAX_SCANS scans, a file that cannot be read, is not a regular one or has over MAX_FILE_BYTES, or ``source`` is of
     another kind. Whatever a decoder raises becomes an ImageError, but for MemoryError.
     """
-    kept = keep(source)
+    kept = materialize(source)
     if isinstance(kept, Image.Image):
         return kept.convert("RGB") if kept.mode != "RGB" else kept
     if isinstance(kept, bytes):
-        return _decode(io.BytesIO(kept), _NAME, fast_side)
+        return _decode(io.BytesIO(kept), _NAME, draft_size)
     with open_file(kept) as file:
-        return _decode(file, os.fsdecode(kept), fast_side)
+        return _decode(file, os.fsdecode(kept), draft_size)
 
 
 def check_header(path: str | os.PathLike[str]) -> None:
@@ -126,7 +126,7 @@ def open_file(path: str | os.PathLike[str]) -> BinaryIO:
     return file
 
 
-def keep(source: Photo) -> str | os.PathLike[str] | bytes | Image.Image:
+def materialize(source: Photo) -> str | os.PathLike[str] | bytes | Image.Image:
     """Read file objects, images and arrays, so that whoever gave them may close or change them; paths stay paths.
 
     An image is returned as :func:`load_photo` returns it, an array as an RGB or a grey image.
@@ -151,18 +151,18 @@ def keep(source: Photo) -> str | os.PathLike[str] | bytes | Image.Image:
     )
 
 
-def to_pixels(photo: Image.Image, side: int) -> npt.NDArray[np.uint8]:
-    """Resize and crop ``photo``, as :func:`load_photo` returns it, to RGB pixels uint8 [side, side, 3].
+def to_pixels(photo: Image.Image, image_size: int) -> npt.NDArray[np.uint8]:
+    """Resize and crop ``photo``, as :func:`load_photo` returns it, to RGB pixels uint8 [image_size, image_size, 3].
 
-    The shorter side becomes ``side`` (bicubic), the longer one is cropped around its centre.
+    The shorter side becomes ``image_size`` (bicubic), the longer one is cropped around its centre.
     """
     width, height = photo.size
-    longer = int(side * max(width, height) / min(width, height))
-    new_width, new_height = (side, longer) if width <= height else (longer, side)
+    longer = int(image_size * max(width, height) / min(width, height))
+    new_width, new_height = (image_size, longer) if width <= height else (longer, image_size)
     resized = photo.resize((new_width, new_height), Image.Resampling.BICUBIC)
     # torchvision rounds half an odd margin to even, so the crop is not always at floor(margin / 2)
-    left, top = round((new_width - side) / 2), round((new_height - side) / 2)
-    return np.array(resized.crop((left, top, left + side, top + side)))
+    left, top = round((new_width - image_size) / 2), round((new_height - image_size) / 2)
+    return np.array(resized.crop((left, top, left + image_size, top + image_size)))
 
 
 def _open_without_waiting(path: str, flags: int) -> int:
@@ -209,13 +209,13 @@ def _read_all(file: Any) -> bytes:
     return data
 
 
-def _decode(file: BinaryIO, name: str, fast_side: int | None) -> Image.Image:
+def _decode(file: BinaryIO, name: str, draft_size: int | None) -> Image.Image:
     with _open(file, name) as image, _refusing(name):
         _check_size(*image.size, name)
         if image.format == "JPEG":
             _check_scans(file, name)
-        if fast_side is not None:
-            _shrink(image, fast_side)
+        if draft_size is not None:
+            _shrink(image, draft_size)
         return _finish(image, name)
 
 
@@ -267,10 +267,10 @@ def _check_scans(file: BinaryIO, name: str) -> None:
         )
 
 
-def _shrink(image: Image.Image, side: int) -> None:
+def _shrink(image: Image.Image, image_size: int) -> None:
     """Let the decoder divide both sides, where they divide evenly: a rounded side would stretch the picture."""
     for scale in (8, 4, 2):
-        if min(image.size) >= scale * side and not (image.width % scale or image.height % scale):
+        if min(image.size) >= scale * image_size and not (image.width % scale or image.height % scale):
             image.draft(image.mode, (image.width // scale, image.height // scale))
             return
 

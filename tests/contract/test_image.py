@@ -19,9 +19,9 @@ from PIL import ExifTags, Image, PngImagePlugin
 from PIL.TiffImagePlugin import IFDRational
 
 from tests.contract.bad_photos import PNG_WITHOUT_PALETTE, png
-from vizwiz_client.contract import geometry
+from vizwiz_client.contract import image as image_module
 from vizwiz_client.contract.errors import ImageError, VizwizError
-from vizwiz_client.contract.geometry import check_header, keep, load_photo, to_pixels
+from vizwiz_client.contract.image import check_header, load_photo, materialize, to_pixels
 
 
 def noise(width: int, height: int, channels: int = 3) -> Image.Image:
@@ -69,7 +69,7 @@ class TestPixelsEqualClips:
     @settings(max_examples=60, deadline=None)
     @given(st.integers(16, 200), st.integers(16, 200), st.integers(1, 96))
     def test_on_any_size(self, width: int, height: int, side: int) -> None:
-        if max(width, height) <= geometry.MAX_ASPECT_RATIO * min(width, height):
+        if max(width, height) <= image_module.MAX_ASPECT_RATIO * min(width, height):
             photo = noise(width, height)
             np.testing.assert_array_equal(to_pixels(load_photo(photo), side), clip_pixels(photo, side))
 
@@ -94,7 +94,7 @@ class TestSources:
         for source in (path, str(path), path.read_bytes(), photo):
             np.testing.assert_array_equal(load_photo(source), photo)
 
-    @pytest.mark.parametrize("format", geometry.FORMATS)
+    @pytest.mark.parametrize("format", image_module.FORMATS)
     def test_formats(self, format: str) -> None:
         photo = load_photo(encoded(Image.new("RGB", (40, 30), (255, 0, 0)), format))
         assert (photo.mode, photo.size) == ("RGB", (40, 30))
@@ -316,7 +316,7 @@ class TestRefused:
         with pytest.raises(ImageError, match=r"damaged or incomplete \((AssertionError|.*no attribute.*)\)"):
             load_photo(PNG_WITHOUT_PALETTE)
         with pytest.raises(ImageError, match="damaged or incomplete"):
-            load_photo(keep(Image.open(io.BytesIO(PNG_WITHOUT_PALETTE))))
+            load_photo(materialize(Image.open(io.BytesIO(PNG_WITHOUT_PALETTE))))
 
     @pytest.mark.parametrize("where", ["open", "load", "convert"])
     @pytest.mark.parametrize("error", [RecursionError, AssertionError, RuntimeError("odd\n"), ZeroDivisionError])
@@ -347,7 +347,7 @@ class TestRefused:
         else:
             monkeypatch.setattr(Image.Image, where, fails)
 
-    @pytest.mark.parametrize("format", geometry.FORMATS)
+    @pytest.mark.parametrize("format", image_module.FORMATS)
     def test_truncated(self, format: str) -> None:
         data = encoded(noise(64, 64), format)
         with pytest.raises(ImageError, match=r"damaged or incomplete \(.*\); send the file again, or another one"):
@@ -383,7 +383,7 @@ class TestRefused:
 
     def test_a_film_behind_the_picture_has_no_scans(self) -> None:
         film = np.random.default_rng(0).integers(0, 256, 20_000_000, np.uint8).tobytes()
-        assert film.count(b"\xff\xda") > geometry.MAX_SCANS
+        assert film.count(b"\xff\xda") > image_module.MAX_SCANS
         assert load_photo(encoded(noise(64, 48), "JPEG") + film).size == (64, 48)
 
     def test_a_missing_file_is_named(self, tmp_path: Path) -> None:
@@ -405,7 +405,7 @@ class TestRefused:
         assert issubclass(ImageError, ValueError)
         assert issubclass(ImageError, VizwizError)
 
-    @pytest.mark.parametrize("format", geometry.FORMATS)
+    @pytest.mark.parametrize("format", image_module.FORMATS)
     def test_damaged_bytes_are_an_image_error_or_a_picture(self, format: str) -> None:
         good = bytearray(encoded(noise(24, 20), format))
         random = np.random.default_rng(0)
@@ -461,7 +461,7 @@ LARGE = """
 import io, re
 from concurrent.futures import ThreadPoolExecutor
 from PIL import Image
-from vizwiz_client.contract.geometry import LARGE_PIXELS, load_photo
+from vizwiz_client.contract.image import LARGE_PIXELS, load_photo
 
 file = io.BytesIO()
 side = int(LARGE_PIXELS ** 0.5) + 1

@@ -10,17 +10,17 @@ from vizwiz_client.contract.errors import ContractMismatch
 
 
 @dataclass(frozen=True)
-class Served:
+class ModelInfo:
     """The part of the server's model configuration that a client depends on."""
 
     model: str  # the ensemble that is asked
     contract_version: int
-    image_side: int  # S in pixels: a photo is sent as uint8 [S, S, 3]
+    image_size: int  # S in pixels: a photo is sent as uint8 [S, S, 3]
     max_batch_size: int  # the most questions in one request
     models: tuple[str, ...]  # the immutable models that answer together: encoders and head, each with its digest
 
 
-def read_served(config: Any, url: str) -> Served:
+def read_model_info(config: Any, url: str) -> ModelInfo:
     """Read ``config``, a ``ModelConfig`` message, of the server at ``url``.
 
     Raises ContractMismatch: naming all that differs, what the server has and what this client expects.
@@ -52,7 +52,7 @@ def read_served(config: Any, url: str) -> Served:
             f"{config.name or tensors.ENSEMBLE} at {url} does not fit this client: {'; '.join(differences)}; export "
             "its model again, or install the vizwiz-client that was released with it"
         )
-    return Served(config.name, int(version), int(side), int(config.max_batch_size), models)
+    return ModelInfo(config.name, int(version), int(side), int(config.max_batch_size), models)
 
 
 def _differences(what: str, configured: Iterable[Any], expected: Any) -> list[str]:
