@@ -92,12 +92,12 @@ def print_scores(folder: Path) -> None:
     """The scores of the fit, and where the loss curves lie."""
     metrics = json.loads((folder / METRICS_FILE).read_text(encoding="utf-8"))
     best: dict[str, Any] = metrics["best"]
-    constant = metrics["constant"]
+    majority = metrics["majority_baseline"]
     print(f"\nscores on the demo's val split (best epoch: {best['epoch']}):")
     print(
         f"  VQA accuracy       {best['vqa_accuracy_leave_one_out']:.1f} leave-one-out, "
         f"{best['vqa_accuracy_min3']:.1f} min(matches / 3, 1); "
-        f"always {constant['answer']!r}: {constant['vqa_accuracy_leave_one_out']:.1f}"
+        f"always {majority['answer']!r}: {majority['vqa_accuracy_leave_one_out']:.1f}"
     )
     print(
         f"  answerability AP   {best['unanswerable_ap']:.3f} unanswerable positive "

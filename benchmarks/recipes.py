@@ -32,9 +32,9 @@ from training.demo import DEMO_CLIP, ensure_demo_dataset
 from training.features import encode_split
 from training.fitting import Examples
 from training.folds import fit_predictor, predict
+from training.metrics import expected_calibration_error, reliability
 from training.predictor import ClipEnsemble
 from training.recipe import RECIPES, REPORT, Recipe
-from training.reliability import expected_calibration_error, reliability
 from training.splits import fold_rows
 from training.targets import AnswerScores, make_targets
 from training.vocabulary import build_vocabulary

@@ -31,8 +31,7 @@ from training.data import DatasetError, Split, read_split
 from training.demo import DEMO_CLIP, ensure_demo_dataset
 from training.fitting import DivergedError, Examples, Row, scores
 from training.folds import FittedPredictor, fit_predictor, join, predict, summary
-from training.material import Material, choose_vocabulary, constant_answer, describe_material, make_examples
-from training.model_card import write_model_card
+from training.material import Material, choose_vocabulary, describe_material, make_examples, score_majority_baseline
 from training.plots import plot_curves
 from training.predictor import ClipEnsemble
 from training.progress import (
@@ -44,6 +43,7 @@ from training.progress import (
     describe_metrics,
 )
 from training.recipe import FEW_STEPS, Recipe, RecipeError, add_recipe_flags, recipe_from
+from training.report import write_model_card
 from training.runs import CURVES_FILE, DEFAULT_RUNS, METRICS_FILE, write_run
 from training.splits import fold_rows, holdout_rows, take
 from training.storage import disk_full_names, staged_folder, write_json
@@ -99,7 +99,7 @@ def fit(
     print(
         f"vocabulary ({recipe.vocabulary}): {len(material.vocabulary.answers)} answers of {len(rows)} training records"
     )
-    print(f"  always giving the best of them would score {config['vocabulary']['ceiling']:.2f} on val")
+    print(f"  oracle accuracy on val, by choosing the best of them: {config['vocabulary']['oracle_accuracy']:.2f}")
     if (steps := recipe.steps(len(rows))) < FEW_STEPS:
         print(f"  each head takes {steps} steps, on which it learns little: {_REMEDY}")
     with disk_full_names(runs, "--runs"), locked_checkpoints(runs, config, resume=resume) as checkpoints:
@@ -190,13 +190,13 @@ def write_result(result: Result, material: Material, config: dict[str, Any], pro
     names = [Path(clip.source).stem if Path(clip.source).is_file() else clip.source for clip in material.clips]
     name = f"{now:%Y%m%dT%H%M%S.%fZ}-{'+'.join(names)}".replace("/", "-")
     folder = runs / name
-    constant = constant_answer(material)
+    majority = score_majority_baseline(material)
     with staged_folder(folder) as staging:
         created = {"created": now.isoformat(timespec="seconds")}
         write_run(staging, created | config, result.ensemble, material.vocabulary.answers, result.baselines)
-        measured = {"best": result.best, "constant": constant, "baselines": result.of_baselines}
+        measured = {"best": result.best, "majority_baseline": majority, "baselines": result.of_baselines}
         write_json(staging / METRICS_FILE, measured | {"history": result.history})
-        plot_curves(result.history, result.best["epoch"], constant["vqa_accuracy_leave_one_out"], staging / CURVES_FILE)
+        plot_curves(result.history, result.best["epoch"], majority["vqa_accuracy_leave_one_out"], staging / CURVES_FILE)
         shutil.copy(progress / PROGRESS_FILE, staging)
         shutil.copytree(progress / EVENTS_FOLDER, staging / EVENTS_FOLDER)
         write_model_card(staging, folder.name)
@@ -298,11 +298,11 @@ def run_command(arguments: argparse.Namespace) -> Path:
         baselines=not arguments.no_baselines,
     )
     metrics = json.loads((folder / METRICS_FILE).read_text(encoding="utf-8"))
-    best, constant = metrics["best"], metrics["constant"]
+    best, majority = metrics["best"], metrics["majority_baseline"]
     print(f"kept: {describe(best)}")
     print(
-        f"always {constant['answer']!r}: VQA {constant['vqa_accuracy_leave_one_out']:.2f}, "
-        f"min3 {constant['vqa_accuracy_min3']:.2f}  {describe_chance(best)}"
+        f"always {majority['answer']!r}: VQA {majority['vqa_accuracy_leave_one_out']:.2f}, "
+        f"min3 {majority['vqa_accuracy_min3']:.2f}  {describe_chance(best)}"
     )
     for name, row in metrics["baselines"].items():
         print(f"{LABELS[name]}: {describe_metrics(row)}")

@@ -17,8 +17,8 @@ from training.data import DatasetError, Split
 from training.digests import photo_digests
 from training.features import encode_split
 from training.fitting import Examples
-from training.metrics import vqa_accuracy
 from training.recipe import Recipe
+from training.scoring import majority_baseline
 from training.splits import Rows, take
 from training.storage import digest_of
 from training.targets import AnswerScores, make_targets
@@ -68,7 +68,7 @@ def describe_material(material: Material, recipe: Recipe, cache: Path) -> dict[s
         "vocabulary": {
             "rule": recipe.vocabulary,
             "size": len(vocabulary.answers),
-            "ceiling": vocabulary.ceiling(val.records),
+            "oracle_accuracy": vocabulary.oracle_accuracy(val.records),
         },
         "data": {
             "folder": str(train.folder),
@@ -116,10 +116,8 @@ def make_examples(
     )
 
 
-def constant_answer(material: Material) -> dict[str, Any]:
-    """What always giving the training set's most frequent target scores on val."""
+def score_majority_baseline(material: Material) -> dict[str, Any]:
+    """Score the training records' most frequent target on val, given to every question."""
     targets = Counter(material.vocabulary.target(material.train.records[row]) for row in material.rows)
     del targets[None]
-    answer = str(targets.most_common(1)[0][0])
-    records = material.val.records
-    return {"answer": answer, **vqa_accuracy([answer] * len(records), [record.answers for record in records])}
+    return majority_baseline(str(targets.most_common(1)[0][0]), material.val.records)

@@ -23,12 +23,12 @@ from training.download import BASE_URL, download
 from training.evaluate import evaluate_run, read_part
 from training.fit import checked_recipe, fit, next_step
 from training.fitting import DivergedError
-from training.model_card import write_model_card
 from training.recipe import Recipe, RecipeError, add_recipe_flags
+from training.report import write_model_card
 from training.runs import DEFAULT_RUNS, RunError, read_run
+from training.scoring import SubmissionError
 from training.splits import HOLDOUT
 from training.storage import disk_full_names, staged_file
-from training.submission import SubmissionError
 from training.transfer import DownloadError
 from vizwiz_client.contract import streams
 
@@ -113,7 +113,7 @@ def comparison(measured: dict[str, dict[str, Any]], clips: Sequence[str]) -> str
         *(_measured_row(name, metrics, " + ".join(clips)) for name, metrics in measured.items()),
         *(
             _baseline_row(name, scores, f"always {scores['answer']!r}")
-            for name, scores in ((name, metrics["constant"]) for name, metrics in measured.items())
+            for name, scores in ((name, metrics["majority_baseline"]) for name, metrics in measured.items())
         ),
         *(
             _baseline_row(name, scores, LABELS[baseline])

@@ -5,7 +5,7 @@
 ``head.safetensors``        the weights of every head, and the calibration of answerability
 ``baselines.safetensors``   the weights of both baselines, unless the fit was told `--no-baselines`
 ``answers.txt``             the answer list, one a line, in the order of the head's outputs
-``metrics.json``            the scores of every epoch, of the best one and of a constant
+``metrics.json``            the scores of every epoch, of the best one and of the baselines
 ``metrics.jsonl``           the scores of every epoch, a line each, as they were recorded during the fit
 ``tensorboard/``            the same, for TensorBoard
 ``loss_curves.png``         training and validation loss, and accuracy, per epoch
@@ -191,7 +191,7 @@ def read_run(folder: Path) -> Run:
 
 
 def read_scores(folder: Path) -> dict[str, Any]:
-    """Read what the fit wrote of val: ``best``, of what is kept; ``constant``, ``baselines``, ``history``, of epochs.
+    """Read the scores on val: ``best`` (of the run), ``majority_baseline``, ``baselines``, ``history`` (of each epoch).
 
     Raises:
         RunError: ``metrics.json`` is missing or unreadable.

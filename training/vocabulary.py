@@ -36,8 +36,8 @@ class Vocabulary:
         """The answer a labelled record teaches; None where the rule finds none. It may be outside ``answers``."""
         return _target(record, self.rule, self.frequency)
 
-    def ceiling(self, records: Sequence[Record]) -> float:
-        """Leave-one-out accuracy, in percent, of always giving the best answer of the list."""
+    def oracle_accuracy(self, records: Sequence[Record]) -> float:
+        """Leave-one-out accuracy, in percent, of always choosing the best answer of the list."""
         known = {normalise(answer) for answer in self.answers}
         best = [
             max((accuracy_leave_one_out(answer, record.answers) for answer in known & set(record.answers)), default=0.0)

@@ -47,7 +47,7 @@ def test_a_run_folder_holds_what_it_promises(run: Path, tiny_vit: FrozenClip) ->
     assert loaded.answer_types == ["other", "unanswerable", "yes/no", "number"]
     assert loaded.config["vocabulary"]["rule"] == "report"
     assert loaded.config["vocabulary"]["size"] == len(loaded.answers)
-    assert 50 < loaded.config["vocabulary"]["ceiling"] <= 100
+    assert 50 < loaded.config["vocabulary"]["oracle_accuracy"] <= 100
     assert loaded.config["holdout"] is None
     assert loaded.config["clips"] == [loaded.config["clip"]]
     assert loaded.config["data"]["train"]["records"] == 50
@@ -79,7 +79,7 @@ def test_every_epoch_is_scored(run: Path) -> None:
         "answerable_accuracy",
         "answerable_ece",
     }
-    assert metrics["constant"]["answer"] == "unanswerable"
+    assert metrics["majority_baseline"]["answer"] == "unanswerable"
     assert metrics["baselines"].keys() == {"question_only", "logistic_regression"}
     assert all(
         scores.keys() == best.keys() - {"epoch", "train_loss", "val_loss"} for scores in metrics["baselines"].values()
@@ -132,7 +132,7 @@ def test_a_head_learns_what_can_be_learnt(tiny_vit: FrozenClip, splits: tuple[Sp
     folder = fit.fit(*splits, tiny_vit, Recipe(epochs=100, dropout=0.0), tmp_path / "runs", tmp_path / "cache")
     metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
     learnt = metrics["history"][-1]
-    assert learnt["vqa_accuracy_leave_one_out"] > metrics["constant"]["vqa_accuracy_leave_one_out"] + 10
+    assert learnt["vqa_accuracy_leave_one_out"] > metrics["majority_baseline"]["vqa_accuracy_leave_one_out"] + 10
     assert learnt["unanswerable_ap"] > 0.95
 
 

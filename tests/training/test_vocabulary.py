@@ -74,10 +74,12 @@ def test_top_k_keeps_the_most_frequent_targets() -> None:
     assert vocabulary.target(records[0]) == "a"  # outside the list: it teaches no answer
 
 
-def test_the_ceiling_is_the_best_reachable_accuracy() -> None:
+def test_oracle_accuracy_by_hand() -> None:
     vocabulary = Vocabulary("report", ["mug", "The cup"], Counter())
     by_hand = [record(*["mug"] * 2 + ["cup"] * 8), record(*["pot"] * 9 + ["mug"]), record(*["pot"] * 10)]
-    assert vocabulary.ceiling(by_hand) == pytest.approx(100 * (1.0 + 0.3 + 0.0) / 3)  # "the cup" scores as "cup"
+    assert vocabulary.oracle_accuracy(by_hand) == pytest.approx(
+        100 * (1.0 + 0.3 + 0.0) / 3
+    )  # "the cup" scores as "cup"
 
 
 @pytest.mark.parametrize(("a", "b", "distance"), [("kitten", "sitting", 3), ("", "abc", 3), ("abc", "abc", 0)])
@@ -100,7 +102,7 @@ def rebuilt(real_annotations: Callable[[str], Path]) -> dict[str, tuple[Record, 
 
 
 @pytest.mark.parametrize(
-    ("rule", "size", "classes", "ceiling"),
+    ("rule", "size", "classes", "oracle_accuracy"),
     [
         ("report", 0, 5463, 83.74),
         ("top-k", 99_999, 5454, 83.74),  # every first-most-common answer
@@ -109,11 +111,11 @@ def rebuilt(real_annotations: Callable[[str], Path]) -> dict[str, tuple[Record, 
     ],
 )
 def test_the_rebuilt_training_set(
-    rule: str, size: int, classes: int, ceiling: float, rebuilt: dict[str, tuple[Record, ...]]
+    rule: str, size: int, classes: int, oracle_accuracy: float, rebuilt: dict[str, tuple[Record, ...]]
 ) -> None:
     vocabulary = build_vocabulary(rebuilt["train"], rule, size)
     assert len(vocabulary.answers) == classes
-    assert round(vocabulary.ceiling(rebuilt["val"]), 2) == ceiling
+    assert round(vocabulary.oracle_accuracy(rebuilt["val"]), 2) == oracle_accuracy
 
 
 def test_confidences_of_the_rebuilt_training_set(rebuilt: dict[str, tuple[Record, ...]]) -> None:
