@@ -75,5 +75,9 @@ def _never_destroy(inherited: object) -> None:
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(inherited))
 
 
+# Otherwise gRPC starts its threads again in the child, where they crash while the parent's event loop has calls open.
+# Read when gRPC makes its first channel.
+os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
+
 if hasattr(os, "register_at_fork"):  # not on Windows, where nothing forks
     os.register_at_fork(after_in_child=_start_over)
