@@ -14,12 +14,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from training.archives import ArchiveError
 from training.baselines import LABELS
 from training.checkpoints import FitRunningError
 from training.clip_models import ClipError, FrozenClip, check_clip_source, choose_device, clip_name, load_clip
 from training.data import DatasetError, read_split
-from training.download import BASE_URL, download
+from training.download import BASE_URL, DownloadError, download
 from training.evaluate import evaluate_run, read_part
 from training.fit import checked_recipe, fit, next_step
 from training.fitting import DivergedError
@@ -29,7 +28,6 @@ from training.runs import DEFAULT_RUNS, RunError, read_run
 from training.scoring import SubmissionError
 from training.splits import HOLDOUT
 from training.storage import disk_full_names, staged_file
-from training.transfer import DownloadError
 from vizwiz_client.contract import streams
 
 TABLE_FILE = "reproduction.md"
@@ -152,7 +150,7 @@ def download_missing(data: Path, base_url: str) -> None:
     """Fetch the annotations and the photos of train and val, where one of these folders is missing.
 
     Raises:
-        DownloadError, ArchiveError: as :func:`training.download.download`.
+        DownloadError: as :func:`training.download.download`.
     """
     missing = [name for name in ("Annotations", *_NEEDED) if not (data / name).exists()]
     if missing:
@@ -212,7 +210,7 @@ def main(argv: list[str] | None = None) -> int:
         run_command(parse_arguments(argv))
     except (
         *(DatasetError, ClipError, RecipeError, DivergedError, FitRunningError, RunError),
-        *(DownloadError, ArchiveError, SubmissionError, OSError),
+        *(DownloadError, SubmissionError, OSError),
     ) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
