@@ -19,7 +19,7 @@ from typing import Any
 from PIL import Image
 from tritonclient.grpc import InferenceServerClient
 
-from tests.client.in_a_loop import InALoop
+from tests.client.blocking_client import BlockingClient
 from vizwiz_client import VizwizClient
 
 LIMIT_S = 60  # a child that takes longer hangs, and is killed
@@ -29,7 +29,7 @@ METHODS = ("ask", "ask_batch", "ask_many", "check", "status")
 Outcomes = dict[str, str]  # what was tried -> "fine", or the error
 
 
-class Tasks(InALoop):
+class Tasks(BlockingClient):
     """An asynchronous client whose children have an event loop, too."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:

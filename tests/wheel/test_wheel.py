@@ -65,7 +65,7 @@ class Environment:
         """Run the tests that need the package alone; return how many passed, and the report."""
         for name in ("client", "contract"):
             shutil.copytree(ROOT / "tests" / name, self.folder / "tests" / name)
-        shutil.copy(ROOT / "tests" / "wheel" / "standin_conftest.py", self.folder / "tests" / "conftest.py")
+        shutil.copy(ROOT / "tests" / "wheel" / "wheel_conftest.py", self.folder / "tests" / "conftest.py")
         for name in ("pyproject.toml", "README.md"):
             shutil.copy(ROOT / name, self.folder)
         shutil.copytree(ROOT / "docs", self.folder / "docs")

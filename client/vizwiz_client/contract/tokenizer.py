@@ -1,8 +1,8 @@
-"""How a question becomes CLIP's token ids: byte pair encoding without torch.
+"""CLIP's tokenizer without torch: byte pair encoding of a question.
 
-The ids equal ``clip.tokenize``'s (Radford et al. 2021, section 2.4; the byte alphabet is GPT-2's, Radford et al. 2019,
-section 2.2). So the literal texts ``<|startoftext|>`` and ``<|endoftext|>`` in a question become the special tokens,
-as they do there: a question can end its own encoding early, and no more than that.
+The ids equal those of ``clip.tokenize`` (Radford et al. 2021, section 2.4; byte alphabet of GPT-2, Radford et al. 2019,
+section 2.2). As there, the literal texts ``<|startoftext|>`` and ``<|endoftext|>`` become the special tokens, so a
+question can end its own encoding early.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from vizwiz_client.contract.tensors import CONTEXT_LENGTH, TOKEN_LENGTHS
 
 START_OF_TEXT = 49406
 END_OF_TEXT = 49407
-MAX_CHARACTERS = 5_000  # one endless word takes time quadratic in its length: half a second at this one
+MAX_CHARACTERS = 5_000  # time is quadratic in the length of a word: half a second for one of this length
 
-_MERGES_FILE = "clip_merges.bin"  # made by client/make_merges.py
+_MERGES_FILE = "clip_merges.bin"  # written by client/make_merges.py
 _SPECIAL = {"<|startoftext|>": START_OF_TEXT, "<|endoftext|>": END_OF_TEXT}
 _WORD = r"""(?xi)
     <\|startoftext\|> | <\|endoftext\|>
@@ -37,29 +37,36 @@ _WORD = r"""(?xi)
     | \p{N}                                 # one digit at a time
     | [^\s\p{L}\p{N}]+                      # anything else
 """
-# ASCII that ftfy and HTML unescaping leave as it is, but for line ends, which are white space either way. Without "&",
-# and without control characters: ftfy drops some, terminal escapes whole.
+# ASCII that ftfy and HTML unescaping do not change: no "&" and no control characters. They do change line ends, which
+# are white space either way.
 _PLAIN = re.compile(r"[\t\n\r -%'-~]*")
-_PLAIN_WORD = re.compile(  # what _WORD finds there, in lower case
+_PLAIN_WORD = re.compile(  # finds what _WORD finds in such text, in lower case
     r"<\|startoftext\|>|<\|endoftext\|>|'(?:s|t|re|ve|m|ll|d)|[a-z]+|[0-9]|[^\sa-z0-9]+"
 )
 
 
 @dataclass(frozen=True, eq=False)
 class Tokens:
-    """The ids of one question: int32 [T], T in ``TOKEN_LENGTHS``; zeros follow the end token."""
+    """Token ids of one question: int32 [T], T in ``TOKEN_LENGTHS``; zeros follow the end token."""
 
     ids: npt.NDArray[np.int32]
-    truncated: bool  # the question's end did not fit and was cut off
+    truncated: bool  # whether the question was longer than 77 tokens, and its end was cut off
 
 
 def tokenize(question: str) -> Tokens:
-    """Encode ``question`` at the shortest of ``TOKEN_LENGTHS`` that holds it, start and end tokens included.
+    """Token ids of a question, including start and end token.
 
-    Padded to 77, the ids equal ``clip.tokenize(question, truncate=True)``: what goes past 77 tokens is cut, and the end
-    token kept, because CLIP reads the feature there.
+    Padded to 77, the ids equal ``clip.tokenize(question, truncate=True)``. The end of a longer question is cut
+    off and the end token kept, because CLIP reads the text feature there.
 
-    Raises QuestionError: no words, more than MAX_CHARACTERS characters, or no text at all, such as None or NaN.
+    Args:
+        question: text of at most MAX_CHARACTERS characters.
+
+    Returns:
+        The ids, int32 [T], padded to the shortest T of ``TOKEN_LENGTHS`` that holds them.
+
+    Raises:
+        QuestionError: no words, over MAX_CHARACTERS characters, or not a str.
     """
     if not isinstance(question, str):
         raise QuestionError(
@@ -85,7 +92,7 @@ def tokenize(question: str) -> Tokens:
 
 
 def pad(ids: npt.NDArray[np.int32], length: int) -> npt.NDArray[np.int32]:
-    """Append zeros to ``ids`` up to int32 [length]; CLIP's text feature does not depend on them (it is causal)."""
+    """Pad ``ids`` with zeros to int32 [length]. They do not change CLIP's text feature: its attention is causal."""
     if len(ids) > length:
         raise ValueError(f"got {len(ids)} token ids to pad to {length}; expected no more than {length}")
     return np.pad(ids, (0, length - len(ids)))
@@ -94,8 +101,8 @@ def pad(ids: npt.NDArray[np.int32], length: int) -> npt.NDArray[np.int32]:
 def _words(question: str) -> Iterator[str]:
     if _PLAIN.fullmatch(question):
         return iter(_PLAIN_WORD.findall(question.lower()))
-    import ftfy  # 48 ms with regex: not for the questions that it leaves as they are
-    import regex  # the standard library's re knows no \p{L}, and another white space
+    import ftfy  # 48 ms with regex, which most questions do not need
+    import regex  # re has no \p{L}, and another definition of white space
 
     text = html.unescape(html.unescape(ftfy.fix_text(question))).strip()
     text = regex.sub(r"\s+", " ", text).strip().lower()
@@ -108,9 +115,9 @@ def _word_ids(word: str) -> tuple[int, ...]:
         return (_SPECIAL[word],)
     symbols, merge = _byte_symbols(), _merges().find
     ids = [symbols[byte] for byte in word.encode()]
-    ids[-1] += 256  # the same byte, at the end of a word
+    ids[-1] += 256  # the symbol of the same byte at the end of a word
     while len(ids) > 1:
-        # a merge's id is its rank: the lowest is the best
+        # a merge's id is its rank: the lowest is applied first
         merged, pair = min((merge(*pair), pair) for pair in pairwise(ids))
         if merged == END_OF_TEXT:
             break
@@ -119,7 +126,7 @@ def _word_ids(word: str) -> tuple[int, ...]:
 
 
 def _replace(ids: list[int], pair: tuple[int, int], merged: int) -> list[int]:
-    """Return ``ids`` with every occurrence of ``pair``, from the left, replaced by ``merged``."""
+    """Replace every occurrence of ``pair`` in ``ids``, from the left, by ``merged``."""
     replaced = []
     position = 0
     while position < len(ids):
@@ -131,14 +138,14 @@ def _replace(ids: list[int], pair: tuple[int, int], merged: int) -> list[int]:
 
 @cache
 def _byte_symbols() -> dict[int, int]:
-    """Byte -> its symbol's id: first the bytes that Latin-1 prints, then the others, each in order."""
+    """Symbol id of each byte: printable Latin-1 first, then the others, each in order."""
     printed = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in printed]
     return {byte: symbol for symbol, byte in enumerate(printed + others)}
 
 
 class _Merges:
-    """Two neighbouring symbols -> the one they become, as ``client/make_merges.py`` lays them out in the file."""
+    """Table of merges, in the file format of ``client/make_merges.py``."""
 
     def __init__(self, table: bytes) -> None:
         numbers = array("H", table)
@@ -150,7 +157,7 @@ class _Merges:
         self._seconds, self._merged = numbers[symbols : symbols + count], numbers[symbols + count :]
 
     def find(self, first: int, second: int) -> int:
-        """Return the symbol that the two become, END_OF_TEXT where they become none."""
+        """The symbol that replaces the pair; END_OF_TEXT if it is not merged."""
         end = self._starts[first + 1]
         position = bisect_left(self._seconds, second, self._starts[first], end)
         found = position < end and self._seconds[position] == second

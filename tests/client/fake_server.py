@@ -24,7 +24,7 @@ MODELS = (
 
 
 @dataclass
-class StandIn(service_pb2_grpc.GRPCInferenceServiceServicer):
+class FakeServer(service_pb2_grpc.GRPCInferenceServiceServicer):
     """Answers with numbers made from what it was sent, so that a mixed-up batch shows; keeps the shapes it saw."""
 
     contract_version: str = str(tensors.CONTRACT_VERSION)
@@ -51,7 +51,7 @@ class StandIn(service_pb2_grpc.GRPCInferenceServiceServicer):
         self.gate.set()
 
     def ServerMetadata(self, request, context):
-        return service_pb2.ServerMetadataResponse(name="stand-in", version="1.2")
+        return service_pb2.ServerMetadataResponse(name="fake-server", version="1.2")
 
     def ModelReady(self, request, context):
         return service_pb2.ModelReadyResponse(ready=request.name not in self.not_ready)
@@ -109,7 +109,7 @@ class StandIn(service_pb2_grpc.GRPCInferenceServiceServicer):
         return b"".join(struct.pack("<I", len(value.encode())) + value.encode() for value in values)
 
 
-def serve(servicer: StandIn, address: str = "127.0.0.1:0") -> tuple[grpc.Server, str]:
+def serve(servicer: FakeServer, address: str = "127.0.0.1:0") -> tuple[grpc.Server, str]:
     """Start serving; return the server, to stop, and its "host:port"."""
     server = grpc.server(ThreadPoolExecutor(4))
     service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(servicer, server)

@@ -1,10 +1,8 @@
-"""No answer: which error it is, what it says, and what is asked again."""
+"""Errors: which exception is raised, what it says, and what is retried."""
 
 from __future__ import annotations
 
-import http.server
 import socket
-import threading
 import time
 import traceback
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +13,7 @@ import grpc
 import pytest
 
 from tests.client.conftest import Connect
-from tests.client.stand_in import MODELS, StandIn
+from tests.client.fake_server import MODELS, FakeServer
 from vizwiz_client import (
     ContractMismatch,
     DeadlineExceeded,
@@ -27,11 +25,11 @@ from vizwiz_client import (
     ServerUnavailable,
     VizwizError,
     WrongServer,
-    _prepare,
+    _core,
 )
-from vizwiz_client._failures import backoff_delays, speaks_http
-from vizwiz_client._prepare import pixels
+from vizwiz_client._failures import backoff_delays
 from vizwiz_client.contract import tensors
+from vizwiz_client.contract.image import load_photo
 
 
 class TestNoServer:
@@ -51,23 +49,11 @@ class TestNoServer:
         assert printed.count("Traceback") == 1
         assert "StatusCode" not in printed
 
-    def test_no_such_host(self, connect: Connect, photos: list[Path]) -> None:
-        with pytest.raises(ServerUnavailable, match=r"no server is ready at no-such-host\.invalid:8001"):
-            connect("no-such-host.invalid:8001").ask(photos[0], "what is this?")
-
     def test_a_listener_that_says_nothing(self, connect: Connect, photos: list[Path]) -> None:
         with socket.create_server(("127.0.0.1", 0)) as listener:
             url = f"127.0.0.1:{listener.getsockname()[1]}"
             with pytest.raises(DeadlineExceeded, match=rf"no answer from {url} within 0\.5 s; allow more time"):
                 connect(url, timeout_s=0.5).ask(photos[0], "what is this?")
-
-    def test_an_http_server(self, connect: Connect, photos: list[Path]) -> None:
-        with http.server.HTTPServer(("127.0.0.1", 0), http.server.SimpleHTTPRequestHandler) as server:
-            server.RequestHandlerClass.log_message = lambda *_: None  # type: ignore[method-assign]
-            threading.Thread(target=server.serve_forever, daemon=True).start()
-            with pytest.raises(WrongServer, match="speaks HTTP, not gRPC; give Triton's gRPC port"):
-                connect(f"127.0.0.1:{server.server_port}", timeout_s=20).ask(photos[0], "what is this?")
-            server.shutdown()
 
     def test_another_grpc_server(self, connect: Connect, photos: list[Path]) -> None:
         server = grpc.server(ThreadPoolExecutor(1))
@@ -80,60 +66,66 @@ class TestNoServer:
 
 class TestContract:
     @pytest.mark.parametrize("version", ["", "99"])
-    def test_another_contract(self, client: Any, stand_in: StandIn, photos: list[Path], version: str) -> None:
-        stand_in.contract_version = version
+    def test_another_contract(self, client: Any, fake_server: FakeServer, photos: list[Path], version: str) -> None:
+        fake_server.contract_version = version
         text = f"contract version {version or 'none'}, this client has {tensors.CONTRACT_VERSION}; install"
         with pytest.raises(ContractMismatch, match=text):
             client.ask(photos[0], "what is this?")
 
     @pytest.mark.parametrize("dims", [(), (-1, -1, 3), (3, 32, 32), (32, 31, 3)])
     def test_another_picture_shape(
-        self, client: Any, stand_in: StandIn, photos: list[Path], dims: tuple[int, ...]
+        self, client: Any, fake_server: FakeServer, photos: list[Path], dims: tuple[int, ...]
     ) -> None:
-        stand_in.image_dims = dims
+        fake_server.image_dims = dims
         with pytest.raises(
             ContractMismatch,
-            match=r"input 'image' is UINT8 \[.*\] there, expected UINT8 \[|pictures of side -1, expected S",
+            match=r"input 'image' is UINT8 \[.*\] there, expected UINT8 \[|image size -1, expected at least 1",
         ):
             client.ask(photos[0], "what is this?")
 
-    def test_answers_without_labels(self, client: Any, stand_in: StandIn, photos: list[Path]) -> None:
-        stand_in.labelled, stand_in.labels = False, ("red",)
+    def test_answers_without_labels(self, client: Any, fake_server: FakeServer, photos: list[Path]) -> None:
+        fake_server.labelled, fake_server.labels = False, ("red",)
         with pytest.raises(
             ContractMismatch,
-            match="without labels, this client reads 'probability:index:label'; export its model again",
+            match="without labels, expected 'probability:index:label'; export its model again",
         ):
             client.ask(photos[0], "what is this?")
 
     @pytest.mark.parametrize(
         ("models", "text"),
         [
-            ((), "it answers with no other models, expected one clip_image_<digest> among them"),
-            (MODELS[:2], r"it answers with clip_image_\w+, clip_text_\w+, expected one gated_head_<digest> among them"),
+            ((), "the ensemble has no models, expected one clip_image_<digest> among them"),
+            (
+                MODELS[:2],
+                r"the ensemble has clip_image_\w+, clip_text_\w+, expected one gated_head_<digest> among them",
+            ),
         ],
     )
     def test_another_set_of_models(
-        self, client: Any, stand_in: StandIn, photos: list[Path], models: tuple[str, ...], text: str
+        self, client: Any, fake_server: FakeServer, photos: list[Path], models: tuple[str, ...], text: str
     ) -> None:
-        stand_in.models = models
+        fake_server.models = models
         with pytest.raises(ContractMismatch, match=text):
             client.ask(photos[0], "what is this?")
 
-    def test_a_model_without_batches(self, client: Any, stand_in: StandIn, photos: list[Path]) -> None:
-        stand_in.max_batch_size = 0
+    def test_a_model_without_batches(self, client: Any, fake_server: FakeServer, photos: list[Path]) -> None:
+        fake_server.max_batch_size = 0
         with pytest.raises(ContractMismatch, match="max_batch_size 0, expected at least 1"):
             client.ask(photos[0], "what is this?")
 
     def test_another_model_is_met_at_the_next_question(
-        self, client: Any, stand_in: StandIn, photos: list[Path]
+        self, client: Any, fake_server: FakeServer, photos: list[Path]
     ) -> None:
         client.ask(photos[0], "what is this?")
-        stand_in.image_dims, stand_in.failure = (48, 48, 3), (grpc.StatusCode.INVALID_ARGUMENT, "unexpected shape")
+        fake_server.image_dims, fake_server.failure = (
+            (48, 48, 3),
+            (grpc.StatusCode.INVALID_ARGUMENT, "unexpected shape"),
+        )
         with pytest.raises(ContractMismatch):
             client.ask(photos[0], "what is this?")
-        stand_in.failure = None
+        fake_server.failure = None
         client.ask(photos[0], "what is this?")
-        assert [image for image, _ in stand_in.shapes] == [(1, 32, 32, 3), (1, 48, 48, 3)]
+        assert [image for image, _ in fake_server.shapes] == [(1, 32, 32, 3), (1, 48, 48, 3)]
 
 
 class TestFailures:
@@ -150,138 +142,109 @@ class TestFailures:
                 "does not serve 'vizwiz_vqa'; export a model to its",
             ),
             ("INVALID_ARGUMENT", "unexpected shape", ContractMismatch, "refused the request; was its model replaced"),
-            ("UNAUTHENTICATED", "no key", ServerFault, "wants to know who asks; give it the headers"),
+            ("UNAUTHENTICATED", "no key", ServerFault, "requires authentication; pass the headers"),
             ("INTERNAL", "CUDA out of memory", ServerFault, "its log says why .INTERNAL: CUDA out of memory"),
         ],
     )
     def test_failures_of_a_request(
         self,
         client: Any,
-        stand_in: StandIn,
+        fake_server: FakeServer,
         photos: list[Path],
         status: str,
         message: str,
         error: type[VizwizError],
         text: str,
     ) -> None:
-        stand_in.failure = (grpc.StatusCode[status], message)
+        fake_server.failure = (grpc.StatusCode[status], message)
         with pytest.raises(error, match=text) as caught:
             client.ask(photos[0], "what is this?")
         assert type(caught.value) is error
-        assert caught.value.request_id == stand_in.request_ids[-1]
+        assert caught.value.request_id == fake_server.request_ids[-1]
         assert str(caught.value).endswith(f"[request {caught.value.request_id}]")
-        stand_in.failure = None
+        fake_server.failure = None
         assert client.ask(photos[0], "what is this?").candidates  # the client survives
 
-    def test_only_what_may_pass_is_asked_again(self, client: Any, stand_in: StandIn, photos: list[Path]) -> None:
+    def test_only_retryable_errors_are_retried(self, client: Any, fake_server: FakeServer, photos: list[Path]) -> None:
         for status in grpc.StatusCode:
             if status is grpc.StatusCode.OK:
                 continue
-            stand_in.request_ids.clear()
-            stand_in.failure = (status, "trouble")
+            fake_server.request_ids.clear()
+            fake_server.failure = (status, "trouble")
             with pytest.raises(ServerError):
                 client.ask(photos[0], "what is this?")
-            passing = status in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.NOT_FOUND)
-            assert len(stand_in.request_ids) == (3 if passing else 1), status
-            assert len(set(stand_in.request_ids)) == 1  # the same request, by the same name
+            retryable = status in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.NOT_FOUND)
+            assert len(fake_server.request_ids) == (3 if retryable else 1), status
+            assert len(set(fake_server.request_ids)) == 1  # the same request, by the same name
 
-    @pytest.mark.parametrize("retries", [0, 1])
-    def test_as_often_as_it_may(self, connect: Connect, stand_in: StandIn, photos: list[Path], retries: int) -> None:
-        client = connect(stand_in.url, retries=retries)
-        client.check()
-        stand_in.failure = (grpc.StatusCode.UNAVAILABLE, "Exceeds maximum queue size")
-        with pytest.raises(Overloaded):
-            client.ask(photos[0], "what is this?")
-        assert len(stand_in.request_ids) == 1 + retries
-
-    def test_a_retry_brings_the_answer(self, client: Any, stand_in: StandIn, photos: list[Path]) -> None:
-        stand_in.failures_left, stand_in.failure = 2, (grpc.StatusCode.UNAVAILABLE, "Exceeds maximum queue size")
+    def test_a_retry_brings_the_answer(self, client: Any, fake_server: FakeServer, photos: list[Path]) -> None:
+        fake_server.failures_left, fake_server.failure = 2, (grpc.StatusCode.UNAVAILABLE, "Exceeds maximum queue size")
         answer = client.ask(photos[0], "what is this?")
-        assert len(stand_in.request_ids) == 3
+        assert len(fake_server.request_ids) == 3
         assert answer.timings.total_s > answer.timings.request_s + 0.25 * 0.5 + 0.5 * 0.5  # the two shortest delays
 
     def test_a_model_that_is_away_for_a_moment_is_asked_again(
-        self, client: Any, stand_in: StandIn, photos: list[Path]
+        self, client: Any, fake_server: FakeServer, photos: list[Path]
     ) -> None:
         """As in a server that drains, where the next attempt comes to another, or that replaces a dead process."""
-        stand_in.failures_left, stand_in.failure = 1, (grpc.StatusCode.NOT_FOUND, "Request for unknown model")
+        fake_server.failures_left, fake_server.failure = 1, (grpc.StatusCode.NOT_FOUND, "Request for unknown model")
         assert client.ask(photos[0], "what is this?").candidates
-        assert len(stand_in.request_ids) == 2
+        assert len(fake_server.request_ids) == 2
 
-    def test_a_model_that_was_never_there_is_not(self, connect: Connect, stand_in: StandIn, photos: list[Path]) -> None:
-        client = connect(stand_in.url, retries=1000)
-        stand_in.missing = True
+    def test_a_model_that_was_never_there_is_not(
+        self, connect: Connect, fake_server: FakeServer, photos: list[Path]
+    ) -> None:
+        client = connect(fake_server.url, retries=1000)
+        fake_server.missing = True
         with pytest.raises(ModelMissing):
             client.ask(photos[0], "what is this?")
-        assert stand_in.config_reads == 1
+        assert fake_server.config_reads == 1
 
-    def test_all_attempts_share_one_deadline(self, connect: Connect, stand_in: StandIn, photos: list[Path]) -> None:
-        client = connect(stand_in.url, timeout_s=2.0, retries=1000)
+    def test_all_attempts_share_one_deadline(
+        self, connect: Connect, fake_server: FakeServer, photos: list[Path]
+    ) -> None:
+        client = connect(fake_server.url, timeout_s=2.0, retries=1000)
         client.check()
-        stand_in.failure = (grpc.StatusCode.UNAVAILABLE, "Exceeds maximum queue size")
+        fake_server.failure = (grpc.StatusCode.UNAVAILABLE, "Exceeds maximum queue size")
         start = time.monotonic()
         with pytest.raises(Overloaded):  # the cause, not that the time for another attempt is up
             client.ask(photos[0], "what is this?")
         assert time.monotonic() - start < 60
-        assert 2 <= len(stand_in.request_ids) <= 5  # the five shortest delays take longer
+        assert 2 <= len(fake_server.request_ids) <= 5  # the five shortest delays take longer
 
-    def test_pauses_double_and_are_spread(self) -> None:
+    def test_delays_double_with_jitter(self) -> None:
         drawn = [list(backoff_delays(6)) for _ in range(200)]
         for retry, longest in enumerate([0.25, 0.5, 1.0, 2.0, 4.0, 4.0]):
             values = [each[retry] for each in drawn]
             assert longest / 2 <= min(values) < 0.6 * longest
             assert 0.9 * longest < max(values) <= longest
 
-    def test_too_slow(self, connect: Connect, stand_in: StandIn, photos: list[Path]) -> None:
-        client = connect(stand_in.url, timeout_s=0.3)
+    def test_too_slow(self, connect: Connect, fake_server: FakeServer, photos: list[Path]) -> None:
+        client = connect(fake_server.url, timeout_s=0.3)
         client.check()
-        stand_in.delay_s = 1.0
+        fake_server.delay_s = 1.0
         with pytest.raises(DeadlineExceeded, match=r"within 0\.3 s; allow more time, or send less at once"):
             client.ask(photos[0], "what is this?")
-        assert len(stand_in.request_ids) == 1
+        assert len(fake_server.request_ids) == 1
 
     def test_bad_input_is_said_before_the_server_is_called(self, connect: Connect) -> None:
         with pytest.raises(ImageError):
             connect("localhost:1").ask(b"words", "what is this?")
 
 
-class TestProxies:
-    """An address that answers HTTP: is it the wrong port, or a proxy whose server is away?"""
-
-    @pytest.mark.parametrize(
-        ("status", "wrong_port"), [(200, True), (404, True), (502, False), (503, False), (504, False)]
-    )
-    def test_a_gateway_that_has_no_server_is_not_a_wrong_port(self, status: int, wrong_port: bool) -> None:
-        class Proxy(http.server.BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                self.send_response(status)
-                self.end_headers()
-
-            def log_message(self, *_: object) -> None:
-                pass
-
-        with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Proxy) as server:
-            threading.Thread(target=server.serve_forever).start()
-            assert speaks_http(f"127.0.0.1:{server.server_port}", 5) == wrong_port
-            server.shutdown()
-
-    def test_a_host_that_is_none(self) -> None:
-        assert not speaks_http("10.0.0..5:8001", 0.1)
-
-
 def test_no_photo_is_decoded_after_the_deadline(
-    connect: Connect, stand_in: StandIn, photos: list[Path], monkeypatch: pytest.MonkeyPatch
+    connect: Connect, fake_server: FakeServer, photos: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     decoded = []
 
-    def slow(photo: Any, side: int, fast: bool) -> Any:
+    def slow(photo: Any, draft_size: int | None) -> Any:
         decoded.append(photo)
         time.sleep(0.3)
-        return pixels(photo, side, fast)
+        return load_photo(photo, draft_size)
 
-    monkeypatch.setattr(_prepare, "pixels", slow)
+    monkeypatch.setattr(_core, "load_photo", slow)
     many = [(photos[0].read_bytes(), "what?") for _ in range(40)]  # different objects, each decoded
     with pytest.raises(DeadlineExceeded, match="before all photos were decoded"):
-        connect(stand_in.url, timeout_s=0.5).ask_batch(many)
+        connect(fake_server.url, timeout_s=0.5).ask_batch(many)
     assert 0 < len(decoded) < 40
-    assert stand_in.shapes == []
+    assert fake_server.shapes == []

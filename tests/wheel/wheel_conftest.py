@@ -1,4 +1,4 @@
-"""Stands in for tests/conftest.py where the wheel is installed alone: no torch, no export, no server to start.
+"""conftest.py of the tests where the wheel is installed alone: no torch, no export, no server to start.
 
 A test that needs what only the checkout has is skipped, and named; one whose failure comes from the package is not.
 """

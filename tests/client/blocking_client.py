@@ -10,7 +10,7 @@ from typing import Any
 from vizwiz_client import AsyncVizwizClient
 
 
-class InALoop:
+class BlockingClient:
     """An ``AsyncVizwizClient`` in an event loop of its own, in a thread of its own: calls from threads become tasks."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
@@ -24,7 +24,7 @@ class InALoop:
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
 
-    def __enter__(self) -> InALoop:
+    def __enter__(self) -> BlockingClient:
         return self
 
     def __exit__(self, *_: object) -> None:
