@@ -20,9 +20,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from training.data import Record, read_split
+from training.dataset import Record, read_split
 from training.demo import ensure_demo_dataset
-from training.runs import CURVES_FILE, DEFAULT_RUNS, METRICS_FILE, newest_run
+from training.run import CURVES_FILE, DEFAULT_RUNS, METRICS_FILE, newest_run
 from training.vocabulary import majority_answer
 from vizwiz_client.contract import streams
 

@@ -33,8 +33,8 @@ from export.graphs import OPSET
 from export.publication import EXPORT_FORMAT
 from export.runtimes import open_graph
 from export.targets import TARGETS, Target
-from training.clip_models import FrozenClip, load_clip, normalise_pixels
-from training.storage import staged_file, write_json
+from training.artifacts import staged_file, write_json
+from training.backbone import FrozenClip, load_clip, normalise_pixels
 from vizwiz_client.contract import tensors, tokenizer
 
 CLIPS = ("ViT-B/32", "ViT-L/14@336px", "RN50x64")
@@ -169,7 +169,7 @@ def write(case: Case, cache: Path) -> dict[str, float]:
 def write_graph_of(model: FrozenClip, case: Case, path: Path) -> None:
     """Write the graph of a case to ``path``."""
     if case.side == "naive":
-        pixels, batch = torch.zeros(2, 3, model.side, model.side), torch.export.Dim("batch")
+        pixels, batch = torch.zeros(2, 3, model.image_size, model.image_size), torch.export.Dim("batch")
         torch.onnx.export(
             model.model.visual,
             (pixels,),

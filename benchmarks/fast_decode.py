@@ -22,13 +22,13 @@ import torch
 from PIL import Image
 
 from benchmarks.features import random_clip
-from training.clip_models import FrozenClip, load_clip
-from training.data import Split, read_split
+from training.backbone import FrozenClip, load_clip
+from training.dataset import Split, read_split
 from training.demo import DEMO_CLIP, ensure_demo_dataset
 from training.fit import fit
 from training.predictor import Predictor
 from training.recipe import Recipe
-from training.runs import read_run
+from training.run import read_run
 from vizwiz_client.contract.image import load_photo, to_pixels
 from vizwiz_client.contract.tensors import CONTEXT_LENGTH
 from vizwiz_client.contract.tokenizer import pad, tokenize
@@ -73,7 +73,9 @@ def print_times(photo: Path) -> None:
 
 def changes(name: str, clip: FrozenClip, predictor: Predictor, split: Split) -> str:
     """A line of the table: the greatest changes over the photos of ``split`` that scaled decoding applies to."""
-    exact, fast = (np.stack([decoded(photo, clip.side, way) for photo in split.photo_paths()]) for way in (False, True))
+    exact, fast = (
+        np.stack([decoded(photo, clip.image_size, way) for photo in split.photo_paths()]) for way in (False, True)
+    )
     touched = np.flatnonzero((exact != fast).any(axis=(1, 2, 3)))
     before, after = clip.encode_images(exact[touched]), clip.encode_images(fast[touched])
     ids = np.stack([pad(tokenize(split.records[row].question).ids, CONTEXT_LENGTH) for row in touched])

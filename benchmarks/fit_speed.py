@@ -26,15 +26,15 @@ import numpy as np
 import torch
 
 from training.answer_types import TYPE_SETS
+from training.artifacts import digest_of
 from training.baselines import fit_baselines
 from training.checkpoints import Checkpoints
-from training.data import ANSWER_TYPES, Record
+from training.dataset import ANSWER_TYPES, Record
 from training.fitting import Examples, scores
 from training.folds import fit_predictor, predict
 from training.predictor import ClipEnsemble
 from training.recipe import RECIPES, Recipe
 from training.splits import fold_rows
-from training.storage import digest_of
 from training.targets import AnswerScores, make_targets
 from training.vocabulary import Vocabulary, build_vocabulary
 

@@ -33,13 +33,13 @@ from export.parity_inputs import Inputs, drawn_inputs, random_inputs, run_inputs
 from export.proof import PARITY_FILE, Proof, prove
 from export.publication import export_run
 from export.targets import Target
-from training.clip_models import FrozenClip, load_clip
-from training.data import read_split
+from training.backbone import FrozenClip, load_clip
+from training.dataset import read_split
 from training.demo import DEMO_CLIP, ensure_demo_dataset
 from training.fit import fit
 from training.predictor import Calibration, Predictor
 from training.recipe import RECIPES
-from training.runs import Run, read_run, write_run
+from training.run import Run, read_run, write_run
 
 TARGETS = [Target("portable", "fp32"), Target("portable", "bf16"), Target("portable", "int8")]
 DEMO, BLACK, NOISE, FEW, CONSTANT = "demo", "half black", "half noise", "1,000 records", "constant"

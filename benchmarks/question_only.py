@@ -42,7 +42,7 @@ from benchmarks.recipes import (
     fit_recipe,
 )
 from training.baselines import C
-from training.data import Record, read_annotations
+from training.dataset import Record, read_annotations
 from training.metrics import question_accuracies
 from training.recipe import RECIPES, Recipe
 from training.targets import AnswerScores, make_targets

@@ -15,7 +15,7 @@ from export.operators import FusedOperators, Operators
 from export.quantisation import quantise_products
 from export.shortening import shorten_questions
 from export.targets import Target
-from training.clip_models import FrozenClip
+from training.backbone import FrozenClip
 from vizwiz_client.contract import tensors
 
 _STANDARD_DOMAINS = ("", "ai.onnx")
@@ -29,12 +29,12 @@ def write_image_encoder(model: FrozenClip, target: Target, path: Path) -> None:
     """
     operators, visual = _operators(target), model.model.visual
     features = image_encoder(operators, visual, tensors.IMAGE.name)
-    image = tensor_value(tensors.IMAGE, model.side, model.side, 3)
-    graph = _write(operators.graph, image, features, tensor_value(tensors.IMAGE_FEATURES, model.width), path)
+    image = tensor_value(tensors.IMAGE, model.image_size, model.image_size, 3)
+    graph = _write(operators.graph, image, features, tensor_value(tensors.IMAGE_FEATURES, model.embed_dim), path)
     check_operators(graph, target, attention_layers(visual))
     # a ResNet is convolutions but for its pool, whose products in 8 bits gain 2% and lose what tells photos apart
     if target.precision == "int8" and not is_resnet(visual):
-        quantise_products(path, example_photos(model.side))
+        quantise_products(path, example_photos(model.image_size))
 
 
 def write_text_encoder(model: FrozenClip, target: Target, path: Path) -> None:
@@ -46,7 +46,7 @@ def write_text_encoder(model: FrozenClip, target: Target, path: Path) -> None:
     features = text_encoder(operators, model.model, used)
     # not called as the length behind the cut is: ONNX Runtime plans memory for all sizes of one name alike
     tokens = tensor_value(tensors.TOKENS, "context")
-    graph = _write(operators.graph, tokens, features, tensor_value(tensors.TEXT_FEATURES, model.width), path)
+    graph = _write(operators.graph, tokens, features, tensor_value(tensors.TEXT_FEATURES, model.embed_dim), path)
     check_operators(graph, target, attention_layers(model.model.transformer))
     if target.precision == "int8":
         # no examples: scales found on them fail the gate on random weights (1 - cosine 1.1e-3); questions cost little

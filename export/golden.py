@@ -25,8 +25,8 @@ from export.parity import reference_answers
 from export.parity_inputs import GOLDEN_QUESTION
 from export.proof import Proof
 from export.tolerances import Tolerance
-from training.runs import Run
-from training.storage import write_json
+from training.artifacts import write_json
+from training.run import Run
 
 PHOTO_FILE = "golden.jpg"
 REQUEST_FILE = "golden.json"

@@ -13,8 +13,8 @@ from export import publication, repository, store
 from export.publication import ExportError, check_contract, model_names, sizes
 from export.store import RepositoryError
 from export.targets import TARGETS
-from training.runs import ANSWERS_FILE, Run
-from training.storage import file_digest
+from training.artifacts import file_digest
+from training.run import ANSWERS_FILE, Run
 from vizwiz_client.contract import tensors
 
 _PREFIXES = {

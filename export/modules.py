@@ -23,7 +23,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from export.graphs import GraphBuilder
 from export.operators import Operators, hide_behind
-from training.clip_models import PIXEL_MEAN, PIXEL_STD
+from training.backbone import PIXEL_MEAN, PIXEL_STD
 from vizwiz_client.contract.tokenizer import END_OF_TEXT
 
 

@@ -18,7 +18,7 @@ from torch.nn import functional
 from export.parity_inputs import Inputs
 from export.runtimes import Array, Execution, Graph
 from export.tolerances import Tolerance
-from training.clip_models import FrozenClip
+from training.backbone import FrozenClip
 from training.predictor import Predictor
 from vizwiz_client.contract import tensors, tokenizer
 from vizwiz_client.contract.tensors import TensorSpec

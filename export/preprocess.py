@@ -9,7 +9,7 @@ from export import repository, store
 from export.parity_inputs import GOLDEN_QUESTION
 from export.repository import Sizes
 from export.warmup import BATCH_SIZES, add_warmup
-from training.storage import digest_of, file_digest, write_json
+from training.artifacts import digest_of, file_digest, write_json
 from vizwiz_client.contract import tensors
 
 MODEL_FILE = Path(__file__).with_name("preprocess_model.py")

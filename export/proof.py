@@ -19,8 +19,8 @@ from export.parity import Comparison, Features, compare_features, measure_image,
 from export.parity_inputs import Inputs
 from export.runtimes import Execution, execution, open_graph
 from export.targets import Target
-from training.clip_models import FrozenClip
-from training.storage import write_json
+from training.artifacts import write_json
+from training.backbone import FrozenClip
 
 FEATURES_FILE = "parity.npz"
 PARITY_FILE = "parity.json"

@@ -34,11 +34,11 @@ from export.runtimes import execution, open_graph
 from export.targets import Target
 from export.tolerances import TOLERANCES
 from export.warmup import BATCH_SIZES, Sample, add_warmup, text_samples
-from training.clip_models import FrozenClip, clip_name, load_clip
-from training.data import DatasetError, read_split
+from training.artifacts import digest_of, disk_full_names, write_json
+from training.backbone import FrozenClip, clip_name, load_clip
+from training.dataset import DatasetError, read_split
 from training.predictor import Predictor
-from training.runs import CARD_FILE, Run
-from training.storage import digest_of, disk_full_names, write_json
+from training.run import CARD_FILE, Run
 from vizwiz_client.contract import tensors
 from vizwiz_client.contract.image import load_photo, to_pixels
 from vizwiz_client.contract.tensors import CONTRACT_VERSION, DIGEST_LENGTH
@@ -138,7 +138,7 @@ def model_names(run: Run, target: Target = DEFAULT_TARGET) -> Names:
 def sizes(run: Run) -> Sizes:
     """The sizes of the tensors that a run's models exchange."""
     clip = run.clips[0]
-    return Sizes(clip["side"], clip["width"], len(run.answers), len(run.answer_types))
+    return Sizes(clip["image_size"], clip["embed_dim"], len(run.answers), len(run.answer_types))
 
 
 def _clip(run: Run, clip: FrozenClip | str) -> FrozenClip:
@@ -181,8 +181,8 @@ def _write_graphs(
 def _prove(places: dict[str, Path], names: Names, run: Run, model: FrozenClip, target: Target) -> Proof:
     """Compare the encoders with PyTorch."""
     image, text = places[names.image], places[names.text]
-    inputs = [random_inputs(model.side), drawn_inputs(model.side, (image / PHOTO_FILE).read_bytes())]
-    if own := _own_inputs(run, model.side):
+    inputs = [random_inputs(model.image_size), drawn_inputs(model.image_size, (image / PHOTO_FILE).read_bytes())]
+    if own := _own_inputs(run, model.image_size):
         inputs.append(own)
     return prove(_graph(image), _graph(text), target, model, inputs)
 

@@ -16,7 +16,7 @@ from tritonclient.grpc import model_config_pb2 as pb
 
 from export.accelerators import accelerate, bound_on_cuda
 from export.targets import Target
-from training.storage import file_digest, staged_file
+from training.artifacts import file_digest, staged_file
 from vizwiz_client.contract import tensors
 from vizwiz_client.contract.tensors import TensorSpec
 

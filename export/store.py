@@ -19,7 +19,7 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
 
 from export.repository import CONFIG_FILE, GRAPH_FILE, PYTHON_FILE, VERSION, write_config
-from training.storage import file_digest, flush_folder, publish_folder, remove_abandoned, workspace
+from training.artifacts import file_digest, flush_folder, publish_folder, remove_abandoned, workspace
 from vizwiz_client.contract import tensors
 
 MADE_FROM_FILE = "made_from.json"

@@ -22,9 +22,9 @@ from export.parity import ParityError
 from export.publication import ExportError, export_run
 from export.store import RepositoryError
 from export.targets import DEVICES, PRECISIONS, TARGETS, VARIANTS, TargetError, choose_target, explain, this_machine
-from training.clip_models import ClipError, load_clip
-from training.data import DatasetError
-from training.runs import DEFAULT_RUNS, NoRunError, Run, RunError, newest_run, read_run
+from training.backbone import ClipError, load_clip
+from training.dataset import DatasetError
+from training.run import DEFAULT_RUNS, NoRunError, Run, RunError, newest_run, read_run
 from vizwiz_client.contract import streams, tensors
 
 DEFAULT_REPOSITORY = Path("triton_models")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 
-from training.data import ANSWER_TYPES, Record
+from training.dataset import ANSWER_TYPES, Record
 
 OFFICIAL = "official"
 PAPER = "paper"

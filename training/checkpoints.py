@@ -26,7 +26,7 @@ from typing import Any
 
 import torch
 
-from training.storage import digest_of, staged_file
+from training.artifacts import digest_of, staged_file
 
 UNFINISHED = ".unfinished"  # folder within the runs; its name begins with a dot, so that it is never taken for a run
 _UNREADABLE = (UnpicklingError, RuntimeError, EOFError)  # what torch.load raises on a damaged file

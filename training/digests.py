@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from training import ranks
-from training.storage import disk_full_names, staged_file, stream_digest
+from training.artifacts import disk_full_names, staged_file, stream_digest
 from vizwiz_client.contract.errors import ImageError
 from vizwiz_client.contract.image import open_file
 

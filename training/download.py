@@ -26,8 +26,8 @@ from urllib.request import Request, urlopen
 
 from tqdm import tqdm
 
-from training.data import DatasetError, read_split
-from training.storage import disk_full_names, file_digest, staged_folder, write_json
+from training.artifacts import disk_full_names, file_digest, staged_folder, write_json
+from training.dataset import DatasetError, read_split
 from vizwiz_client.contract import streams
 
 BASE_URL = "https://vizwiz.cs.colorado.edu/VizWiz_final"

@@ -21,16 +21,16 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from training.artifacts import disk_full_names, staged_files, write_json
+from training.backbone import ClipError, FrozenClip, check_clip_source, choose_device, load_clip
 from training.baselines import features_of, normalised
-from training.clip_models import ClipError, FrozenClip, check_clip_source, choose_device, load_clip
-from training.data import DatasetError, Split, read_split
+from training.dataset import DatasetError, Split, read_split
 from training.features import SplitFeatures, encode_split
 from training.metrics import answerability, vqa_accuracy
 from training.report import describe_scores, write_model_card, write_report
-from training.runs import DEFAULT_RUNS, Run, RunError, annotations_of_fit, newest_run, read_run, read_scores
+from training.run import DEFAULT_RUNS, Run, RunError, annotations_of_fit, newest_run, read_run, read_scores
 from training.scoring import SubmissionError, majority_baseline, predict, score, write_submissions
 from training.splits import HOLDOUT, holdout_rows, take
-from training.storage import disk_full_names, staged_files, write_json
 from vizwiz_client.contract import streams
 
 SPLITS = ("val", HOLDOUT, "test")

@@ -31,12 +31,12 @@ import torch
 from tqdm import tqdm
 
 from training import ranks, shards
-from training.clip_models import ClipError, FrozenClip, check_clip_source, choose_device, load_clip
-from training.data import DatasetError, Split, read_split, refuse
+from training.artifacts import digest_of, disk_full_names
+from training.backbone import ClipError, FrozenClip, check_clip_source, choose_device, load_clip
+from training.dataset import DatasetError, Split, read_split, refuse
 from training.decoding import TURNS, Decoder, Pixels
 from training.digests import photo_digests
 from training.shards import SHARD, Features, chunks
-from training.storage import digest_of, disk_full_names
 from vizwiz_client.contract import streams, tokenizer
 from vizwiz_client.contract.errors import QuestionError
 from vizwiz_client.contract.image import PREPROCESSING_VERSION
@@ -108,17 +108,17 @@ def _encode_photos(
     ]
     mine = every[ranks.rank() :: ranks.world_size()]
     with _progress(f"encode {split.name} photos", sum(len(chunk.photos) for chunk in mine)) as progress:
-        todo = [_missing(chunk, clip.width) for chunk in mine]
+        todo = [_missing(chunk, clip.embed_dim) for chunk in mine]
         progress.update(sum(len(chunk.photos) for chunk in todo if not chunk.files))
         problems = _encode_chunks(clip, [chunk for chunk in todo if chunk.files], workers, progress)
     _refuse(f"{split.name} photos", [problem for share in ranks.gather(problems) for problem in share])
     rows = np.arange(len(photos))
-    return [_joined(folder, [chunk.files[turn] for chunk in every], rows, clip.width) for turn in turns]
+    return [_joined(folder, [chunk.files[turn] for chunk in every], rows, clip.embed_dim) for turn in turns]
 
 
 def _photos_key(clip: FrozenClip, turn: int, photos: Sequence[Path], digests: dict[Path, str]) -> str:
     return digest_of(
-        f"photos {PREPROCESSING_VERSION} {clip.side} {turn} {BATCH}", *(digests[photo] for photo in photos)
+        f"photos {PREPROCESSING_VERSION} {clip.image_size} {turn} {BATCH}", *(digests[photo] for photo in photos)
     )
 
 
@@ -135,7 +135,7 @@ def _encode_chunks(clip: FrozenClip, todo: Sequence[_Chunk], workers: int, progr
         return []
     problems: list[str] = []
     with Decoder(min(workers, sum(len(chunk.photos) for chunk in todo))) as decoder:
-        batches = _decoded(todo, clip.side, decoder)
+        batches = _decoded(todo, clip.image_size, decoder)
         for chunk in todo:
             unreadable: list[str] = []
             encoded: list[list[Features]] = []
@@ -182,13 +182,13 @@ def _encode_questions(clip: FrozenClip, split: Split, folder: Path) -> Features:
     files = [folder / f"{digest_of(f'{_QUESTION_ENCODING} {BATCH}', *part)}.npy" for part in parts]
     with _progress(f"encode {split.name} questions", len(questions)) as progress:
         for number, (file, part) in enumerate(zip(files, parts, strict=True)):
-            if number % ranks.world_size() == ranks.rank() and not shards.is_whole(file, len(part), clip.width):
+            if number % ranks.world_size() == ranks.rank() and not shards.is_whole(file, len(part), clip.embed_dim):
                 rows = list(ids[number * SHARD : number * SHARD + len(part)])
                 shards.write(file, np.concatenate([clip.encode_texts(np.stack(some)) for some in chunks(rows, BATCH)]))
             progress.update(len(part))
     ranks.gather(None)
     rows_of_records = np.array([number_of[record.question] for record in split.records])
-    return _joined(folder, files, rows_of_records, clip.width)
+    return _joined(folder, files, rows_of_records, clip.embed_dim)
 
 
 def _token_ids(questions: Sequence[str]) -> tuple[npt.NDArray[np.int32], list[str]]:

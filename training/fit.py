@@ -24,10 +24,11 @@ import numpy as np
 import torch
 
 from training.answer_types import TYPE_SETS
+from training.artifacts import disk_full_names, staged_folder, write_json
+from training.backbone import ClipError, FrozenClip, check_clip_source, choose_device, load_clip
 from training.baselines import LABELS, LOGISTIC, Baseline, fit_baselines, normalised, underfits
 from training.checkpoints import Checkpoints, FitRunningError, locked_checkpoints
-from training.clip_models import ClipError, FrozenClip, check_clip_source, choose_device, load_clip
-from training.data import DatasetError, Split, read_split
+from training.dataset import DatasetError, Split, read_split
 from training.demo import DEMO_CLIP, ensure_demo_dataset
 from training.fitting import DivergedError, Examples, Row, scores
 from training.folds import FittedPredictor, fit_predictor, join, predict, summary
@@ -44,9 +45,8 @@ from training.progress import (
 )
 from training.recipe import FEW_STEPS, Recipe, RecipeError, add_recipe_flags, recipe_from
 from training.report import write_model_card
-from training.runs import CURVES_FILE, DEFAULT_RUNS, METRICS_FILE, write_run
+from training.run import CURVES_FILE, DEFAULT_RUNS, METRICS_FILE, write_run
 from training.splits import fold_rows, holdout_rows, take
-from training.storage import disk_full_names, staged_folder, write_json
 from vizwiz_client.contract import streams
 
 _REMEDY = "give --recipe best, or more --min-steps"

@@ -12,15 +12,15 @@ import numpy as np
 import torch
 
 from training.answer_types import TYPE_SETS
-from training.clip_models import FrozenClip
-from training.data import DatasetError, Split
+from training.artifacts import digest_of
+from training.backbone import FrozenClip
+from training.dataset import DatasetError, Split
 from training.digests import photo_digests
 from training.features import encode_split
 from training.fitting import Examples
 from training.recipe import Recipe
 from training.scoring import majority_baseline
 from training.splits import Rows, take
-from training.storage import digest_of
 from training.targets import AnswerScores, make_targets
 from training.vocabulary import REPORT, Vocabulary, all_confidences_unknown, build_vocabulary
 from vizwiz_client.contract.tensors import CONTRACT_VERSION
@@ -59,7 +59,9 @@ def describe_material(material: Material, recipe: Recipe, cache: Path) -> dict[s
     their names.
     """
     train, _, val, clips, vocabulary = material
-    described = [{"source": c.source, "sha256": c.digest, "side": c.side, "width": c.width} for c in clips]
+    described = [
+        {"source": c.source, "sha256": c.digest, "image_size": c.image_size, "embed_dim": c.embed_dim} for c in clips
+    ]
     return {
         "contract_version": CONTRACT_VERSION,
         "recipe": vars(recipe),

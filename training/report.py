@@ -12,15 +12,15 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from matplotlib.figure import Figure
 
+from training.artifacts import staged_file
+from training.backbone import clip_name
 from training.baselines import LABELS
-from training.clip_models import clip_name
-from training.data import Split
+from training.dataset import Split
 from training.plots import as_svg, confusion_plot, coverage_plot, curves, reliability_plot
 from training.progress import read_progress
 from training.recipe import RECIPES, REPORT, flag_of
-from training.runs import CARD_FILE, RUN_FILE, Run, annotations_of_fit, read_scores
+from training.run import CARD_FILE, RUN_FILE, Run, annotations_of_fit, read_scores
 from training.scoring import Scores
-from training.storage import staged_file
 
 _TEMPLATES = Path(__file__).with_name("templates")
 _CARD_ROWS = (  # label, key, digits

@@ -14,20 +14,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from training.artifacts import disk_full_names, staged_file
+from training.backbone import ClipError, FrozenClip, check_clip_source, choose_device, clip_name, load_clip
 from training.baselines import LABELS
 from training.checkpoints import FitRunningError
-from training.clip_models import ClipError, FrozenClip, check_clip_source, choose_device, clip_name, load_clip
-from training.data import DatasetError, read_split
+from training.dataset import DatasetError, read_split
 from training.download import BASE_URL, DownloadError, download
 from training.evaluate import evaluate_run, read_part
 from training.fit import checked_recipe, fit, next_step
 from training.fitting import DivergedError
 from training.recipe import Recipe, RecipeError, add_recipe_flags
 from training.report import write_model_card
-from training.runs import DEFAULT_RUNS, RunError, read_run
+from training.run import DEFAULT_RUNS, RunError, read_run
 from training.scoring import SubmissionError
 from training.splits import HOLDOUT
-from training.storage import disk_full_names, staged_file
 from vizwiz_client.contract import streams
 
 TABLE_FILE = "reproduction.md"

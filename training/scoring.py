@@ -18,7 +18,8 @@ import torch
 from sklearn.metrics import confusion_matrix
 
 from training.answer_types import type_of
-from training.data import Record, Split
+from training.artifacts import write_json
+from training.dataset import Record, Split
 from training.features import SplitFeatures
 from training.metrics import (
     CALIBRATION_BINS,
@@ -35,8 +36,7 @@ from training.metrics import (
     vqa_accuracy_by_type,
 )
 from training.predictor import ClipEnsemble
-from training.runs import Run
-from training.storage import write_json
+from training.run import Run
 from training.vocabulary import Vocabulary
 
 ANSWERS_SUBMISSION = "submission_answers.json"

@@ -11,7 +11,7 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from training.storage import digest_of, staged_file
+from training.artifacts import digest_of, staged_file
 
 # Inputs: what a killed job loses at most. Of ViT-L/14@336px on a CPU these are 7 to 10 minutes, for each view, since
 # the views of a photo are decoded at once and their shards are complete at once.

@@ -8,8 +8,8 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
-from training.data import DatasetError, Record, Split
-from training.storage import digest_of
+from training.artifacts import digest_of
+from training.dataset import DatasetError, Record, Split
 
 HOLDOUT = "holdout"  # name of the part that is carved out
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from training.answer_types import type_of
-from training.data import ANSWERS_PER_QUESTION, Record
+from training.dataset import ANSWERS_PER_QUESTION, Record
 from training.metrics import accuracy_leave_one_out, accuracy_min3, normalise
 from training.recipe import ANNOTATORS, LABEL, MAJORITY, Recipe
 from training.vocabulary import Vocabulary, one_line

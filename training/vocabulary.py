@@ -15,7 +15,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from training.data import Record
+from training.dataset import Record
 from training.metrics import accuracy_leave_one_out, normalise
 
 REPORT = "report"

@@ -22,7 +22,7 @@ from benchmarks.serving.processes import Generator, Server, counters, plain, tri
 from benchmarks.serving.statistics import Look, memory_slope, summarise
 from benchmarks.serving.watch import Watch, look
 from export.publication import EXPORT_FORMAT
-from training.storage import write_json
+from training.artifacts import write_json
 from vizwiz_client.contract import tensors
 
 Results = dict[str, Any]  # key of a measurement -> its figures

@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 
 from tests.conftest import ROOT
-from training.data import read_split
+from training.dataset import read_split
 from training.demo import ensure_demo_dataset
 from training.fit import next_step
-from training.runs import newest_run
+from training.run import newest_run
 
 FREE_PORTS = ["--http-port", "0", "--grpc-port", "0", "--metrics-port", "0"]
 

@@ -16,9 +16,9 @@ from export import store, to_onnx
 from export.publication import export_run
 from tests.training.test_progress import scalars
 from training import evaluate, features, fit
-from training.clip_models import FrozenClip
+from training.backbone import FrozenClip
 from training.progress import read_progress
-from training.runs import Run, newest_run, read_run
+from training.run import Run, newest_run, read_run
 
 ANNOUNCED = "cannot be written (No space left on device): make room there, or name another folder with"
 FIT = ["--epochs", "2"]

@@ -15,11 +15,11 @@ from serving.repository import ensembles, read_config
 from serving.server import EmbeddedTriton
 from tests.conftest import LiveServer
 from tests.serving.load import Load, errors
-from training.clip_models import load_clip
-from training.data import read_split
+from training.backbone import load_clip
+from training.dataset import read_split
 from training.fit import fit
 from training.recipe import Recipe
-from training.runs import read_run
+from training.run import read_run
 from vizwiz_client.contract import tensors
 
 TOP = 5

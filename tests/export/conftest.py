@@ -9,11 +9,11 @@ import pytest
 
 from export import store
 from export.publication import export_run
-from training.clip_models import FrozenClip
-from training.data import read_split
+from training.backbone import FrozenClip
+from training.dataset import read_split
 from training.fit import fit
 from training.recipe import Recipe
-from training.runs import Run, read_run
+from training.run import Run, read_run
 from vizwiz_client import VizwizClient
 
 

@@ -16,7 +16,7 @@ from export.graphs import GraphError
 from export.runtimes import Graph, open_graph
 from export.targets import TARGETS, Target
 from export.tolerances import TOLERANCES
-from training.clip_models import FrozenClip, clip_tokenize, normalise_pixels
+from training.backbone import FrozenClip, clip_tokenize, normalise_pixels
 
 QUESTIONS = ["what is this?", "is it on?", "what color is the mug"]
 targets = pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.name)
@@ -43,7 +43,9 @@ def text_graphs(tiny_clip: FrozenClip, tmp_path_factory: pytest.TempPathFactory)
 @targets
 def test_the_image_encoder_gives_what_clip_gives(target: Target, tiny_clip: FrozenClip, tmp_path: Path) -> None:
     write_image_encoder(tiny_clip, target, tmp_path / "model.onnx")
-    pixels = np.random.default_rng(0).integers(0, 256, (3, tiny_clip.side, tiny_clip.side, 3), dtype=np.uint8)
+    pixels = np.random.default_rng(0).integers(
+        0, 256, (3, tiny_clip.image_size, tiny_clip.image_size, 3), dtype=np.uint8
+    )
     graph = open_graph(tmp_path / "model.onnx", target)
     with torch.inference_mode():
         reference = tiny_clip.model.encode_image(normalise_pixels(torch.from_numpy(pixels)))

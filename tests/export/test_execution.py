@@ -17,8 +17,8 @@ from export.encoders import write_text_encoder
 from export.publication import export_run
 from export.runtimes import Execution, execution, open_graph
 from export.targets import TARGETS, Target, processor
-from training.clip_models import ClipError, FrozenClip
-from training.runs import Run
+from training.backbone import ClipError, FrozenClip
+from training.run import Run
 
 vit = pytest.mark.parametrize("tiny_clip", [3], ids=["vit"], indirect=True)
 BF16, INT8 = Target("portable", "bf16"), Target("portable", "int8")

@@ -26,7 +26,7 @@ from export.heads import write_head
 from export.publication import EXPORT_FORMAT
 from export.targets import TARGETS
 from tests.conftest import write_checkpoint
-from training.clip_models import FrozenClip, load_clip
+from training.backbone import FrozenClip, load_clip
 from training.head import GatedHead
 from training.predictor import Calibration, Predictor
 from training.recipe import FEATURES, JOINED

@@ -18,8 +18,8 @@ from export.targets import Device, Machine, choose_target
 from serving.server import EmbeddedTriton
 from tests.conftest import ROOT
 from tests.export.conftest import ask_golden
-from training.clip_models import FrozenClip
-from training.runs import Run
+from training.backbone import FrozenClip
+from training.run import Run
 
 CPU_MACHINE = Machine(cuda=False, cpu_flags=frozenset(), openvino=False)
 

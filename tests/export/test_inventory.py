@@ -20,8 +20,8 @@ from export.repository import Names, ensemble_configs
 from export.store import RepositoryError
 from tests.conftest import ROOT
 from tests.export.conftest import snapshot
-from training.clip_models import FrozenClip
-from training.runs import Run
+from training.backbone import FrozenClip
+from training.run import Run
 
 pytestmark = pytest.mark.parametrize("tiny_clip", [3], ids=["vit"], indirect=True)
 

@@ -20,8 +20,8 @@ from export.publication import export_run
 from serving.server import EmbeddedTriton
 from tests.conftest import ROOT
 from tests.export.conftest import ask_golden, snapshot
-from training.clip_models import FrozenClip
-from training.runs import Run
+from training.backbone import FrozenClip
+from training.run import Run
 
 SCRIPT = Path(__file__).with_name("killed_export.py")
 NEVER = "0"

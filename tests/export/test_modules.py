@@ -18,7 +18,7 @@ from export.graphs import GraphBuilder
 from export.modules import attention_layers
 from export.operators import Operators
 from export.tolerances import FP32
-from training.clip_models import FrozenClip, clip_tokenize, normalise_pixels
+from training.backbone import FrozenClip, clip_tokenize, normalise_pixels
 from vizwiz_client.contract.tensors import TOKEN_LENGTHS
 from vizwiz_client.contract.tokenizer import END_OF_TEXT, START_OF_TEXT
 
@@ -59,7 +59,7 @@ def assert_close(got: Tensor, reference: Tensor) -> None:
 @torch.inference_mode()
 def test_image_encoder(tiny_clip: FrozenClip, compute: Compute) -> None:
     torch.manual_seed(0)
-    pixels = torch.randint(0, 256, (3, tiny_clip.side, tiny_clip.side, 3), dtype=torch.uint8)
+    pixels = torch.randint(0, 256, (3, tiny_clip.image_size, tiny_clip.image_size, 3), dtype=torch.uint8)
     (features,) = compute(lambda ops, x: modules.image_encoder(ops, tiny_clip.model.visual, x), pixels)
     assert_close(features, tiny_clip.model.encode_image(normalise_pixels(pixels)))
 
@@ -171,7 +171,7 @@ def test_attentions_are_counted(tiny_clip: FrozenClip) -> None:
 
 def test_writing_changes_no_weight(tiny_clip: FrozenClip, tmp_path: Path) -> None:
     before = {name: weights.clone() for name, weights in tiny_clip.model.state_dict().items()}
-    pixels = torch.zeros(1, tiny_clip.side, tiny_clip.side, 3, dtype=torch.uint8)
+    pixels = torch.zeros(1, tiny_clip.image_size, tiny_clip.image_size, 3, dtype=torch.uint8)
     write(lambda ops, x: modules.image_encoder(ops, tiny_clip.model.visual, x), [pixels], tmp_path / "image")
     write(text_nodes(tiny_clip), [torch.zeros(1, 8, dtype=torch.int32)], tmp_path / "text")
     assert all(torch.equal(before[name], weights) for name, weights in tiny_clip.model.state_dict().items())

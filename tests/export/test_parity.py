@@ -39,10 +39,10 @@ from export.targets import Target
 from export.tolerances import FP32, TOLERANCES
 from tests.export import damage
 from tests.export.conftest import snapshot
-from training.clip_models import FrozenClip
-from training.data import read_split
+from training.backbone import FrozenClip
+from training.dataset import read_split
 from training.predictor import Predictor
-from training.runs import Run
+from training.run import Run
 from vizwiz_client.contract import tensors, tokenizer
 from vizwiz_client.contract.tensors import TensorSpec
 
@@ -72,7 +72,7 @@ def bench(run: Run, tiny_clip: FrozenClip, some_photos: Path, tmp_path_factory: 
     place = tmp_path_factory.mktemp("bench")
     predictor, path = run.load_predictor(), place / "head.onnx"
     write_head(predictor, "0" * 12, path)
-    side = tiny_clip.side
+    side = tiny_clip.image_size
     own = run_inputs(side, read_split(some_photos, "val"))
     assert own is not None
     inputs = [random_inputs(side), drawn_inputs(side, draw_golden_photo()), own]
@@ -323,7 +323,7 @@ def test_the_logarithm_of_an_answer_is_compared_down_to_fp32s_smallest_number() 
 def test_outputs_and_shapes_have_errors_of_their_own(
     outputs: int, error: type[ParityError], message: str, bench: Bench
 ) -> None:
-    features = {"random": Features(*[np.zeros((4, bench.model.width), np.float32)] * 2)}
+    features = {"random": Features(*[np.zeros((4, bench.model.embed_dim), np.float32)] * 2)}
 
     def head(inputs: Any) -> list[Any]:
         return [output[:, :-1] for output in bench.head(inputs)[:outputs]]

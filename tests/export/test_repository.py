@@ -10,7 +10,7 @@ from tritonclient.grpc import model_config_pb2 as pb
 from export import repository, store
 from export.repository import Names, Sizes
 from export.targets import Target
-from training.storage import file_digest, workspace
+from training.artifacts import file_digest, workspace
 from vizwiz_client.contract import tensors
 
 TARGET = Target("portable", "fp32")

@@ -16,12 +16,12 @@ from export.parity import ParityError
 from export.publication import export_run
 from tests.conftest import ROOT, write_checkpoint
 from tests.export.conftest import snapshot
-from training.clip_models import FrozenClip, load_clip
-from training.data import read_split
+from training.backbone import FrozenClip, load_clip
+from training.dataset import read_split
 from training.fit import fit
 from training.predictor import Calibration, Predictor
 from training.recipe import RECIPES, Recipe
-from training.runs import Run, read_run
+from training.run import Run, read_run
 from vizwiz_client.contract import tensors
 
 
@@ -108,7 +108,7 @@ def test_folds_and_their_calibration_are_one_graph(tiny_clip: FrozenClip, some_p
     run = read_run(fit(train, val, tiny_clip, recipe, tmp_path / "runs", tmp_path / "cache"))
     names = export_run(run, tiny_clip, tmp_path / "triton_models")  # parity is checked before it publishes
     graph = tmp_path / "triton_models" / names.head / "1" / "model.onnx"
-    features = torch.randn(4, tiny_clip.width), torch.randn(4, tiny_clip.width)
+    features = torch.randn(4, tiny_clip.embed_dim), torch.randn(4, tiny_clip.embed_dim)
     expected = run.load_predictor()(features[1], features[0])
     session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
     got = session.run(None, {"image_features": features[0].numpy(), "text_features": features[1].numpy()})

@@ -34,7 +34,7 @@ from tests.conftest import ROOT, LiveServer
 from tests.serving import malformed
 from tests.serving.test_lifecycle import READY_WITHIN_S, Command, eventually
 from tests.serving.tiny_repository import change_config
-from training.data import read_split
+from training.dataset import read_split
 from vizwiz_client.contract import tensors, tokenizer
 from vizwiz_client.contract.image import load_photo, to_pixels
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from training.data import Record
+from training.dataset import Record
 from training.fitting import Examples
 from training.recipe import Recipe
 from training.targets import AnswerScores, make_targets

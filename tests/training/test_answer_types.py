@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from training.answer_types import OFFICIAL, PAPER, TYPE_SETS, type_of, type_of_answer
-from training.data import Record, read_annotations
+from training.dataset import Record, read_annotations
 from training.vocabulary import build_vocabulary
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import ExifTags, Image
 
-from training.data import DEMO_MANIFEST, read_split
+from training.dataset import DEMO_MANIFEST, read_split
 from training.demo.dataset import ensure_demo_dataset, main
 from training.vocabulary import majority_answer
 from vizwiz_client.contract.image import load_photo

@@ -12,13 +12,13 @@ import pytest
 import torch
 from torch.nn import functional
 
-from training.clip_models import clip_tokenize, load_clip, normalise_pixels
+from training.backbone import clip_tokenize, load_clip, normalise_pixels
 from training.demo import DEMO_CLIP, ensure_demo_dataset, pairs
 from training.demo.photo import take_photo
 from training.demo.pretrain import Settings, Trainer, contrastive_loss, paraphrase_loss, pretrain, save_checkpoint
 from training.demo.scene import draw_scene
 from training.fit import main as fit_main
-from training.runs import METRICS_FILE, newest_run
+from training.run import METRICS_FILE, newest_run
 from vizwiz_client.contract.image import to_pixels
 
 TINY = Settings(pictures=20, epochs=2, batch_size=10)
@@ -33,7 +33,7 @@ def test_the_committed_checkpoint_is_a_small_clip() -> None:
     assert DEMO_CLIP.stat().st_size < 8_000_000
     assert {entry.compress_type for entry in zipfile.ZipFile(DEMO_CLIP).infolist()} == {zipfile.ZIP_DEFLATED}
     clip = load_clip(DEMO_CLIP)
-    assert clip.side == pairs.SIDE
+    assert clip.image_size == pairs.SIDE
     assert clip.model.context_length == 77
     assert clip.model.vocab_size == 49408
 
@@ -47,7 +47,7 @@ def test_the_committed_checkpoint_names_what_it_sees() -> None:
         scene = draw_scene(Random(f"zero shot {index}"), 0)
         if scene.name in names and scene.flaw == "none":
             photo = take_photo(scene, (480, 640), Random(index))
-            image = clip.encode_images(to_pixels(photo, clip.side)[None])
+            image = clip.encode_images(to_pixels(photo, clip.image_size)[None])
             similarity = functional.cosine_similarity(torch.from_numpy(image), torch.from_numpy(texts))
             hits.append(names[int(similarity.argmax())] == scene.name)
     assert len(hits) > 20

@@ -9,7 +9,7 @@ from random import Random
 import numpy as np
 import pytest
 
-from training.data import ANSWER_TYPES, CONFIDENCES
+from training.dataset import ANSWER_TYPES, CONFIDENCES
 from training.demo.answers import UNANSWERABLE, annotate, answer_of
 from training.demo.captions import draw_caption, facts_of
 from training.demo.goods import AMOUNTS, GARMENTS, PATTERNS, PRODUCTS

@@ -19,7 +19,7 @@ import pytest
 from PIL import Image
 
 from tests.conftest import ROOT, annotation
-from training.data import read_split
+from training.dataset import read_split
 from training.download import ArchiveError, DownloadError, download, fetch, main, unpack
 
 FAST: Any = {"retries": 3, "wait_s": 0.01}

@@ -15,17 +15,17 @@ import torch
 
 from tests.conftest import write_checkpoint
 from training import evaluate
-from training.clip_models import ClipError, FrozenClip
-from training.data import ANSWER_TYPES, DEMO_MANIFEST, DatasetError, read_split
+from training.artifacts import write_json
+from training.backbone import ClipError, FrozenClip
+from training.dataset import ANSWER_TYPES, DEMO_MANIFEST, DatasetError, read_split
 from training.head import GatedHead
 from training.metrics import answerability, vqa_accuracy, vqa_accuracy_by_type
 from training.predictor import ClipEnsemble, Predictor
 from training.progress import ProgressLog
 from training.recipe import RECIPES, REPORT
 from training.report import overrides, write_model_card
-from training.runs import Run, RunError, read_run, write_run
+from training.run import Run, RunError, read_run, write_run
 from training.splits import holdout
-from training.storage import write_json
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +51,7 @@ def run(data: Path, tiny_vit: FrozenClip, tmp_path_factory: pytest.TempPathFacto
     val = read_split(data, "val")
     answers = list(dict.fromkeys(record.answers[0] for record in val.records))
     torch.manual_seed(1)
-    heads = [GatedHead(tiny_vit.width, len(answers), len(ANSWER_TYPES)) for _ in range(2)]
+    heads = [GatedHead(tiny_vit.embed_dim, len(answers), len(ANSWER_TYPES)) for _ in range(2)]
     config: dict[str, Any] = {
         "recipe": vars(replace(REPORT, folds=2, dropout=0.9)),
         "type_set": "official",
@@ -61,7 +61,12 @@ def run(data: Path, tiny_vit: FrozenClip, tmp_path_factory: pytest.TempPathFacto
         "data": {"folder": str(data)}
         | {name: {"records": len(val.records), "sha256": read_split(data, name).digest} for name in ("train", "val")},
         "clips": [
-            {"source": tiny_vit.source, "sha256": tiny_vit.digest, "side": tiny_vit.side, "width": tiny_vit.width}
+            {
+                "source": tiny_vit.source,
+                "sha256": tiny_vit.digest,
+                "image_size": tiny_vit.image_size,
+                "embed_dim": tiny_vit.embed_dim,
+            }
         ],
     }
     write_run(folder, config, ClipEnsemble([Predictor(heads)]), answers)

@@ -9,8 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from training.clip_models import FrozenClip, clip_preprocess, clip_tokenize
-from training.data import DatasetError, Record, Split, read_split
+from training.backbone import FrozenClip, clip_preprocess, clip_tokenize
+from training.dataset import DatasetError, Record, Split, read_split
 from training.features import encode_split
 from vizwiz_client.contract.image import load_photo, to_pixels
 
@@ -31,7 +31,7 @@ def test_features_are_what_clip_itself_gives(tiny_clip: FrozenClip, split: Split
             with Image.open(path) as photo:
                 if photo.getexif().get(0x0112, 1) != 1:
                     continue  # CLIP's own preprocess ignores the camera's orientation
-                pixels = clip_preprocess(tiny_clip.side)(photo.convert("RGB"))[None]
+                pixels = clip_preprocess(tiny_clip.image_size)(photo.convert("RGB"))[None]
             image = tiny_clip.model.encode_image(pixels).numpy()[0]
             text = tiny_clip.model.encode_text(clip_tokenize([record.question])).numpy()[0]
             np.testing.assert_allclose(features.images[row], image, atol=1e-5 * np.abs(image).max())
@@ -86,7 +86,7 @@ def test_the_views_are_the_upright_photo_turned_before_the_crop(
     for row, path in enumerate(split.photo_paths()):
         upright = load_photo(path)
         for turn, view in zip((90, 180, 270), features.rotated, strict=True):
-            pixels = to_pixels(upright.rotate(turn, expand=True), tiny_vit.side)
+            pixels = to_pixels(upright.rotate(turn, expand=True), tiny_vit.image_size)
             expected = tiny_vit.encode_images(pixels[None])[0]
             np.testing.assert_allclose(view[row], expected, atol=1e-5 * np.abs(expected).max())
             assert not np.allclose(view[row], features.images[row], atol=1e-3)

@@ -16,7 +16,7 @@ from PIL import Image
 
 from tests.conftest import ROOT, annotation, write_split
 from training import features, ranks
-from training.clip_models import FrozenClip
+from training.backbone import FrozenClip
 from training.features import main
 
 PHOTOS = 600  # three shards

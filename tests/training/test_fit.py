@@ -17,12 +17,12 @@ from tests.conftest import annotation, write_checkpoint, write_split
 from tests.contract.bad_photos import PNG_WITHOUT_PALETTE
 from training import evaluate, fit
 from training.answer_types import TYPE_SETS
-from training.clip_models import ClipError, FrozenClip, choose_device, load_clip
-from training.data import Split, read_split
+from training.backbone import ClipError, FrozenClip, choose_device, load_clip
+from training.dataset import Split, read_split
 from training.features import encode_split
 from training.metrics import vqa_accuracy
 from training.recipe import RECIPES, Recipe, RecipeError
-from training.runs import RunError, newest_run, read_run
+from training.run import RunError, newest_run, read_run
 from training.splits import holdout
 
 

@@ -13,9 +13,9 @@ import pytest
 
 from benchmarks.architectures import write_full_size
 from training import reproduce
-from training.clip_models import FrozenClip
+from training.backbone import FrozenClip
 from training.reproduce import comparison
-from training.runs import read_run
+from training.run import read_run
 
 
 class Quiet(SimpleHTTPRequestHandler):

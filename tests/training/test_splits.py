@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from training.data import DatasetError, Record, Split
+from training.dataset import DatasetError, Record, Split
 from training.splits import fold_rows, holdout, holdout_rows
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from training.data import Record, read_annotations
+from training.dataset import Record, read_annotations
 from training.metrics import question_accuracies
 from training.recipe import Recipe
 from training.targets import AnswerScores, make_targets

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from training.data import Record, read_annotations
+from training.dataset import Record, read_annotations
 from training.vocabulary import (
     Vocabulary,
     all_confidences_unknown,

@@ -6,7 +6,7 @@ from collections import Counter
 from random import Random
 from typing import Any
 
-from training.data import ANSWERS_PER_QUESTION
+from training.dataset import ANSWERS_PER_QUESTION
 from training.demo.pen import COLOURS
 from training.demo.scene import Scene
 

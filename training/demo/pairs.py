@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from training.clip_models import clip_tokenize
+from training.artifacts import staged_file
+from training.backbone import clip_tokenize
 from training.demo.captions import FACTS, Facts, draw_caption
 from training.demo.photo import take_photo
 from training.demo.questions import KINDS, draw_question_kind, phrase
 from training.demo.scene import Pair, Scene, draw_scene
-from training.storage import staged_file
 from vizwiz_client.contract.image import to_pixels
 
 SIDE = 96  # pixels of the encoder's input

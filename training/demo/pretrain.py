@@ -26,11 +26,11 @@ from torch import Tensor
 from torch.nn import functional
 from tqdm import tqdm
 
-from training.clip_models import clip, normalise_pixels
+from training.artifacts import digest_of, staged_file
+from training.backbone import clip, normalise_pixels
 from training.demo import DEMO_CLIP
 from training.demo.captions import facts_of
 from training.demo.pairs import SIDE, Texts, encode_facts, matches, render, scene_of, tokens_in_use
-from training.storage import digest_of, staged_file
 from vizwiz_client.contract import streams
 
 VOCABULARY = 49408  # CLIP's tokens

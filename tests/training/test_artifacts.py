@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT
-from training.storage import digest_of, file_digest, staged_file, staged_folder, write_json
+from training.artifacts import digest_of, file_digest, staged_file, staged_folder, write_json
 
 
 def test_a_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
@@ -42,7 +42,7 @@ def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
 
 
 def test_what_a_killed_process_left_is_removed_and_what_a_living_one_writes_is_not(tmp_path: Path) -> None:
-    script = "import time; from pathlib import Path; from training.storage import staged_folder\n"
+    script = "import time; from pathlib import Path; from training.artifacts import staged_folder\n"
     script += f"with staged_folder(Path({str(tmp_path / 'run')!r})): time.sleep(60)"
     with subprocess.Popen([sys.executable, "-c", script], cwd=ROOT) as killed:
         try:
@@ -65,7 +65,7 @@ CONTAINER = ["unshare", "--pid", "--fork", "--kill-child"]  # a process in it is
     reason="making a PID namespace needs root",
 )
 def test_processes_of_the_same_id_on_one_volume_leave_each_others_staging_alone(tmp_path: Path) -> None:
-    script = "from pathlib import Path; from training.storage import staged_file, staged_folder\n"
+    script = "from pathlib import Path; from training.artifacts import staged_file, staged_folder\n"
     script += f"place = Path({str(tmp_path)!r})\n"
     script += "with staged_folder(place / 'run') as folder, staged_file(place / 'report') as file:\n"
     script += "    (folder / 'a').touch(), file.touch(), print('ready', flush=True), input()"

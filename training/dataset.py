@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from training.storage import file_digest
+from training.artifacts import file_digest
 from vizwiz_client.contract.errors import ImageError, escape_controls
 from vizwiz_client.contract.image import check_header
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import annotation, write_split
-from training.data import DEMO_MANIFEST, DatasetError, read_annotations, read_split
+from training.dataset import DEMO_MANIFEST, DatasetError, read_annotations, read_split
 
 
 def test_a_record_is_read_whole(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""OpenAI's CLIP, frozen: loaded by name or from a checkpoint, and identified by a digest of its weights."""
+"""OpenAI's CLIP, frozen; loaded by name or from a checkpoint, identified by a digest of its weights."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from training.storage import digest_of
+from training.artifacts import digest_of
 
-with warnings.catch_warnings():  # clip imports pkg_resources, which warns that it is going away
+with warnings.catch_warnings():  # clip imports pkg_resources, which warns of its removal
     warnings.simplefilter("ignore")
-    import clip as clip  # re-exported: import it from here, and the warning stays away
+    import clip as clip  # re-exported: import it from here to avoid the warning
 
 PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)  # of RGB in [0, 1]: clip.clip._transform
 PIXEL_STD = (0.26862954, 0.26130258, 0.27577711)
 
 _CONNECTION = (URLError, HTTPException, ConnectionError, TimeoutError)
-# Of a GPU; torch.AcceleratorError is also what a device without room for CUDA itself raises.
+# A device without memory for CUDA itself raises torch.AcceleratorError.
 _DEVICE = (torch.OutOfMemoryError, torch.AcceleratorError)
-# What clip.load raises on a file that is something else, or cut short.
+# What clip.load raises on another kind of file, or on a truncated one.
 _NOT_A_CHECKPOINT = (
     UnpicklingError,
     struct.error,
@@ -44,31 +44,31 @@ _FAILURES = (*_CONNECTION, *_DEVICE, OSError, *_NOT_A_CHECKPOINT)
 
 
 class ClipError(Exception):
-    """A CLIP that cannot be had: no such name, file or device, not a checkpoint, or no way to download or keep it."""
+    """A CLIP that cannot be loaded: unknown name, file or device, no checkpoint, or a failed download."""
 
 
 @dataclass(frozen=True)
 class FrozenClip:
-    """A CLIP in evaluation mode. D = ``width``, S = ``side``; features are raw, not normalised."""
+    """A CLIP in evaluation mode; S = ``image_size``, D = ``embed_dim``. Features are not normalised."""
 
     model: Any  # clip.model.CLIP: the package ships no types
-    source: str  # the name or path it was loaded by
-    digest: str
+    source: str  # name or path
+    digest: str  # SHA-256 of the weights
     device: torch.device
 
     @property
-    def side(self) -> int:
-        """Side of the square input in pixels, S."""
+    def image_size(self) -> int:
+        """Height and width of the input image in pixels, S."""
         return int(self.model.visual.input_resolution)
 
     @property
-    def width(self) -> int:
+    def embed_dim(self) -> int:
         """Number of features of an image or a text, D."""
         return int(self.model.text_projection.shape[1])
 
     @property
     def precision(self) -> str:
-        """The type it computes in: float16 on CUDA, float32 on a CPU."""
+        """Compute type: float16 on CUDA, float32 on a CPU."""
         return str(self.model.dtype).removeprefix("torch.")
 
     @torch.inference_mode()
@@ -84,28 +84,28 @@ class FrozenClip:
 
 
 def normalise_pixels(pixels: Tensor) -> Tensor:
-    """Turn uint8 [B, S, S, 3] into what CLIP's image encoder takes: fp32 [B, 3, S, S], standardised per channel."""
+    """Standardise pixels uint8 [B, S, S, 3] per channel to the input of CLIP's image encoder, fp32 [B, 3, S, S]."""
     mean = torch.tensor(PIXEL_MEAN, device=pixels.device) * 255
     std = torch.tensor(PIXEL_STD, device=pixels.device) * 255
     return ((pixels.to(torch.float32) - mean) / std).permute(0, 3, 1, 2)
 
 
-def clip_preprocess(side: int) -> Any:
-    """CLIP's own transform from a PIL picture to fp32 [3, S, S]: the reference that the contract is compared with."""
-    return clip.clip._transform(side)
+def clip_preprocess(image_size: int) -> Any:
+    """CLIP's own transform of a PIL image to fp32 [3, S, S], the reference of ``vizwiz_client.contract.image``."""
+    return clip.clip._transform(image_size)
 
 
 def clip_tokenize(questions: list[str]) -> Tensor:
-    """CLIP's own tokenizer, to int [B, 77]: the reference that the contract is compared with."""
+    """CLIP's own token ids, int [B, 77], the reference of ``vizwiz_client.contract.tokenizer``."""
     tokens: Tensor = clip.tokenize(questions, truncate=True)
     return tokens
 
 
 def check_clip_source(source: str | Path) -> None:
-    """Check that ``source`` names a CLIP or a file, before anything long is begun.
+    """Check that ``source`` is one of OpenAI's names or a file.
 
     Raises:
-        ClipError: it does neither; the message lists OpenAI's names.
+        ClipError: it is neither; the message lists OpenAI's names.
     """
     if str(source) not in clip.available_models() and not Path(source).is_file():
         choices = ", ".join(clip.available_models())
@@ -113,10 +113,10 @@ def check_clip_source(source: str | Path) -> None:
 
 
 def choose_device(asked: str) -> torch.device:
-    """Resolve ``--device``; a CPU has no number.
+    """Resolve ``--device``: auto, cpu, cuda or cuda:N.
 
     Raises:
-        ClipError: there is no such device, or CUDA was asked for and this PyTorch sees none.
+        ClipError: there is no such device.
     """
     if asked == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -127,7 +127,7 @@ def choose_device(asked: str) -> torch.device:
     if device.type not in ("cpu", "cuda"):
         raise ClipError(f"--device {asked}: only the CPU and CUDA are supported; give auto, cpu, cuda or cuda:N")
     if device.type == "cpu":
-        return torch.device("cpu")  # clip.load computes in fp16 on all that is not called "cpu", "cpu:0" included
+        return torch.device("cpu")  # clip.load computes in fp16 on every other name, "cpu:0" included
     if not torch.cuda.is_available():
         raise ClipError(f"--device {asked}: this PyTorch sees no CUDA device; use --device cpu")
     if (device.index or 0) >= (count := torch.cuda.device_count()):
@@ -136,34 +136,36 @@ def choose_device(asked: str) -> torch.device:
 
 
 def clip_name(source: str) -> str:
-    """How a CLIP is called in a report: OpenAI's name, or the name of its file without the folders it lies in."""
+    """Name of a CLIP in reports: OpenAI's name, or the file name without its folders."""
     return source if source in clip.available_models() else Path(source).name
 
 
 def load_clip(source: str | Path, device: str | torch.device = "cpu") -> FrozenClip:
-    """Load a CLIP: one of OpenAI's by its name (downloaded once, checksum verified) or a checkpoint file.
+    """Load a CLIP; weights are fp16 on CUDA and fp32 on a CPU.
 
-    Weights are fp16 on CUDA and fp32 on a CPU, as ``clip.load`` decides.
+    Args:
+        source: one of OpenAI's names (downloaded once, checksum verified), or a checkpoint file.
+        device: where to load it.
 
     Raises:
-        ClipError: the message says what was looked for and what can be given instead.
+        ClipError: it cannot be loaded.
     """
     check_clip_source(source)
     name = str(source)
     try:
-        with warnings.catch_warnings():  # deprecation of TorchScript, which OpenAI's archives are
+        with warnings.catch_warnings():  # OpenAI's checkpoints are TorchScript archives, which are deprecated
             warnings.simplefilter("ignore")
             model, _ = clip.load(name, device=device, jit=False)
     except _FAILURES as error:
-        raise ClipError(_explain(error, name, device)) from error
+        raise ClipError(_load_error(error, name, device)) from error
     model.eval().requires_grad_(False)
     return FrozenClip(model, name, weights_digest(model), torch.device(device))
 
 
 def weights_digest(model: torch.nn.Module) -> str:
-    """SHA-256 of a CLIP's weights, whatever file or precision holds them.
+    """SHA-256 of a CLIP's weights in fp32, independent of file format and precision.
 
-    ``clip.load`` keeps fp16 on a GPU and widens the same numbers to fp32 on a CPU: widened, both have one digest.
+    ``clip.load`` keeps fp16 weights on a GPU and converts them to fp32 on a CPU; both have the same digest.
     """
     parts: list[bytes | str] = []
     for name, tensor in sorted(model.state_dict().items()):
@@ -171,9 +173,9 @@ def weights_digest(model: torch.nn.Module) -> str:
     return digest_of(*parts)
 
 
-def _explain(error: Exception, name: str, device: str | torch.device) -> str:
-    """What it means that ``clip.load`` failed, and what can be done about it; the special kinds come first."""
-    first_line = str(error).partition("\n")[0]  # PyTorch goes on with hints for its developers
+def _load_error(error: Exception, name: str, device: str | torch.device) -> str:
+    """Error message for an exception of ``clip.load``; the order matters, URLError is an OSError."""
+    first_line = str(error).partition("\n")[0]  # PyTorch adds hints for its developers
     reason = f"{type(error).__name__}: {first_line}"
     downloaded = name in clip.available_models()
     if isinstance(error, _CONNECTION):

@@ -1,4 +1,4 @@
-"""Files and folders that are either whole or absent, and the digests that tie them to what they were made from."""
+"""Atomic files and folders, and SHA-256 digests."""
 
 from __future__ import annotations
 

@@ -24,15 +24,15 @@ from typing import Any
 import safetensors.torch
 from safetensors import SafetensorError
 
+from training.artifacts import digest_of, file_digest, write_json
 from training.baselines import Baseline, load_baselines, save_baselines
 from training.head import GatedHead
 from training.predictor import ClipEnsemble, Predictor
 from training.recipe import JOINED
 from training.splits import HOLDOUT
-from training.storage import digest_of, file_digest, write_json
 
 DEFAULT_RUNS = Path("runs")
-RUN_FORMAT = 2
+RUN_FORMAT = 3
 RUN_FILE = "run.json"
 HEAD_FILE = "head.safetensors"
 ANSWERS_FILE = "answers.txt"
@@ -125,7 +125,7 @@ class Run:
         sizes = len(self.answers), len(self.answer_types), recipe["hidden"]
         source = recipe["answerable_from"]
         members = [
-            Predictor([GatedHead(clip["width"], *sizes, answerable_from=source) for _ in range(recipe["folds"])])
+            Predictor([GatedHead(clip["embed_dim"], *sizes, answerable_from=source) for _ in range(recipe["folds"])])
             for clip in self.clips
         ]
         ensemble = ClipEnsemble(members)

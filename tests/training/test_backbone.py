@@ -15,7 +15,7 @@ from urllib.error import URLError
 import pytest
 import torch
 
-from training.clip_models import ClipError, FrozenClip, choose_device, clip, load_clip
+from training.backbone import ClipError, FrozenClip, choose_device, clip, load_clip
 
 NAME = "ViT-B/32"
 
