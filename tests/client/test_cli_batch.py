@@ -20,7 +20,6 @@ import grpc
 import pytest
 
 from tests.client.fake_server import FakeServer
-from tests.contract.bad_photos import PNG_WITHOUT_PALETTE
 from vizwiz_client import VizwizClient, cli
 from vizwiz_client.cli import _output
 from vizwiz_client.cli._batch import COLUMNS, JOURNAL_SUFFIX, lock
@@ -129,12 +128,6 @@ class TestFormats:
         assert [row["id"] for row in found] == [row["id"] for row in rows]
         assert done.stderr == b"3 of 3 rows answered\n"  # no progress where there is no terminal
 
-    def test_json_out_of_csv(self, batch, photos: list[Path]) -> None:
-        path = write_csv(photos[0].parent / "q.csv", questions(photos, 2))
-        _, out, notes = batch(path, "--json", "--quiet")
-        assert [json.loads(line)["error"] for line in out.splitlines()] == [None, None]
-        assert notes == []
-
     def test_the_column_may_be_called_image_as_vizwiz_does(self, batch, photos: list[Path], tmp_path: Path) -> None:
         path = write_json_lines(tmp_path / "q.jsonl", [{"image": photos[0].name, "question": "what?", "n": {"m": [1]}}])
         assert batch(path, "-o", tmp_path / "a.csv")[0] == 0
@@ -165,12 +158,6 @@ class TestErrors:
         assert [bool(row["answer"]) for row in found] == [True, False, False, True]
         assert "missing.jpg: cannot be read (No such file" in found[1]["error"]
         assert "expected words" in found[2]["error"]
-
-    def test_a_photo_that_its_decoder_trips_over(self, batch, photos: list[Path], tmp_path: Path) -> None:
-        photos[1].write_bytes(PNG_WITHOUT_PALETTE)
-        status, _, _ = batch(write_csv(tmp_path / "q.csv", questions(photos, 4)), "-o", tmp_path / "a.csv")
-        assert status == _output.SOME_FAILED
-        assert [bool(row["answer"]) for row in read(tmp_path / "a.csv")] == [True, False, True, True]
 
     @pytest.mark.parametrize(
         ("content", "text"),

@@ -92,9 +92,6 @@ class TestClosedAndFull:
         assert (done.returncode, ids(done.stdout)) == (_output.OK, ALL)
         assert shell(f"client ask {error}").returncode == _output.USAGE
 
-    def test_output_and_errors(self, shell) -> None:
-        assert shell("client ask photo0.png 'what is this?' >&- 2>&-").returncode == OUTPUT_LOST
-
     @pytest.mark.parametrize("command", ["batch -", "batch /dev/stdin", "ask - what?", "ask photo0.png -"])
     def test_a_closed_input(self, shell, command: str) -> None:
         done = shell(f"client {command} <&-")

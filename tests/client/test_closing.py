@@ -17,7 +17,6 @@ import pytest
 from tests.client.conftest import Connect
 from tests.client.fake_server import FakeServer
 from vizwiz_client import ServerUnavailable, Status, VizwizClient, _core
-from vizwiz_client._core import MAX_GROUPS
 
 LIMIT_S = 60  # what takes longer hangs
 CLOSED = r"this client is closed; make a new one"
@@ -132,23 +131,6 @@ def test_waiting_for_photos_to_be_decoded(
     go_on.set()
     assert closing.result() is None
     assert_closed(call.result())
-
-
-def test_a_stream_under_way(connect: Connect, fake_server: FakeServer, photos: list[Path]) -> None:
-    client = connect(fake_server.url, timeout_s=LONG_S)
-    fake_server.gate.clear()
-    call = Call(lambda: list(client.ask_many(itertools.cycle([(photos[0], "what?")]))))
-    wait_until(lambda: len(fake_server.request_ids) == MAX_GROUPS)
-    client.close()
-    assert_closed(call.result())
-
-
-def test_between_the_items_of_a_stream(connect: Connect, fake_server: FakeServer, photos: list[Path]) -> None:
-    client = connect(fake_server.url, timeout_s=LONG_S)
-    stream = client.ask_many(itertools.cycle([(photos[0], "what?")]))
-    next(stream)
-    client.close()
-    assert_closed(Call(lambda: list(stream)).result())
 
 
 def test_within_the_source_of_a_stream(fake_server: FakeServer, photos: list[Path]) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from vizwiz_client import ContractMismatch, ModelMissing, VizwizClient
+from vizwiz_client import ContractMismatch, VizwizClient
 from vizwiz_client.contract import tensors
 
 QUESTIONS = ["what is this?", "what colour is it?", "what is this and what is it for and is it red " * 2, "what " * 90]
@@ -49,15 +49,6 @@ def test_a_batch_equals_single_questions(client: VizwizClient, photos: list[Path
         assert together.confidence == pytest.approx(alone.confidence, abs=1e-4)
         assert together.answerable == pytest.approx(alone.answerable, abs=1e-4)
         assert together.question_truncated == alone.question_truncated
-
-
-def test_a_triton_without_the_model(live_server, photos: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tensors, "ENSEMBLE", "another_model")
-    with (
-        VizwizClient(live_server.grpc_url) as client,
-        pytest.raises(ModelMissing, match="does not serve 'another_model'"),
-    ):
-        client.ask(photos[0], "what is this?")
 
 
 def test_a_model_of_another_picture_size_is_met_at_the_next_question(live_server, photos: list[Path]) -> None:

@@ -51,7 +51,7 @@ def test_an_error_takes_its_answers_place(client: Any, photos: list[Path]) -> No
     assert outcomes[4] == client.ask(photos[2], "what?")
 
 
-def test_trouble_with_the_server_does_not_end_it(connect: Connect, fake_server: FakeServer) -> None:
+def test_a_server_error_does_not_end_it(connect: Connect, fake_server: FakeServer) -> None:
     client = connect(fake_server.url, retries=0)
     client.check()
     fake_server.failures_left, fake_server.failure = 1, (grpc.StatusCode.UNAVAILABLE, "Server is stopping")
@@ -113,19 +113,7 @@ def test_a_camera_may_use_its_buffer_again(client: Any) -> None:
     assert reds(client.ask_many(frames())) == list(range(AHEAD))
 
 
-def test_files_may_be_closed_once_they_are_taken(client: Any, photos: list[Path]) -> None:
-    def opened() -> Iterator[Any]:
-        for path in photos:
-            with path.open("rb") as file:
-                yield file, "what?"
-            with Image.open(path) as image:
-                yield image, "what?"
-
-    outcomes = list(client.ask_many(opened()))
-    assert outcomes[::2] == outcomes[1::2] == [client.ask(path, "what?") for path in photos]
-
-
-def test_trouble_with_the_source_is_the_callers(client: Any, photos: list[Path]) -> None:
+def test_an_error_of_the_source_is_raised(client: Any, photos: list[Path]) -> None:
     def pairs() -> Iterator[Any]:
         yield photos[0], "what?"
         raise LookupError("no more rows")

@@ -20,7 +20,7 @@ from PIL.TiffImagePlugin import IFDRational
 
 from tests.contract.bad_photos import PNG_WITHOUT_PALETTE, png
 from vizwiz_client.contract import image as image_module
-from vizwiz_client.contract.errors import ImageError, VizwizError
+from vizwiz_client.contract.errors import ImageError
 from vizwiz_client.contract.image import check_header, load_photo, materialize, to_pixels
 
 
@@ -114,11 +114,6 @@ class TestSources:
         data = encoded(red, "GIF", save_all=True, append_images=[blue])
         assert load_photo(data).getpixel((5, 5)) == (255, 0, 0)
 
-    def test_the_callers_image_is_left_alone(self) -> None:
-        photo = noise(40, 30)
-        load_photo(photo).putpixel((0, 0), (1, 2, 3))
-        np.testing.assert_array_equal(photo, noise(40, 30))
-
 
 class TestModes:
     def test_16_bit_grey_is_scaled(self) -> None:
@@ -142,11 +137,6 @@ class TestModes:
     def test_opaque_modes_become_rgb(self, mode: str) -> None:
         image = noise(40, 30).convert(mode)
         np.testing.assert_array_equal(load_photo(image), image.convert("RGB"))
-
-    def test_cmyk_jpeg(self) -> None:
-        red = load_photo(encoded(Image.new("CMYK", (40, 30), (0, 255, 255, 0)), "JPEG")).getpixel((10, 10))
-        assert red[0] > 240
-        assert max(red[1:]) < 15
 
     @pytest.mark.parametrize("mode", ["RGBA", "LA"])
     def test_transparent_parts_are_white(self, mode: str) -> None:
@@ -189,11 +179,6 @@ class TestUpright:
         exif[ExifTags.Base.Orientation] = orientation
         np.testing.assert_array_equal(load_photo(encoded(stored, exif=exif)), upright)
 
-    def test_jpeg(self) -> None:
-        exif = Image.Exif()
-        exif[ExifTags.Base.Orientation] = 6
-        assert load_photo(encoded(noise(40, 24), "JPEG", exif=exif)).size == (24, 40)
-
     @pytest.mark.parametrize(
         "exif",
         [
@@ -231,11 +216,6 @@ class TestUpright:
         xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
         for format in ("JPEG", "WEBP"):
             assert load_photo(encoded(noise(40, 24), format, xmp=xmp)).size == (24, 40)
-
-    def test_an_orientation_that_does_not_exist(self) -> None:
-        exif = Image.Exif()
-        exif[ExifTags.Base.Orientation] = 99
-        assert load_photo(encoded(noise(40, 24), exif=exif)).size == (40, 24)
 
 
 def png_header(width: int, height: int) -> bytes:
@@ -353,15 +333,6 @@ class TestRefused:
         with pytest.raises(ImageError, match=r"damaged or incomplete \(.*\); send the file again, or another one"):
             load_photo(data[: len(data) // 2])
 
-    @pytest.mark.parametrize(
-        ("chunk", "length", "text"), [(b"IHDR", 0, "Truncated IHDR chunk"), (b"IDAT", 1, "broken PNG file")]
-    )
-    def test_a_png_with_a_chunk_of_a_wrong_length(self, chunk: bytes, length: int, text: str) -> None:
-        data = bytearray(encoded(noise(24, 20)))
-        data[data.index(chunk) - 1] = length
-        with pytest.raises(ImageError, match=rf"damaged or incomplete \(.*{text}"):
-            load_photo(bytes(data))
-
     def test_a_jpeg_of_many_scans(self, tmp_path: Path) -> None:
         """The decoder goes over the whole picture for each: half a megabyte could take minutes."""
         data = encoded(noise(64, 48), "JPEG", progressive=True)
@@ -394,16 +365,6 @@ class TestRefused:
             load_photo(path)
         with pytest.raises(ImageError, match="Is a directory"):
             load_photo(tmp_path)
-
-    def test_a_bad_file_is_named(self, tmp_path: Path) -> None:
-        path = tmp_path / "text.jpg"
-        path.write_text("words")
-        with pytest.raises(ImageError, match=r"text\.jpg: not a picture"):
-            load_photo(path)
-
-    def test_the_error_is_a_value_error_of_the_package(self) -> None:
-        assert issubclass(ImageError, ValueError)
-        assert issubclass(ImageError, VizwizError)
 
     @pytest.mark.parametrize("format", image_module.FORMATS)
     def test_damaged_bytes_are_an_image_error_or_a_picture(self, format: str) -> None:

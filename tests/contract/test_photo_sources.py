@@ -28,11 +28,6 @@ def png(array: np.ndarray) -> bytes:
 
 
 class TestArrays:
-    def test_rgb(self) -> None:
-        array = noise(30, 40, 3)
-        np.testing.assert_array_equal(load_photo(array), array)
-        np.testing.assert_array_equal(load_photo(array[::-1, ::2]), array[::-1, ::2])  # not contiguous
-
     def test_grey(self) -> None:
         array = noise(30, 40)
         np.testing.assert_array_equal(load_photo(array), np.repeat(array[..., None], 3, axis=2))
@@ -87,12 +82,6 @@ class TestFileObjects:
             pytest.raises(ImageError, match="gives str, expected bytes: open it with mode 'rb'"),
         ):
             load_photo(file)  # type: ignore[arg-type]
-
-    def test_closed_is_refused(self) -> None:
-        file = io.BytesIO(b"")
-        file.close()
-        with pytest.raises(ImageError, match=r"cannot be read \(I/O operation on closed file"):
-            load_photo(file)
 
     def test_errors_of_its_own(self) -> None:
         class Download(io.RawIOBase):
@@ -187,9 +176,9 @@ class TestShrinking:
         assert load_photo(data).size == size
         photo = load_photo(data, side)
         assert photo.size == shrunk
-        apart = np.abs(to_pixels(photo, side).astype(int) - to_pixels(load_photo(data), side))
-        assert apart.mean() < 2  # the same picture, nowhere shifted
-        assert not apart.any() or photo.size != size
+        difference = np.abs(to_pixels(photo, side).astype(int) - to_pixels(load_photo(data), side))
+        assert difference.mean() < 2  # the same picture, nowhere shifted
+        assert not difference.any() or photo.size != size
 
     def test_upright_as_ever(self) -> None:
         exif = Image.Exif()
@@ -202,9 +191,6 @@ class TestShrinking:
         Image.open(io.BytesIO(self.jpeg(640, 480))).convert(mode).save(buffer, "JPEG")
         photo = load_photo(buffer.getvalue(), 60)
         assert (photo.mode, photo.size) == ("RGB", (80, 60))
-
-    def test_other_formats_are_left_alone(self) -> None:
-        assert load_photo(png(noise(480, 640, 3)), 60).size == (640, 480)
 
 
 class TestTurnedOnce:
