@@ -76,6 +76,16 @@ class TestPublicNames:
         for item in [thing, *(value for value in members if callable(value) or isinstance(value, property))]:
             assert inspect.getdoc(item), item
 
+    @pytest.mark.parametrize("kind", [vizwiz_client.VizwizClient, vizwiz_client.AsyncVizwizClient])
+    def test_every_parameter_is_documented(self, kind: type) -> None:
+        documented = [
+            (kind, kind.__init__),
+            *((method, method) for name, method in vars(kind).items() if name[0] != "_"),
+        ]
+        for documentation, function in documented:
+            for name in list(inspect.signature(function).parameters)[1:]:
+                assert re.search(rf"^ +{name}: ", inspect.getdoc(documentation) or "", re.MULTILINE), (function, name)
+
     @pytest.mark.parametrize("module", [errors, image_module, streams, tensors, tokenizer])
     def test_the_contract_is_documented(self, module) -> None:
         for name, value in vars(module).items():
