@@ -30,7 +30,7 @@ $(DEV): $(USE)
 	@touch $@
 
 demo: $(USE)  ## fit, export, serve and ask, on the embedded demo material
-	$(BIN)/python demo.py
+	$(BIN)/python -m demo
 
 lint: $(DEV)  ## style, import rules, types
 	$(BIN)/ruff check .

@@ -22,7 +22,7 @@ from PIL import Image, ImageCms
 
 from training.backbone import FrozenClip, load_clip
 from training.dataset import read_split
-from training.demo import DEMO_CLIP, ensure_demo_dataset
+from demo import DEMO_CLIP, ensure_demo_dataset
 from vizwiz_client.contract.image import load_photo, to_pixels
 
 PHOTOS = 300

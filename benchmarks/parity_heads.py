@@ -35,7 +35,7 @@ from export.publication import export_run
 from export.targets import Target
 from training.backbone import FrozenClip, load_clip
 from training.dataset import read_split
-from training.demo import DEMO_CLIP, ensure_demo_dataset
+from demo import DEMO_CLIP, ensure_demo_dataset
 from training.fit import fit
 from training.predictor import Calibration, Predictor
 from training.recipe import RECIPES

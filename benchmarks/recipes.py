@@ -28,7 +28,7 @@ from training.backbone import load_clip
 from training.baselines import LOGISTIC, fit_baseline, normalised
 from training.calibration import Line, calibrate
 from training.dataset import Record, Split, read_split
-from training.demo import DEMO_CLIP, ensure_demo_dataset
+from demo import DEMO_CLIP, ensure_demo_dataset
 from training.features import encode_split
 from training.fitting import Examples
 from training.folds import fit_predictor, predict

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from training.demo.photo import take_photo
-from training.demo.questions import draw_question_kind, phrase
-from training.demo.scene import Scene, draw_scene
+from demo.photo import take_photo
+from demo.questions import draw_question_kind, phrase
+from demo.scene import Scene, draw_scene
 from vizwiz_client.contract.image import load_photo, to_pixels
 
 _PHOTO_SIZE = (480, 640)

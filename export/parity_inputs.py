@@ -19,7 +19,7 @@ from PIL import Image
 from export.example_inputs import draw_request, photograph
 from training.backbone import PIXEL_MEAN, PIXEL_STD, clip_preprocess, clip_tokenize
 from training.dataset import Split
-from training.demo.scene import Scene
+from demo.scene import Scene
 from vizwiz_client.contract import tensors, tokenizer
 from vizwiz_client.contract.errors import ImageError, QuestionError
 from vizwiz_client.contract.image import load_photo, to_pixels

@@ -20,7 +20,7 @@ from export.publication import export_run
 from serving.server import EmbeddedTriton
 from training.backbone import FrozenClip, clip, load_clip
 from training.dataset import DEMO_MANIFEST, read_split
-from training.demo import DEMO_CLIP, ensure_demo_dataset
+from demo import DEMO_CLIP, ensure_demo_dataset
 from training.fit import fit
 from training.recipe import Recipe
 from training.run import Run, read_run

@@ -18,7 +18,7 @@ from export.targets import Precision, Target, recommend, this_machine
 from training.artifacts import staged_folder
 from training.backbone import FrozenClip, load_clip
 from training.dataset import read_split
-from training.demo import DEMO_CLIP, ensure_demo_dataset
+from demo import DEMO_CLIP, ensure_demo_dataset
 from training.fit import fit
 from training.head import GatedHead
 from training.predictor import ClipEnsemble, Predictor

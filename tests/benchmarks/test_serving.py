@@ -30,7 +30,7 @@ from benchmarks.serving.tables import tables
 from benchmarks.serving.watch import Sample
 from export.targets import Target
 from tests.conftest import LiveServer
-from training.demo import DEMO_CLIP
+from demo import DEMO_CLIP
 from vizwiz_client import VizwizClient
 from vizwiz_client.contract import tensors
 from vizwiz_client.contract.tokenizer import tokenize

@@ -14,9 +14,14 @@ from typing import Any
 
 import pytest
 
+from demo import ensure_demo_dataset
 from tests.conftest import ROOT
+<<<<<<< ours
 from training.dataset import read_split
-from training.demo import ensure_demo_dataset
+from demo import ensure_demo_dataset
+=======
+from training.data import read_split
+>>>>>>> theirs
 from training.fit import next_step
 from training.run import newest_run
 
@@ -113,8 +118,8 @@ def test_the_client_answers_in_a_line(place: Path, grpc_url: str) -> None:
 
 
 def test_every_command_refuses_a_closed_output() -> None:
-    modules = [path for name in ("training", "export", "serving") for path in (ROOT / name).rglob("*.py")]
-    sources = [path.read_text(encoding="utf-8") for path in [*modules, ROOT / "demo.py"]]
+    modules = [path for name in ("training", "export", "serving", "demo") for path in (ROOT / name).rglob("*.py")]
+    sources = [path.read_text(encoding="utf-8") for path in modules]
     commands = [text for text in sources if "ArgumentParser(" in text and "__name__ ==" in text]
     assert len(commands) >= 9
     assert all("(streams.run(main))" in text for text in commands)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from training.demo.pen import COLOURS, METAL, WOOD, Pen, Rgb, contrasting, darker, lighter
+from demo.pen import COLOURS, METAL, WOOD, Pen, Rgb, contrasting, darker, lighter
 
 _INK: Rgb = (40, 38, 40)
 _PAPER: Rgb = (246, 242, 230)

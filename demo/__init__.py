@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from training.demo.dataset import ensure_demo_dataset
+from demo.dataset import ensure_demo_dataset
 
 DEMO_CLIP = Path(__file__).with_name("clip_demo.pt")
 

@@ -9,7 +9,7 @@ from random import Random
 import numpy as np
 from PIL import Image, ImageChops, ImageDraw
 
-from training.demo.pen import Rgb, darker, lighter
+from demo.pen import Rgb, darker, lighter
 
 Size = tuple[int, int]
 _BANK_SIDE = 1024  # pixels of noise; every texture is a window of it

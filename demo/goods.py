@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from random import Random
 
-from training.demo.pen import COLOURS, FACES, METAL, Pen, Rgb, darker, lighter, mix
+from demo.pen import COLOURS, FACES, METAL, Pen, Rgb, darker, lighter, mix
 
 _INK: Rgb = (40, 38, 40)
 _LINEN: Rgb = (250, 248, 240)

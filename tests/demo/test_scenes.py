@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 
 from training.dataset import ANSWER_TYPES, CONFIDENCES
-from training.demo.answers import UNANSWERABLE, annotate, answer_of
-from training.demo.captions import draw_caption, facts_of
-from training.demo.goods import AMOUNTS, GARMENTS, PATTERNS, PRODUCTS
-from training.demo.objects import OBJECTS
-from training.demo.pairs import HELD_OUT, encode_facts, matches, scene_of
-from training.demo.pen import COLOURS
-from training.demo.photo import take_photo
-from training.demo.questions import KINDS, draw_question_kind, phrase
-from training.demo.scene import FLAWS, SPOILED, Scene, draw_scene
+from demo.answers import UNANSWERABLE, annotate, answer_of
+from demo.captions import draw_caption, facts_of
+from demo.goods import AMOUNTS, GARMENTS, PATTERNS, PRODUCTS
+from demo.objects import OBJECTS
+from demo.pairs import HELD_OUT, encode_facts, matches, scene_of
+from demo.pen import COLOURS
+from demo.photo import take_photo
+from demo.questions import KINDS, draw_question_kind, phrase
+from demo.scene import FLAWS, SPOILED, Scene, draw_scene
 from vizwiz_client.contract.tokenizer import tokenize
 
 SIZE = (120, 160)

@@ -1,6 +1,6 @@
 """Make the demo data set: a VizWiz folder of generated photos, questions and answers.
 
-    python -m training.demo.dataset                  # data/demo: 3,000 train, 600 val and 300 test records
+    python -m demo.dataset                  # data/demo: 3,000 train, 600 val and 300 test records
 
 Takes 45 to 60 s on 2 cores, and 150 MB. The same seed gives the same files on any number of workers.
 """
@@ -24,10 +24,10 @@ from tqdm import tqdm
 
 from training.artifacts import disk_full_names, staged_folder, write_json
 from training.dataset import DEMO_MANIFEST, DatasetError
-from training.demo.answers import annotate
-from training.demo.photo import take_photo
-from training.demo.questions import draw_question_kind, phrase
-from training.demo.scene import draw_scene
+from demo.answers import annotate
+from demo.photo import take_photo
+from demo.questions import draw_question_kind, phrase
+from demo.scene import draw_scene
 from vizwiz_client.contract import streams
 
 GENERATOR_VERSION = 1  # raised when the same seed gives other records: data made by an older one is then refused
@@ -129,7 +129,7 @@ def _check_counts(arguments: dict[str, Any]) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Make the data set; an error with a remedy is one line and exit code 2."""
-    parser = argparse.ArgumentParser(prog="python -m training.demo.dataset", description="Make the demo data set.")
+    parser = argparse.ArgumentParser(prog="python -m demo.dataset", description="Make the demo data set.")
     parser.add_argument("--out", type=Path, default=DEFAULT_FOLDER, help=f"folder to make (default: {DEFAULT_FOLDER})")
     for split, default in (("train", TRAIN), ("val", VAL), ("test", TEST)):
         parser.add_argument(f"--{split}", type=int, default=default, help=f"records of {split} (default: {default})")

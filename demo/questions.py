@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from random import Random
 
-from training.demo.scene import Scene
+from demo.scene import Scene
 
 KINDS = ("what", "colour", "pattern", "money", "contents", "read", "on", "on or off", "open", "open or closed")
 

@@ -1,9 +1,9 @@
 """Pre-train the demo CLIP: OpenAI's own model class at small width, on generated pictures and captions.
 
-    python -m training.demo.pretrain
+    python -m demo.pretrain
 
 About 15 minutes on 2 cores: 2 for the drawing, 13 for the training. What is drawn and learned stays in .cache/pretrain,
-where a killed job goes on from its last epoch. Writes training/demo/clip_demo.pt, 5.7 MB, which ``clip.load`` takes
+where a killed job goes on from its last epoch. Writes demo/clip_demo.pt, 5.7 MB, which ``clip.load`` takes
 like any other checkpoint. With it, ``python -m training.fit`` reaches a VQA accuracy of 93 on the demo data's val split
 (34 for always answering "unanswerable") and an average precision of 0.94 for unanswerable photos (chance 0.17).
 """
@@ -28,9 +28,9 @@ from tqdm import tqdm
 
 from training.artifacts import digest_of, staged_file
 from training.backbone import clip, normalise_pixels
-from training.demo import DEMO_CLIP
-from training.demo.captions import facts_of
-from training.demo.pairs import SIDE, Texts, encode_facts, matches, render, scene_of, tokens_in_use
+from demo import DEMO_CLIP
+from demo.captions import facts_of
+from demo.pairs import SIDE, Texts, encode_facts, matches, render, scene_of, tokens_in_use
 from vizwiz_client.contract import streams
 
 VOCABULARY = 49408  # CLIP's tokens
@@ -243,7 +243,7 @@ def pretrain(settings: Settings, out: Path, work: Path, workers: int) -> Path:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command."""
-    parser = argparse.ArgumentParser(prog="python -m training.demo.pretrain", description="Pre-train the demo CLIP.")
+    parser = argparse.ArgumentParser(prog="python -m demo.pretrain", description="Pre-train the demo CLIP.")
     parser.add_argument("--out", type=Path, default=DEMO_CLIP, help=f"checkpoint to write (default: {DEMO_CLIP.name})")
     parser.add_argument("--work", type=Path, default=Path(".cache/pretrain"), help="(default: .cache/pretrain)")
     parser.add_argument("--workers", type=int, default=2, help="processes that draw (default: 2)")

@@ -7,8 +7,8 @@ from random import Random
 from typing import Any
 
 from training.dataset import ANSWERS_PER_QUESTION
-from training.demo.pen import COLOURS
-from training.demo.scene import Scene
+from demo.pen import COLOURS
+from demo.scene import Scene
 
 UNANSWERABLE = "unanswerable"
 

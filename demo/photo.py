@@ -7,11 +7,11 @@ from random import Random
 
 from PIL import Image, ImageChops, ImageFilter
 
-from training.demo.backdrop import Size, draw_backdrop, noise, roughen
-from training.demo.goods import draw_clothes, draw_door, draw_lamp, draw_note, draw_package, draw_switch
-from training.demo.objects import OBJECTS
-from training.demo.pen import COLOURS, SKIN, Pen, Rgb, mix
-from training.demo.scene import Scene
+from demo.backdrop import Size, draw_backdrop, noise, roughen
+from demo.goods import draw_clothes, draw_door, draw_lamp, draw_note, draw_package, draw_switch
+from demo.objects import OBJECTS
+from demo.pen import COLOURS, SKIN, Pen, Rgb, mix
+from demo.scene import Scene
 
 _SUPERSAMPLING = 2  # drawn twice as large and scaled down: smooth edges
 _FRAMES = {"money": 0.98, "door": 0.95, "lamp": 0.8, "switch": 0.75}  # share of the shorter side; else 0.8

@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from random import Random
 
-from training.demo.goods import AMOUNTS, GARMENTS, PACKAGES, PATTERNS, PRODUCTS
-from training.demo.objects import OBJECTS
-from training.demo.pen import COLOURS
-from training.demo.questions import phrase
-from training.demo.scene import FLAWS, SPOILED, Scene
+from demo.goods import AMOUNTS, GARMENTS, PACKAGES, PATTERNS, PRODUCTS
+from demo.objects import OBJECTS
+from demo.pen import COLOURS
+from demo.questions import phrase
+from demo.scene import FLAWS, SPOILED, Scene
 
 Facts = dict[str, str]
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from random import Random
 from typing import Any
 
-from training.demo.goods import AMOUNTS, GARMENTS, PACKAGES, PATTERNS, PRODUCTS
-from training.demo.objects import OBJECTS
-from training.demo.pen import COLOURS
+from demo.goods import AMOUNTS, GARMENTS, PACKAGES, PATTERNS, PRODUCTS
+from demo.objects import OBJECTS
+from demo.pen import COLOURS
 
 KINDS = ("object", "clothes", "package", "money", "switch", "lamp", "door")
 _KIND_WEIGHTS = (40, 14, 20, 12, 5, 4, 5)

@@ -13,10 +13,10 @@ import torch
 from torch.nn import functional
 
 from training.backbone import clip_tokenize, load_clip, normalise_pixels
-from training.demo import DEMO_CLIP, ensure_demo_dataset, pairs
-from training.demo.photo import take_photo
-from training.demo.pretrain import Settings, Trainer, contrastive_loss, paraphrase_loss, pretrain, save_checkpoint
-from training.demo.scene import draw_scene
+from demo import DEMO_CLIP, ensure_demo_dataset, pairs
+from demo.photo import take_photo
+from demo.pretrain import Settings, Trainer, contrastive_loss, paraphrase_loss, pretrain, save_checkpoint
+from demo.scene import draw_scene
 from training.fit import main as fit_main
 from training.run import METRICS_FILE, newest_run
 from vizwiz_client.contract.image import to_pixels

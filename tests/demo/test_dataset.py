@@ -10,7 +10,7 @@ import pytest
 from PIL import ExifTags, Image
 
 from training.dataset import DEMO_MANIFEST, read_split
-from training.demo.dataset import ensure_demo_dataset, main
+from demo.dataset import ensure_demo_dataset, main
 from training.vocabulary import majority_answer
 from vizwiz_client.contract.image import load_photo
 
@@ -72,7 +72,7 @@ def test_a_worker_for_each_core_that_may_be_used(tmp_path: Path, monkeypatch: py
         raise KeyboardInterrupt
 
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 5, 7})
-    monkeypatch.setattr("training.demo.dataset.ProcessPoolExecutor", pool)
+    monkeypatch.setattr("demo.dataset.ProcessPoolExecutor", pool)
     assert main(["--out", str(tmp_path / "data")]) == 130
     assert asked == [3]
 
