@@ -20,9 +20,9 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageCms
 
+from demo import DEMO_CLIP, ensure_demo_dataset
 from training.backbone import FrozenClip, load_clip
 from training.dataset import read_split
-from demo import DEMO_CLIP, ensure_demo_dataset
 from vizwiz_client.contract.image import load_photo, to_pixels
 
 PHOTOS = 300

@@ -22,9 +22,9 @@ import torch
 from PIL import Image
 
 from benchmarks.features import random_clip
+from demo import DEMO_CLIP, ensure_demo_dataset
 from training.backbone import FrozenClip, load_clip
 from training.dataset import Split, read_split
-from demo import DEMO_CLIP, ensure_demo_dataset
 from training.fit import fit
 from training.predictor import Predictor
 from training.recipe import Recipe

@@ -27,6 +27,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from demo import DEMO_CLIP, ensure_demo_dataset
 from export import publication
 from export.parity import ParityError
 from export.parity_inputs import Inputs, drawn_inputs, random_inputs, run_inputs
@@ -35,7 +36,6 @@ from export.publication import export_run
 from export.targets import Target
 from training.backbone import FrozenClip, load_clip
 from training.dataset import read_split
-from demo import DEMO_CLIP, ensure_demo_dataset
 from training.fit import fit
 from training.predictor import Calibration, Predictor
 from training.recipe import RECIPES

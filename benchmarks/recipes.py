@@ -23,12 +23,12 @@ import numpy.typing as npt
 import torch
 from sklearn.metrics import average_precision_score, log_loss
 
+from demo import DEMO_CLIP, ensure_demo_dataset
 from training.answer_types import TYPE_SETS
 from training.backbone import load_clip
 from training.baselines import LOGISTIC, fit_baseline, normalised
 from training.calibration import Line, calibrate
 from training.dataset import Record, Split, read_split
-from demo import DEMO_CLIP, ensure_demo_dataset
 from training.features import encode_split
 from training.fitting import Examples
 from training.folds import fit_predictor, predict

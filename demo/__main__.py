@@ -20,8 +20,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from training.dataset import Record, read_split
 from demo import ensure_demo_dataset
+from training.dataset import Record, read_split
 from training.run import CURVES_FILE, DEFAULT_RUNS, METRICS_FILE, newest_run
 from training.vocabulary import majority_answer
 from vizwiz_client.contract import streams

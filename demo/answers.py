@@ -6,9 +6,9 @@ from collections import Counter
 from random import Random
 from typing import Any
 
-from training.dataset import ANSWERS_PER_QUESTION
 from demo.pen import COLOURS
 from demo.scene import Scene
+from training.dataset import ANSWERS_PER_QUESTION
 
 UNANSWERABLE = "unanswerable"
 

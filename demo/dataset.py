@@ -22,12 +22,12 @@ from typing import Any
 from PIL import Image
 from tqdm import tqdm
 
-from training.artifacts import disk_full_names, staged_folder, write_json
-from training.dataset import DEMO_MANIFEST, DatasetError
 from demo.answers import annotate
 from demo.photo import take_photo
 from demo.questions import draw_question_kind, phrase
 from demo.scene import draw_scene
+from training.artifacts import disk_full_names, staged_folder, write_json
+from training.dataset import DEMO_MANIFEST, DatasetError
 from vizwiz_client.contract import streams
 
 GENERATOR_VERSION = 1  # raised when the same seed gives other records: data made by an older one is then refused

@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from training.artifacts import staged_file
-from training.backbone import clip_tokenize
 from demo.captions import FACTS, Facts, draw_caption
 from demo.photo import take_photo
 from demo.questions import KINDS, draw_question_kind, phrase
 from demo.scene import Pair, Scene, draw_scene
+from training.artifacts import staged_file
+from training.backbone import clip_tokenize
 from vizwiz_client.contract.image import to_pixels
 
 SIDE = 96  # pixels of the encoder's input

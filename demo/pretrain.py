@@ -26,11 +26,11 @@ from torch import Tensor
 from torch.nn import functional
 from tqdm import tqdm
 
-from training.artifacts import digest_of, staged_file
-from training.backbone import clip, normalise_pixels
 from demo import DEMO_CLIP
 from demo.captions import facts_of
 from demo.pairs import SIDE, Texts, encode_facts, matches, render, scene_of, tokens_in_use
+from training.artifacts import digest_of, staged_file
+from training.backbone import clip, normalise_pixels
 from vizwiz_client.contract import streams
 
 VOCABULARY = 49408  # CLIP's tokens

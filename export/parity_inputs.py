@@ -16,10 +16,10 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
+from demo.scene import Scene
 from export.example_inputs import draw_request, photograph
 from training.backbone import PIXEL_MEAN, PIXEL_STD, clip_preprocess, clip_tokenize
 from training.dataset import Split
-from demo.scene import Scene
 from vizwiz_client.contract import tensors, tokenizer
 from vizwiz_client.contract.errors import ImageError, QuestionError
 from vizwiz_client.contract.image import load_photo, to_pixels

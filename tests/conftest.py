@@ -16,11 +16,11 @@ import pytest
 import torch
 from PIL import Image
 
+from demo import DEMO_CLIP, ensure_demo_dataset
 from export.publication import export_run
 from serving.server import EmbeddedTriton
 from training.backbone import FrozenClip, clip, load_clip
 from training.dataset import DEMO_MANIFEST, read_split
-from demo import DEMO_CLIP, ensure_demo_dataset
 from training.fit import fit
 from training.recipe import Recipe
 from training.run import Run, read_run

@@ -23,13 +23,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from demo import DEMO_CLIP, ensure_demo_dataset
 from training.answer_types import TYPE_SETS
 from training.artifacts import disk_full_names, staged_folder, write_json
 from training.backbone import ClipError, FrozenClip, check_clip_source, choose_device, load_clip
 from training.baselines import LABELS, LOGISTIC, Baseline, fit_baselines, normalised, underfits
 from training.checkpoints import Checkpoints, FitRunningError, locked_checkpoints
 from training.dataset import DatasetError, Split, read_split
-from demo import DEMO_CLIP, ensure_demo_dataset
 from training.fitting import DivergedError, Examples, Row, scores
 from training.folds import FittedPredictor, fit_predictor, join, predict, summary
 from training.material import Material, choose_vocabulary, describe_material, make_examples, score_majority_baseline

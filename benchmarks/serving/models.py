@@ -13,12 +13,12 @@ from pathlib import Path
 import torch
 
 from benchmarks.architectures import write_full_size
+from demo import DEMO_CLIP, ensure_demo_dataset
 from export.publication import export_run
 from export.targets import Precision, Target, recommend, this_machine
 from training.artifacts import staged_folder
 from training.backbone import FrozenClip, load_clip
 from training.dataset import read_split
-from demo import DEMO_CLIP, ensure_demo_dataset
 from training.fit import fit
 from training.head import GatedHead
 from training.predictor import ClipEnsemble, Predictor

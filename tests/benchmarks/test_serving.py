@@ -28,9 +28,9 @@ from benchmarks.serving.processes import Generator, plain
 from benchmarks.serving.statistics import Look, cpu_between, memory_slope, summarise
 from benchmarks.serving.tables import tables
 from benchmarks.serving.watch import Sample
+from demo import DEMO_CLIP
 from export.targets import Target
 from tests.conftest import LiveServer
-from demo import DEMO_CLIP
 from vizwiz_client import VizwizClient
 from vizwiz_client.contract import tensors
 from vizwiz_client.contract.tokenizer import tokenize

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from PIL import ExifTags, Image
 
-from training.dataset import DEMO_MANIFEST, read_split
 from demo.dataset import ensure_demo_dataset, main
+from training.dataset import DEMO_MANIFEST, read_split
 from training.vocabulary import majority_answer
 from vizwiz_client.contract.image import load_photo
 

@@ -12,11 +12,11 @@ import pytest
 import torch
 from torch.nn import functional
 
-from training.backbone import clip_tokenize, load_clip, normalise_pixels
 from demo import DEMO_CLIP, ensure_demo_dataset, pairs
 from demo.photo import take_photo
 from demo.pretrain import Settings, Trainer, contrastive_loss, paraphrase_loss, pretrain, save_checkpoint
 from demo.scene import draw_scene
+from training.backbone import clip_tokenize, load_clip, normalise_pixels
 from training.fit import main as fit_main
 from training.run import METRICS_FILE, newest_run
 from vizwiz_client.contract.image import to_pixels

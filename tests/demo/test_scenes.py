@@ -9,7 +9,6 @@ from random import Random
 import numpy as np
 import pytest
 
-from training.dataset import ANSWER_TYPES, CONFIDENCES
 from demo.answers import UNANSWERABLE, annotate, answer_of
 from demo.captions import draw_caption, facts_of
 from demo.goods import AMOUNTS, GARMENTS, PATTERNS, PRODUCTS
@@ -19,6 +18,7 @@ from demo.pen import COLOURS
 from demo.photo import take_photo
 from demo.questions import KINDS, draw_question_kind, phrase
 from demo.scene import FLAWS, SPOILED, Scene, draw_scene
+from training.dataset import ANSWER_TYPES, CONFIDENCES
 from vizwiz_client.contract.tokenizer import tokenize
 
 SIZE = (120, 160)

@@ -16,12 +16,7 @@ import pytest
 
 from demo import ensure_demo_dataset
 from tests.conftest import ROOT
-<<<<<<< ours
 from training.dataset import read_split
-from demo import ensure_demo_dataset
-=======
-from training.data import read_split
->>>>>>> theirs
 from training.fit import next_step
 from training.run import newest_run
 
