@@ -29,9 +29,9 @@ import tritonclient.grpc
 from PIL import Image
 
 from benchmarks.client_install import install_sizes
-from serving.control import DIRECT_CHANNEL
-from serving.errors import ServingError
+from serving import ServingError
 from serving.repository import check_repository
+from serving.rollout import DIRECT_CHANNEL
 from serving.server import EmbeddedTriton
 from vizwiz_client import Answer, VizwizClient
 from vizwiz_client.contract import tensors

@@ -24,7 +24,7 @@ from benchmarks.serving.job import Job
 from benchmarks.serving.processes import Generator, triton
 from benchmarks.serving.statistics import summarise
 from export.repository import CONFIG_FILE, write_config
-from serving.errors import ServingError
+from serving import ServingError
 from serving.repository import check_repository, read_config
 from vizwiz_client.contract import tensors
 

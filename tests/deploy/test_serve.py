@@ -21,8 +21,8 @@ from tritonclient.grpc import InferenceServerClient, InferInput
 from tritonclient.utils import InferenceServerException
 
 from deploy import serve
+from deploy.watch import stubs
 from serving.launch import NO_CORE
-from serving.watch import stubs
 from tests.conftest import ROOT, LiveServer
 from tests.deploy.conftest import KEY, RAW_ENSEMBLE, START_S, Deployed
 from vizwiz_client import VizwizClient

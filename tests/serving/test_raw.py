@@ -32,7 +32,7 @@ from serving.repository import read_config
 from serving.server import EmbeddedTriton
 from tests.conftest import ROOT, LiveServer
 from tests.serving import malformed
-from tests.serving.test_lifecycle import READY_WITHIN_S, Command, eventually
+from tests.serving.processes import RECOVERY_TIMEOUT_S, Command, eventually
 from tests.serving.tiny_repository import change_config
 from training.dataset import read_split
 from vizwiz_client.contract import tensors, tokenizer
@@ -211,7 +211,7 @@ def test_deadlines_that_pass_cost_seconds_and_not_the_service(live_server: LiveS
         for _ in range(2):
             with ThreadPoolExecutor(64) as pool:
                 assert sum(pool.map(give_up, range(64))) > 64, "nearly all were in time: the test proves nothing"
-            assert eventually(answered, READY_WITHIN_S)
+            assert eventually(answered, RECOVERY_TIMEOUT_S)
         served.process.send_signal(signal.SIGTERM)
         served.end()
         assert served.process.returncode == 0

@@ -1,4 +1,4 @@
-"""`python -m serving reload` on a live server: nobody notices a good head, and a broken one changes nothing."""
+"""Rollouts on a live server: clients do not notice a good head, and a broken one changes nothing."""
 
 from __future__ import annotations
 
@@ -20,17 +20,16 @@ import pytest
 from tritonclient.grpc import InferenceServerClient
 
 from export import store
-from serving import reload as command
-from serving import swap as swap_module
-from serving.control import Control
-from serving.errors import ServingError
+from serving import ServingError
+from serving import __main__ as command
+from serving import rollout as rollout_module
+from serving.access import find_server
 from serving.golden import read_golden
-from serving.reload import reload
-from serving.repository import ensembles, locked, steps, write_config
+from serving.repository import IMMUTABLE_MODEL, ensembles, locked, steps, write_config
+from serving.rollout import Control, Rollout, rollout
 from serving.server import EmbeddedTriton
-from serving.swap import _IMMUTABLE
 from tests.serving.load import Load, Reply, ask_ensemble, errors
-from tests.serving.test_lifecycle import eventually
+from tests.serving.processes import eventually, is_ready
 from tests.serving.tiny_repository import HEAD, IMAGE_MODEL, SIDE, change_config, golden_inputs, head_answer, write_head
 from vizwiz_client.contract import tensors
 
@@ -62,8 +61,8 @@ class Served:
                 copy.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy(path, copy)
 
-    def swap(self, to: str | None = None, report: Callable[[str], None] = lambda line: None) -> command.Swap:
-        return reload(self.server.grpc_url, to=to and to.removeprefix(tensors.HEAD_PREFIX), report=report)
+    def roll_out(self, to: str | None = None, report: Callable[[str], None] = lambda line: None) -> Rollout:
+        return rollout(self.server.grpc_url, to=to and to.removeprefix(tensors.HEAD_PREFIX), report=report)
 
     def feed(self) -> Any:
         return read_golden(self.repository, FIRST).feed(SIDE, -1)
@@ -75,8 +74,12 @@ class Served:
             return {name: ask_ensemble(client, config, self.feed(), 3) for name, config in configs.items()}
 
     def states(self) -> dict[str, str]:
-        index = json.loads(self.server._control("POST", "repository/index")[1])
-        return {model["name"]: model["state"] for model in index if model.get("state")}
+        return {name: state for name, state in self.control().states().items() if state}
+
+    def control(self) -> Control:
+        server = find_server(self.server.grpc_url)
+        assert server is not None
+        return Control(server.grpc, server.key)
 
     def name(self, head: str) -> None:
         """What an export commits: the ensembles name ``head``."""
@@ -88,7 +91,7 @@ class Served:
 
 @pytest.fixture(scope="module")
 def server_with_heads(tiny_repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    sound = Path(shutil.copytree(tiny_repository, tmp_path_factory.mktemp("swaps") / "sound"))
+    sound = Path(shutil.copytree(tiny_repository, tmp_path_factory.mktemp("rollouts") / "sound"))
     for head in (SECOND, THIRD):
         write_head(sound / head, *HEADS[head])
     shutil.copytree(sound / tensors.ENSEMBLE, sound / ANOTHER)
@@ -103,7 +106,7 @@ def served(server_with_heads: Served) -> Iterator[Served]:
     """The server, whose repository the test may change: all is as it was afterwards."""
     yield server_with_heads
     server_with_heads.restore()
-    server_with_heads.swap()
+    server_with_heads.roll_out()
 
 
 def check(reply: Reply) -> None:
@@ -114,19 +117,19 @@ def check(reply: Reply) -> None:
     assert reply.answers == pytest.approx(best, abs=0.01)
 
 
-@pytest.mark.parametrize("swaps", [3, pytest.param(20, marks=pytest.mark.slow)])
-def test_swaps_under_load_fail_no_request_and_mix_no_answers(served: Served, swaps: int) -> None:
+@pytest.mark.parametrize("rollouts", [3, pytest.param(20, marks=pytest.mark.slow)])
+def test_rollouts_under_load_fail_no_request_and_mix_no_answers(served: Served, rollouts: int) -> None:
     """Changes of vocabulary all of them; forth by what an export does, and back by a digest."""
     returned: list[tuple[float, str]] = []
     with Load(served.server.grpc_url, served.repository, served.feed()) as load:
-        for number in range(swaps):
+        for number in range(rollouts):
             load.wait_for(12)
             head = [SECOND, FIRST, THIRD][number % 3]
             if number % 2:
-                done = served.swap(to=head)
+                done = served.roll_out(to=head)
             else:
                 served.name(head)
-                done = served.swap()
+                done = served.roll_out()
             returned.append((time.monotonic(), head))
             assert (done.heads, done.loaded) == ([head], [head])
             assert len(done.unloaded) == 1
@@ -205,13 +208,13 @@ def _another_heads_number(repository: Path) -> None:
 
 BROKEN: list[tuple[Callable[[Path], None], str]] = [
     (_nan_weights, "'mug' has the probability nan"),
-    (_damaged_graph, "model.onnx is damaged or another one: its SHA-256 is not the one in config.pbtxt"),
+    (_damaged_graph, "model.onnx is damaged or replaced: its SHA-256 differs from the one in config.pbtxt"),
     (_other_labels, "'mug' has the probability"),
     (_other_labels_with_their_digest, "'mug' has the probability"),
-    (_labels_under_the_digest_of_others, "answer.txt is damaged or another one"),
+    (_labels_under_the_digest_of_others, "answer.txt is damaged or replaced"),
     (_another_golden_answer, "'mug' has the probability"),
     (_another_golden_type, "'number' has the probability"),
-    (_no_golden_request, f"{SECOND} has no golden request that can be asked (FileNotFoundError"),
+    (_no_golden_request, f"{SECOND} has no usable golden request (FileNotFoundError"),
     (_another_heads_number, "the head that answered is ffffffffffff"),
 ]
 
@@ -228,19 +231,19 @@ def test_a_broken_head_is_refused_before_any_ensemble_is_touched(
             if exported:
                 served.name(SECOND)
             with pytest.raises(ServingError) as caught:
-                served.swap(None if exported else SECOND)
+                served.roll_out(None if exported else SECOND)
             assert reason in str(caught.value)
             assert f"refused {SECOND}: " in str(caught.value)
-            assert "No ensemble was touched, the server answers as before" in str(caught.value)
+            assert "No ensemble was changed, the server serves as before" in str(caught.value)
             named = {step for config in ensembles(served.repository).values() for step in steps(config)}
             assert (SECOND in named) == exported, "the repository was changed"
-            assert served.server._readiness() == 200
+            assert is_ready(served.server.http_url)
             assert served.states().get(SECOND) != "READY", "the refused head was left in the server"
             served.restore()
     assert errors(load.replies) == set()
     assert {reply.head for reply in load.replies} == {FIRST}
     assert served.server.log.read_text().count(f"loading: {tensors.ENSEMBLE}") == loads
-    served.swap(SECOND)  # with nothing broken it goes through
+    served.roll_out(SECOND)  # with nothing broken it goes through
     assert {reply.head for reply in served.ask().values()} == {SECOND}
 
 
@@ -253,7 +256,7 @@ def test_types_that_are_nearly_tied_may_come_in_either_order(served: Served) -> 
             each["confidence"] += 0.009
 
     change_golden(served.repository, reorder)
-    served.swap(SECOND)
+    served.roll_out(SECOND)
     assert {reply.head for reply in served.ask().values()} == {SECOND}
 
 
@@ -262,8 +265,8 @@ def test_an_ensemble_that_does_not_fit_its_models_is_taken_back(served: Served, 
     """It cannot come from an export; Triton drops an ensemble that does not load, so the old one is loaded again."""
     served.name(SECOND)
     change_config(served.repository / ensemble, lambda config: config.output[2].dims.append(7))
-    with pytest.raises(ServingError, match=r"inconsistent shape.*; the server answers as before"):
-        served.swap()
+    with pytest.raises(ServingError, match=r"inconsistent shape.*; the server serves as before"):
+        served.roll_out()
     assert [reply.head for reply in served.ask().values()] == [FIRST, FIRST]
     assert served.states().get(SECOND) != "READY"
 
@@ -278,20 +281,20 @@ def test_a_repository_that_cannot_be_written_changes_nothing(served: Served, mon
         if len(written) == 1:
             raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(swap_module, "write_config", full)
-    with pytest.raises(ServingError, match="No space left on device; the server answers as before"):
-        served.swap(SECOND)
+    monkeypatch.setattr(rollout_module, "write_config", full)
+    with pytest.raises(ServingError, match="No space left on device; the server serves as before"):
+        served.roll_out(SECOND)
     assert SECOND not in {step for config in ensembles(served.repository).values() for step in steps(config)}
     assert served.states().get(SECOND) != "READY"
     assert {reply.head for reply in served.ask().values()} == {FIRST}
 
 
 class Steps:
-    """The calls that a swap makes, counted; one of them can raise ``error`` before it does anything, or after."""
+    """The calls that a rollout makes, counted; one of them can raise ``error`` before it does anything, or after."""
 
     SEAMS = (
-        *((Control, name) for name in ("states", "config", "load", "ask", "unload")),
-        *((swap_module, name) for name in ("damages", "read_golden", "input_tensors", "write_config")),
+        *((Control, name) for name in ("states", "config", "load", "infer", "unload")),
+        *((rollout_module, name) for name in ("verify_digests", "read_golden", "input_tensors", "write_config")),
     )
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -300,7 +303,7 @@ class Steps:
             monkeypatch.setattr(owner, name, self._counted(name, getattr(owner, name)))
 
     def arm(self, step: int, *, after: bool = False, error: BaseException | None = None) -> None:
-        """Let the call number ``step``, from 1, of the next swap raise."""
+        """Let the call number ``step``, from 1, of the next rollout raise."""
         self.names: list[str] = []
         self._step, self._after, self._error = step, after, error
 
@@ -329,32 +332,32 @@ ERRORS = (KeyError("x"), StopIteration(), TypeError("x"), OSError(28, "No space 
         pytest.param(False, 1, id="before", marks=pytest.mark.slow),
     ],
 )
-def test_an_exception_at_any_step_rolls_the_swap_back(
+def test_an_exception_at_any_step_rolls_back(
     served: Served, after: bool, stride: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     steps_of = Steps(monkeypatch)
-    served.swap(SECOND)
+    served.roll_out(SECOND)
     done = steps_of.names.index("unload") - 1  # before `states`, which finds what is stale: the new head answers
     assert steps_of.names[done] == "states"
     steps_of.arm(0)
-    served.swap(FIRST)
+    served.roll_out(FIRST)
     for step in range(done, 0, -stride):
         error = ERRORS[step % len(ERRORS)]
         steps_of.arm(step, after=after, error=error)
         with pytest.raises((ServingError, type(error))):  # as it is where nothing has been loaded yet
-            served.swap(SECOND)
+            served.roll_out(SECOND)
         name = steps_of.names[step - 1]
         steps_of.arm(0)
         assert [reply.head for reply in served.ask().values()] == [FIRST, FIRST], f"step {step}, {name}"
         assert served.states().get(SECOND) != "READY", f"step {step}, {name}"
         assert SECOND not in {each for config in ensembles(served.repository).values() for each in steps(config)}
     steps_of.arm(0)
-    served.swap(SECOND)
+    served.roll_out(SECOND)
     assert {reply.head for reply in served.ask().values()} == {SECOND}
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_rolls_the_swap_back(
+def test_a_signal_rolls_back(
     served: Served, number: signal.Signals, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     handler = signal.getsignal(number)
@@ -366,22 +369,22 @@ def test_a_signal_rolls_the_swap_back(
             os.kill(os.getpid(), number)
 
     said: list[str] = []
-    monkeypatch.setattr(command, "_say", say)
-    assert command.main(["--url", served.server.grpc_url, "--to", SECOND]) == 130
-    assert said[-2:] == ["interrupted: the server answers as before", "stopped"]
+    monkeypatch.setattr(command, "_report", say)
+    assert command.main(["reload", "--url", served.server.grpc_url, "--to", SECOND]) == 130
+    assert said[-2:] == ["interrupted: the server serves as before", "stopped"]
     assert [reply.head for reply in served.ask().values()] == [FIRST, FIRST]
     assert served.states().get(SECOND) != "READY"
     assert signal.getsignal(number) == handler
 
 
-def test_a_swap_that_is_done_is_not_called_refused(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_finished_rollout_is_not_reported_as_refused(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     def late(*_: object) -> list[str]:
         raise ServingError("the server at X: Deadline Exceeded")
 
     said: list[str] = []
-    monkeypatch.setattr(swap_module, "_stale", late)
-    assert served.swap(SECOND, report=said.append).unloaded == []
-    assert "the new head answers, but old models are loaded still" in said[-1]
+    monkeypatch.setattr(rollout_module, "_stale_models", late)
+    assert served.roll_out(SECOND, report=said.append).unloaded == []
+    assert "the new head is served, but old models remain loaded" in said[-1]
     assert {reply.head for reply in served.ask().values()} == {SECOND}
 
 
@@ -392,20 +395,20 @@ def test_new_encoders_come_with_their_head_and_go_with_it(served: Served) -> Non
     for model, clip in ((IMAGE_MODEL, "small"), (FIRST, "small"), (other, "large"), (SECOND, "large")):
         made_from = {"clip": clip, **({"run": model} if model in HEADS else {})}
         (served.repository / model / "made_from.json").write_text(json.dumps(made_from))
-    done = served.swap(SECOND)
+    done = served.roll_out(SECOND)
     assert done.loaded == [other, SECOND]
     assert done.unloaded == [IMAGE_MODEL, FIRST]
     assert {reply.head for reply in served.ask().values()} == {SECOND}
     shutil.rmtree(served.repository / IMAGE_MODEL)
-    with pytest.raises(ServingError, match=f"encoder clip_image_... that {FIRST} was fitted on is not in "):
-        served.swap(FIRST)
+    with pytest.raises(ServingError, match=f"encoder clip_image_... that {FIRST} was fitted on is no longer in "):
+        served.roll_out(FIRST)
     assert {reply.head for reply in served.ask().values()} == {SECOND}
 
 
-def test_what_a_killed_swap_left_in_the_server_goes_with_the_next(served: Served) -> None:
-    served.server._control("POST", f"repository/models/{THIRD}/load")
+def test_the_next_rollout_unloads_what_a_killed_one_left(served: Served) -> None:
+    served.control().load(THIRD)
     assert served.states()[THIRD] == "READY"
-    assert served.swap(SECOND).unloaded == [FIRST, THIRD]
+    assert served.roll_out(SECOND).unloaded == [FIRST, THIRD]
 
 
 def test_what_is_ours_is_known_by_its_whole_name() -> None:
@@ -416,19 +419,19 @@ def test_what_is_ours_is_known_by_its_whole_name() -> None:
         tensors.TEXT_ENCODER_PREFIX,
         tensors.HEAD_PREFIX,
     )
-    assert all(_IMMUTABLE.fullmatch(f"{prefix}{digest}") for prefix in prefixes)
+    assert all(IMMUTABLE_MODEL.fullmatch(f"{prefix}{digest}") for prefix in prefixes)
     for others in ("preprocess_audio", f"preprocess_{digest}_v2", f"my_gated_head_{digest}", tensors.ENSEMBLE):
-        assert not _IMMUTABLE.fullmatch(others)
+        assert not IMMUTABLE_MODEL.fullmatch(others)
 
 
 def test_a_head_that_is_not_there_or_not_clear(served: Served) -> None:
     with pytest.raises(ServingError, match=r"no heads in .* begins with 'abc': there are 000000000007, 00000000beef, "):
-        served.swap("abc")
+        served.roll_out("abc")
     with pytest.raises(ServingError, match=r"2 heads in .* have a digest that begins with '0000'"):
-        served.swap("0000")
+        served.roll_out("0000")
 
 
-def test_a_swap_and_an_export_wait_for_each_other(served: Served, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_rollout_and_an_export_wait_for_each_other(served: Served, capsys: pytest.CaptureFixture[str]) -> None:
     def export() -> None:
         with store.locked(served.repository):
             pass
@@ -442,36 +445,29 @@ def test_a_swap_and_an_export_wait_for_each_other(served: Served, capsys: pytest
         exporting.result(timeout=30)
         assert said == []
         with store.locked(served.repository):
-            swapping = pool.submit(reload, served.server.grpc_url, report=said.append)
+            rolling_out = pool.submit(rollout, served.server.grpc_url, report=said.append)
             assert eventually(lambda: said)
-            assert said == [f"waiting for an export into {served.repository}, or another swap, to end"]
-            assert not swapping.done()
-        assert command.describe(swapping.result(timeout=60)).endswith(": nothing was new")
+            assert said == [f"waiting for an export into {served.repository}, or another rollout, to end"]
+            assert not rolling_out.done()
+        assert str(rolling_out.result(timeout=60)).endswith(": nothing was new")
 
 
-def test_without_the_key_nothing_is_swapped(served: Served) -> None:
-    with pytest.raises(ServingError, match="it asks for another key: give it in the environment variable VIZWIZ_SERV"):
-        swap_module.swap(served.repository, served.server.grpc_url, "not-the-key-of-this-server", to=SECOND)
+def test_without_the_key_nothing_changes(served: Served) -> None:
+    with pytest.raises(ServingError, match="it needs another admin key: set the environment variable VIZWIZ_SERVING"):
+        rollout(served.server.grpc_url, served.repository, key="not-the-key-of-this-server", to=SECOND)
     assert {reply.head for reply in served.ask().values()} == {FIRST}
 
 
 def test_a_server_that_was_found_says_what_its_key_is(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     """The variable may hold the key of a container, for which the documents have it set."""
     monkeypatch.setenv("VIZWIZ_SERVING_ADMIN_KEY", "the-key-of-another-server-" + "x" * 20)
-    served.swap(SECOND)
+    served.roll_out(SECOND)
     assert {reply.head for reply in served.ask().values()} == {SECOND}
 
 
 def test_a_server_that_is_not_there(tiny_repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert command.main(["--url", "localhost:1", "--repository", str(tiny_repository)]) == 1
-    assert "reload: error: the server at localhost:1: failed to connect" in capsys.readouterr().err
-
-
-def test_wrong_arguments(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as caught:
-        command.main(["--to", "newest"])
-    assert caught.value.code == 2
-    assert "got 'newest', expected the hex digits of a head's name, or the first of them" in capsys.readouterr().err
+    assert command.main(["reload", "--url", "localhost:1", "--repository", str(tiny_repository)]) == 1
+    assert "serving: error: the server at localhost:1: failed to connect" in capsys.readouterr().err
 
 
 def test_the_golden_inputs_are_what_numpy_was_given(tiny_repository: Path) -> None:

@@ -1,4 +1,4 @@
-"""Two fits with two vocabularies, exported, and swapped for each other under load, through every ensemble there is."""
+"""Roll out two fits with different vocabularies in turn, under load, through every ensemble."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import pytest
 
 from export.publication import export_run
 from serving.golden import read_golden
-from serving.reload import reload
 from serving.repository import ensembles, read_config
+from serving.rollout import rollout
 from serving.server import EmbeddedTriton
 from tests.conftest import LiveServer
 from tests.serving.load import Load, errors
@@ -26,7 +26,7 @@ TOP = 5
 
 
 @pytest.mark.slow
-def test_twenty_swaps_fail_no_request_and_mix_no_vocabularies(live_server: LiveServer, tmp_path: Path) -> None:
+def test_twenty_rollouts_fail_no_request_and_mix_no_vocabularies(live_server: LiveServer, tmp_path: Path) -> None:
     model = load_clip(live_server.run.clip_source)
     train, val = read_split(live_server.data, "train", limit=100), read_split(live_server.data, "val")
     other = read_run(fit(train, val, model, Recipe(epochs=5), tmp_path / "runs", tmp_path / "cache"))
@@ -43,7 +43,7 @@ def test_twenty_swaps_fail_no_request_and_mix_no_vocabularies(live_server: LiveS
             for number in range(20):
                 load.wait_for(40)
                 head = (first, second)[number % 2]
-                done = reload(server.grpc_url, to=head.removeprefix(tensors.HEAD_PREFIX))
+                done = rollout(server.grpc_url, to=head.removeprefix(tensors.HEAD_PREFIX))
                 returned.append((time.monotonic(), head))
                 assert (done.heads, done.loaded) == ([head], [head])
             load.wait_for(40)
@@ -58,4 +58,4 @@ def test_twenty_swaps_fail_no_request_and_mix_no_vocabularies(live_server: LiveS
         current = [head for when, head in returned if when <= reply.sent][-1]
         coming = [head for when, head in returned if when > reply.sent][:1]
         assert reply.head in {current, *coming}, "a stale answer"
-    print(f"{len(load.replies)} replies over 20 swaps")
+    print(f"{len(load.replies)} replies over 20 rollouts")
