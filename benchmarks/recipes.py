@@ -224,7 +224,7 @@ def _mean(values: Sequence[Any]) -> Any:
 
 
 def _encoded(split: Split, cache: Path) -> Part:
-    features = encode_split(load_clip(str(DEMO_CLIP)), split, cache, views=4)
+    features = encode_split(load_clip(str(DEMO_CLIP)), split, cache, rotations=4)
     images = np.stack([np.array(view) for view in (features.images, *features.rotated)])
     return Part(split.records, np.array(features.texts), images)
 

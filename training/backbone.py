@@ -180,16 +180,16 @@ def _load_error(error: Exception, name: str, device: str | torch.device) -> str:
     downloaded = name in clip.available_models()
     if isinstance(error, _CONNECTION):
         return (
-            f"CLIP {name} could not be downloaded ({reason}): try again. Where there is no internet, download the "
-            "checkpoint elsewhere and give its path."
+            f"CLIP {name} could not be downloaded ({reason}): try again, or download the checkpoint on another "
+            "machine and give its path"
         )
     if isinstance(error, _DEVICE):
-        return f"CLIP {name} cannot be put on {device} ({reason}): free its memory, or choose another --device"
+        return f"CLIP {name} cannot be loaded on {device} ({reason}): free its memory, or choose another --device"
     if isinstance(error, OSError):
-        place = "kept in ~/.cache/clip" if downloaded else "read"
-        return f"CLIP {name} cannot be {place} ({reason}): see to its permissions, and to the space on the disk"
-    if downloaded:  # what has OpenAI's checksum is a checkpoint
-        return f"CLIP {name} could not be loaded ({reason}): run the command again, which downloads it again if need be"
+        action = "stored in ~/.cache/clip" if downloaded else "read"
+        return f"CLIP {name} cannot be {action} ({reason}): check its permissions and the free disk space"
+    if downloaded:  # its checksum did not match
+        return f"CLIP {name} could not be loaded ({reason}): run the command again to download it again"
     return f"{name} is not an OpenAI CLIP checkpoint ({reason})"
 
 

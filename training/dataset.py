@@ -1,6 +1,6 @@
-"""Reads a VizWiz folder: ``Annotations/{split}.json`` beside the photos in ``{split}/``.
+"""Read and validate a VizWiz folder: ``Annotations/{split}.json`` and the photos in ``{split}/``.
 
-A split is checked as a whole before anything is computed from it, and all its problems are reported at once.
+A split is validated before anything is computed from it, and all its errors are reported at once.
 """
 
 from __future__ import annotations
@@ -19,27 +19,27 @@ from vizwiz_client.contract.image import check_header
 
 ANSWERS_PER_QUESTION = 10
 ANSWER_TYPES = ("other", "unanswerable", "yes/no", "number")  # the official four
-CONFIDENCES = ("yes", "maybe", "no", None)  # None: unknown, in releases that were put together from others
+CONFIDENCES = ("yes", "maybe", "no", None)  # None: unknown, in rebuilt annotations
 _VIZWIZ_PHOTO = re.compile(r"VizWiz_(train|val|test)_\d{8}\.jpg")
-DEMO_MANIFEST = "demo.json"  # lies in the folder of the demo data
-_PROBLEMS_SHOWN = 20
-_READERS = 8  # threads that look at photos: on a network drive, opening a file is mostly waiting
+DEMO_MANIFEST = "demo.json"  # in the folder of the demo data
+_MAX_ERRORS = 20  # shown
+_HEADER_THREADS = 8  # read photo headers: opening a file of a network drive is mostly waiting
 
 
 class DatasetError(Exception):
-    """A folder that is not a readable VizWiz split. Control characters in its text are escaped."""
+    """An invalid VizWiz folder; control characters in the message are escaped."""
 
-    def __init__(self, headline: str, problems: Sequence[str] = ()) -> None:
-        super().__init__("\n  ".join(escape_controls(line) for line in (headline, *problems)))
+    def __init__(self, headline: str, errors: Sequence[str] = ()) -> None:
+        super().__init__("\n  ".join(escape_controls(line) for line in (headline, *errors)))
 
 
 @dataclass(frozen=True)
 class Record:
-    """One question about one photo, with its ten answers; the official test split hides the answers."""
+    """A question about a photo; labels are missing in the official test split."""
 
     image: str
     question: str
-    answers: tuple[str, ...] = ()
+    answers: tuple[str, ...] = ()  # of the ten annotators
     confidences: tuple[str | None, ...] = ()
     answer_type: str | None = None
     answerable: bool | None = None
@@ -47,7 +47,7 @@ class Record:
 
 @dataclass(frozen=True)
 class Split:
-    """The records of one annotation file, in its order, and the folder of their photos."""
+    """The records of an annotation file, in its order, and the folder of their photos."""
 
     name: str
     records: tuple[Record, ...]
@@ -56,14 +56,14 @@ class Split:
 
     @property
     def folder(self) -> Path:
-        """The VizWiz folder that the split is part of."""
+        """The VizWiz folder."""
         return self.photos.parent
 
     @property
     def is_vizwiz(self) -> bool:
-        """Whether the photos are named as VizWiz names them, and are not the demo's, which are named alike."""
-        named_so = all(_VIZWIZ_PHOTO.fullmatch(record.image) for record in self.records)
-        return named_so and not (self.folder / DEMO_MANIFEST).exists()
+        """Whether the photos have VizWiz's names and are not the demo's, which have them too."""
+        official_names = all(_VIZWIZ_PHOTO.fullmatch(record.image) for record in self.records)
+        return official_names and not (self.folder / DEMO_MANIFEST).exists()
 
     def photo_paths(self) -> list[Path]:
         """The path of each record's photo."""
@@ -71,54 +71,51 @@ class Split:
 
 
 def read_split(folder: Path, name: str, *, labelled: bool = True, limit: int | None = None) -> Split:
-    """Read and check ``folder/Annotations/{name}.json`` and every photo it names.
+    """Read and validate ``folder/Annotations/{name}.json`` and the header of every photo it names.
 
-    Of a photo, the header is read: that it is there, is a picture and has a size that can be used. Its pixels are
-    decoded when features are made from them.
+    Damaged pixels are found later, when features are encoded.
 
     Args:
-        labelled: answers are required, as in train and val; without, only image and question are read.
-        limit: take the first records only.
+        folder: VizWiz folder.
+        name: train, val or test.
+        labelled: whether to require labels; if not, only image and question are read.
+        limit: read only the first records.
 
     Raises:
-        DatasetError: something is missing or malformed; the message lists the problems with their record numbers.
+        DatasetError: something is missing or malformed; the message lists all errors with their record numbers.
     """
     path = folder / "Annotations" / f"{name}.json"
     raw = _read_list(path)[:limit]
     photos = folder / name
-    problems = list(_problems(raw, labelled)) or list(_photo_problems(raw, photos))
-    _refuse_records(path, problems, len(raw))
+    errors = list(_record_errors(raw, labelled)) or list(_photo_errors(raw, photos))
+    _refuse_records(path, errors, len(raw))
     return Split(name, tuple(_record(entry, labelled) for entry in raw), photos, file_digest(path))
 
 
 def read_annotations(path: Path, *, labelled: bool = True, limit: int | None = None) -> tuple[Record, ...]:
-    """Read and check one annotation file, without the photos it names.
-
-    Args:
-        labelled: answers are required, as in train and val; without, only image and question are read.
-        limit: take the first records only.
+    """Read and validate an annotation file, without its photos; see :func:`read_split`.
 
     Raises:
-        DatasetError: the file is missing or malformed; the message lists the problems with their record numbers.
+        DatasetError: the file is missing or malformed; the message lists all errors with their record numbers.
     """
     raw = _read_list(path)[:limit]
-    _refuse_records(path, list(_problems(raw, labelled)), len(raw))
+    _refuse_records(path, list(_record_errors(raw, labelled)), len(raw))
     return tuple(_record(entry, labelled) for entry in raw)
 
 
-def refuse(headline: str, problems: Sequence[str]) -> None:
-    """Refuse data that have ``problems``.
+def refuse(headline: str, errors: Sequence[str]) -> None:
+    """Raise if there are ``errors``.
 
     Raises:
-        DatasetError: there are some; the first of them follow the headline, one a line.
+        DatasetError: the headline, and the first errors, one a line.
     """
-    if problems:
-        more = [f"and {len(problems) - _PROBLEMS_SHOWN} more"] if len(problems) > _PROBLEMS_SHOWN else []
-        raise DatasetError(f"{headline}:", [*problems[:_PROBLEMS_SHOWN], *more])
+    if errors:
+        more = [f"and {len(errors) - _MAX_ERRORS} more"] if len(errors) > _MAX_ERRORS else []
+        raise DatasetError(f"{headline}:", [*errors[:_MAX_ERRORS], *more])
 
 
-def _refuse_records(path: Path, problems: Sequence[str], records: int) -> None:
-    refuse(f"{path}: {len(problems)} problem(s) in {records} records", problems)
+def _refuse_records(path: Path, errors: Sequence[str], records: int) -> None:
+    refuse(f"{path}: {len(errors)} error(s) in {records} records", errors)
 
 
 def _read_list(path: Path) -> list[Any]:
@@ -126,8 +123,8 @@ def _read_list(path: Path) -> list[Any]:
         raw = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise DatasetError(
-            f"{path} does not exist. A VizWiz folder holds Annotations/train.json, Annotations/val.json and the "
-            "photos in train/ and val/; see docs/data.md for where to get them."
+            f"{path} does not exist. A VizWiz folder has Annotations/train.json, Annotations/val.json and the photos "
+            "in train/ and val/; `python -m training.download` makes one (docs/data.md)."
         ) from None
     except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise DatasetError(f"{path} is not JSON ({error}); download it again") from None
@@ -137,38 +134,38 @@ def _read_list(path: Path) -> list[Any]:
     return raw
 
 
-def _problems(raw: list[Any], labelled: bool) -> Iterator[str]:
+def _record_errors(raw: list[Any], labelled: bool) -> Iterator[str]:
     first: dict[str, int] = {}
     for number, entry in enumerate(raw):
         if not isinstance(entry, dict):
             yield f"record {number}: expected an object, got {type(entry).__name__}"
             continue
         image: Any = entry.get("image")
-        if problem := _image_problem(image):
-            yield f"record {number}: {problem}"
+        if error := _image_error(image):
+            yield f"record {number}: {error}"
         elif (earlier := first.setdefault(image, number)) != number:
-            yield f"record {number}: image {image!r} is that of record {earlier} already"
+            yield f"record {number}: image {image!r} is also the image of record {earlier}"
         if not _is_text(entry.get("question")):  # a few of train's are empty
             yield f"record {number}: 'question' must be text, got {entry.get('question')!r}"
         if labelled:
-            yield from (f"record {number}: {problem}" for problem in _label_problems(entry))
+            yield from (f"record {number}: {error}" for error in _label_errors(entry))
 
 
 def _is_text(value: object) -> bool:
-    """Whether a value is text that can be written to a file: JSON also allows halves of a surrogate pair."""
+    """Whether a value is valid UTF-8 text; JSON also allows lone surrogates."""
     return isinstance(value, str) and value.encode("utf-8", "replace").decode("utf-8") == value
 
 
-def _image_problem(image: object) -> str | None:
+def _image_error(image: object) -> str | None:
     if not isinstance(image, str) or not image:
         return f"'image' must be text, got {image!r}"
-    # on every system, not only on this one: the same file is read on others
+    # of any operating system: the file is read on others too
     if image in (".", "..") or any(character in image for character in "/\\\0"):
         return f"'image' must be a bare file name, got {image!r}"
     return None
 
 
-def _label_problems(entry: dict[str, Any]) -> Iterator[str]:
+def _label_errors(entry: dict[str, Any]) -> Iterator[str]:
     answers = entry.get("answers")
     if not isinstance(answers, list) or len(answers) != ANSWERS_PER_QUESTION:
         got = len(answers) if isinstance(answers, list) else answers
@@ -185,19 +182,19 @@ def _label_problems(entry: dict[str, Any]) -> Iterator[str]:
         yield f"'answerable' must be 0 or 1, got {entry.get('answerable')!r}"
 
 
-def _photo_problems(raw: list[Any], photos: Path) -> Iterator[str]:
+def _photo_errors(raw: list[Any], photos: Path) -> Iterator[str]:
     present = {path.name for path in photos.iterdir()} if photos.is_dir() else set()
 
-    def problem(image: str) -> str | None:
-        return _header_problem(photos / image) if image in present else f"photo {photos / image} does not exist"
+    def check(image: str) -> str | None:
+        return _header_error(photos / image) if image in present else f"photo {photos / image} does not exist"
 
-    with ThreadPoolExecutor(_READERS) as pool:
-        for number, found in enumerate(pool.map(problem, [entry["image"] for entry in raw])):
-            if found:
-                yield f"record {number}: {found}"
+    with ThreadPoolExecutor(_HEADER_THREADS) as pool:
+        for number, error in enumerate(pool.map(check, [entry["image"] for entry in raw])):
+            if error:
+                yield f"record {number}: {error}"
 
 
-def _header_problem(path: Path) -> str | None:
+def _header_error(path: Path) -> str | None:
     try:
         check_header(path)
     except ImageError as error:

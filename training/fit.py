@@ -129,7 +129,7 @@ def fit_ensemble(
                 print(describe(row))
 
         for number, clip in enumerate(clips, 1):
-            on_train.append(make_examples(train, rows, clip, vocabulary, recipe, cache, views=recipe.views))
+            on_train.append(make_examples(train, rows, clip, vocabulary, recipe, cache, rotations=recipe.views))
             on_val.append(make_examples(val, np.arange(len(val.records)), clip, vocabulary, recipe, cache))
             sizes = (len(vocabulary.answers), len(TYPE_SETS[recipe.types]))
             parts.append(

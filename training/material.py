@@ -15,7 +15,7 @@ from training.answer_types import TYPE_SETS
 from training.artifacts import digest_of
 from training.backbone import FrozenClip
 from training.dataset import DatasetError, Split
-from training.digests import photo_digests
+from training.feature_cache import photo_digests
 from training.features import encode_split
 from training.fitting import Examples
 from training.recipe import Recipe
@@ -103,12 +103,12 @@ def make_examples(
     recipe: Recipe,
     cache: Path,
     *,
-    views: int = 1,
+    rotations: int = 1,
 ) -> Examples:
     """Encode ``split``, and put the features and targets of ``rows`` on the CLIP's device."""
-    features = encode_split(clip, split, cache, views=views)
+    features = encode_split(clip, split, cache, rotations=rotations)
     part = take(split, rows)
-    images = np.stack([view[rows] for view in (features.images, *features.rotated)])
+    images = np.stack([rotated[rows] for rotated in (features.images, *features.rotated)])
     return Examples(
         torch.from_numpy(features.texts[rows]).to(clip.device),
         torch.from_numpy(images).to(clip.device),

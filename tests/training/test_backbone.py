@@ -85,7 +85,7 @@ def test_without_a_connection_the_checkpoint_is_asked_for(
     response: Response | Exception, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(urllib.request, "urlopen", opens(response))
-    with pytest.raises(ClipError, match=r"CLIP ViT-B/32 could not be downloaded \(.*give its path\."):
+    with pytest.raises(ClipError, match=r"CLIP ViT-B/32 could not be downloaded \(.*give its path"):
         load_clip(NAME)
 
 
@@ -97,7 +97,9 @@ def test_a_download_that_was_cut_short_is_to_be_tried_again(cache: Path, monkeyp
 
 def test_a_cache_that_cannot_be_written_is_named(cache: Path) -> None:
     cache.parent.write_text("a file, not a folder")
-    with pytest.raises(ClipError, match=r"CLIP ViT-B/32 cannot be kept in ~/\.cache/clip \(.*: see to its permissions"):
+    with pytest.raises(
+        ClipError, match=r"CLIP ViT-B/32 cannot be stored in ~/\.cache/clip \(.*: check its permissions"
+    ):
         load_clip(NAME)
 
 
@@ -106,10 +108,10 @@ def test_a_cache_that_cannot_be_written_is_named(cache: Path) -> None:
     [
         (
             torch.OutOfMemoryError("CUDA out of memory.\nhints"),
-            r"CLIP \S+tiny\.pt cannot be put on cuda:1 \(OutOfMemoryError: CUDA out of memory\.\): free its memory, or "
-            "choose another --device$",
+            r"CLIP \S+tiny\.pt cannot be loaded on cuda:1 \(OutOfMemoryError: CUDA out of memory\.\): free its memory, "
+            "or choose another --device$",
         ),
-        (torch.AcceleratorError("CUDA error: out of memory"), r"cannot be put on cuda:1 \(AcceleratorError: "),
+        (torch.AcceleratorError("CUDA error: out of memory"), r"cannot be loaded on cuda:1 \(AcceleratorError: "),
         (PermissionError(errno.EACCES, "Permission denied"), r"CLIP \S+tiny\.pt cannot be read \(PermissionError: "),
     ],
 )

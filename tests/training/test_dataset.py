@@ -52,7 +52,7 @@ def test_every_problem_is_reported_with_its_record(tmp_path: Path) -> None:
     with pytest.raises(DatasetError) as error:
         read_split(tmp_path, "train")
     assert str(error.value).splitlines() == [
-        f"{tmp_path}/Annotations/train.json: 11 problem(s) in 11 records:",
+        f"{tmp_path}/Annotations/train.json: 11 error(s) in 11 records:",
         "  record 1: 'question' must be text, got None",
         "  record 2: 'answers' must be a list of 10, got 9",
         "  record 3: 'answer_type' must be one of other, unanswerable, yes/no, number, got 'colour'",
@@ -60,7 +60,7 @@ def test_every_problem_is_reported_with_its_record(tmp_path: Path) -> None:
         "  record 5: 'image' must be a bare file name, got '../../secret.jpg'",
         "  record 6: 'answer_confidence' must be yes, maybe, no or null, got 'certain'",
         "  record 7: each of 'answers' must be an object with the text 'answer'",
-        "  record 8: image 'VizWiz_train_00000000.jpg' is that of record 0 already",
+        "  record 8: image 'VizWiz_train_00000000.jpg' is also the image of record 0",
         "  record 9: 'image' must be a bare file name, got '..\\\\secret.jpg'",
         "  record 9: 'answer_type' must be one of other, unanswerable, yes/no, number, got ['other']",
         "  record 10: 'question' must be text, got '\\ud800 half a character'",
@@ -93,7 +93,7 @@ def test_unreadable_photos_are_named_together_with_the_missing_ones(tmp_path: Pa
         read_split(tmp_path, "train")
     a_file = "a JPEG, PNG, WEBP, GIF or BMP file"
     assert str(error.value).splitlines() == [
-        f"{tmp_path}/Annotations/train.json: 4 problem(s) in 5 records:",
+        f"{tmp_path}/Annotations/train.json: 4 error(s) in 5 records:",
         f"  record 0: photo {photos[0]}: not a picture: got no data, expected {a_file}",
         f"  record 1: photo {photos[1]}: not a picture: got data that starts with b'hello', expected {a_file}",
         f"  record 2: photo {photos[2]} does not exist",
@@ -118,13 +118,13 @@ def test_what_might_never_end_is_not_read(tmp_path: Path, kind: str) -> None:
     (photo := tmp_path / "train" / "VizWiz_train_00000001.jpg").unlink()
     with socket.socket(socket.AF_UNIX) as listener:
         os.mkfifo(photo) if kind == "pipe" else listener.bind(str(photo))
-        with pytest.raises(DatasetError, match=r"1 problem.*\n  record 1: photo .*1\.jpg: a pipe, socket or device"):
+        with pytest.raises(DatasetError, match=r"1 error.*\n  record 1: photo .*1\.jpg: a pipe, socket or device"):
             read_split(tmp_path, "train")
 
 
 def test_a_long_list_of_problems_ends_with_their_number(tmp_path: Path) -> None:
     write_split(tmp_path, "train", [annotation(number, answerable=7) for number in range(25)])
-    with pytest.raises(DatasetError, match=r"25 problem\(s\) in 25 records:(?s:.*)\n  and 5 more$"):
+    with pytest.raises(DatasetError, match=r"25 error\(s\) in 25 records:(?s:.*)\n  and 5 more$"):
         read_split(tmp_path, "train")
 
 
@@ -145,7 +145,7 @@ def test_a_file_that_is_no_list_of_records(tmp_path: Path, content: str, message
 
 
 def test_a_folder_without_annotations_says_what_a_folder_holds(tmp_path: Path) -> None:
-    with pytest.raises(DatasetError, match=r"does not exist\. A VizWiz folder holds Annotations/train\.json"):
+    with pytest.raises(DatasetError, match=r"does not exist\. A VizWiz folder has Annotations/train\.json"):
         read_split(tmp_path, "train")
 
 
@@ -187,5 +187,5 @@ def test_real_test_questions_are_read_and_have_no_answers(real_annotations: Call
     read = read_annotations(path, labelled=False)
     assert len(read) == 8_000
     assert not any(record.answers for record in read)
-    with pytest.raises(DatasetError, match=r"24000 problem\(s\) in 8000 records"):
+    with pytest.raises(DatasetError, match=r"24000 error\(s\) in 8000 records"):
         read_annotations(path)
