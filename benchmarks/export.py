@@ -28,11 +28,10 @@ import torch
 
 from benchmarks.architectures import ARCHITECTURES, write_full_size
 from benchmarks.machine import peak_gb, rates
-from export.encoders import write_image_encoder, write_text_encoder
-from export.graphs import OPSET
-from export.publication import EXPORT_FORMAT
-from export.runtimes import open_graph
-from export.targets import TARGETS, Target
+from export.clip_graph import write_image_encoder, write_text_encoder
+from export.graph_builder import OPSET
+from export.publish import EXPORT_FORMAT
+from export.targets import TARGETS, Target, open_graph
 from training.artifacts import staged_file, write_json
 from training.backbone import FrozenClip, load_clip, normalise_pixels
 from vizwiz_client.contract import tensors, tokenizer

@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 from demo import DEMO_CLIP, ensure_demo_dataset
-from export.publication import export_run
+from export.publish import export_run
 from serving.server import EmbeddedTriton
 from training.backbone import FrozenClip, clip, load_clip
 from training.dataset import DEMO_MANIFEST, read_split

@@ -14,7 +14,7 @@ import torch
 
 from benchmarks.architectures import write_full_size
 from demo import DEMO_CLIP, ensure_demo_dataset
-from export.publication import export_run
+from export.publish import export_run
 from export.targets import Precision, Target, recommend, this_machine
 from training.artifacts import staged_folder
 from training.backbone import FrozenClip, load_clip

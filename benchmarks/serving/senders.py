@@ -20,8 +20,7 @@ from tritonclient.grpc.aio import InferenceServerClient
 
 from benchmarks.serving.job import BARE, Job
 from benchmarks.serving.material import draw_questions, photo_files, pixels, stacked_tokens
-from export.runtimes import Graph, open_graph
-from export.targets import TARGETS
+from export.targets import TARGETS, Graph, open_graph
 from serving.rollout import DIRECT_CHANNEL
 from vizwiz_client.contract import tensors
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from export import store, to_onnx
-from export.publication import export_run
+from export import repository, to_onnx
+from export.publish import export_run
 from tests.training.test_progress import scalars
 from training import evaluate, features, fit
 from training.backbone import FrozenClip
@@ -133,7 +133,7 @@ def test_under_the_results_of_an_evaluation(kib: int, fitted: Run, refused: Call
 def test_under_the_repository(
     kib: int, fitted: Run, refused: Callable[..., list[Path]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(store, "check_room", lambda *_: None)  # there was room; another process took it
+    monkeypatch.setattr(repository, "check_free_space", lambda *_: None)  # there was room; another process took it
     arguments = ["--run", str(fitted.folder), "--variant", "portable", "--precision", "fp32"]
     assert refused(to_onnx.main, arguments, "--repository", kib) == []
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from export.publication import export_run
+from export.publish import export_run
 from serving.golden import read_golden
 from serving.repository import ensembles, read_config
 from serving.rollout import rollout

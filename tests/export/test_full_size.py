@@ -14,8 +14,8 @@ import pytest
 from torch import Tensor
 
 from benchmarks.architectures import ARCHITECTURES, write_full_size
-from export.proof import PARITY_FILE
-from export.publication import export_run
+from export.parity import PARITY_FILE
+from export.publish import export_run
 from export.targets import Target
 from training.backbone import load_clip
 from training.dataset import read_split

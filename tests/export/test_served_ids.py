@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from tritonclient.grpc import InferenceServerClient, InferInput
 
-from export.publication import model_names
+from export.publish import model_names
 from tests.serving.processes import Command
 from training.run import Run
 from vizwiz_client.contract import tensors, tokenizer
@@ -24,7 +24,7 @@ def test_a_request_with_ids_outside_the_vocabulary_fails_no_other(published: Pat
     """It is answered as if its ids were the nearest valid ones; the ensemble unloads, and the server stops."""
     head = published / model_names(run).head
     expected = json.loads((head / "golden.json").read_text(encoding="utf-8"))["expected"]
-    image = to_pixels(load_photo((head / "golden.jpg").read_bytes()), run.clips[0]["side"])[None]
+    image = to_pixels(load_photo((head / "golden.jpg").read_bytes()), run.clips[0]["image_size"])[None]
     good = tokenizer.pad(tokenizer.tokenize("What is this?").ids, tensors.CONTEXT_LENGTH)[None]
     outside, nearest = good.copy(), good.copy()
     outside[0, 1:4], nearest[0, 1:4] = (-1, 49408, 2**31 - 1), (0, 49407, 49407)

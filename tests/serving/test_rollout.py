@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from tritonclient.grpc import InferenceServerClient
 
-from export import store
+from export import repository as model_repository
 from serving import ServingError
 from serving import __main__ as command
 from serving import rollout as rollout_module
@@ -433,7 +433,7 @@ def test_a_head_that_is_not_there_or_not_clear(served: Served) -> None:
 
 def test_a_rollout_and_an_export_wait_for_each_other(served: Served, capsys: pytest.CaptureFixture[str]) -> None:
     def export() -> None:
-        with store.locked(served.repository):
+        with model_repository.lock(served.repository):
             pass
 
     said: list[str] = []
@@ -444,7 +444,7 @@ def test_a_rollout_and_an_export_wait_for_each_other(served: Served, capsys: pyt
             assert not exporting.done()
         exporting.result(timeout=30)
         assert said == []
-        with store.locked(served.repository):
+        with model_repository.lock(served.repository):
             rolling_out = pool.submit(rollout, served.server.grpc_url, report=said.append)
             assert eventually(lambda: said)
             assert said == [f"waiting for an export into {served.repository}, or another rollout, to end"]

@@ -1,4 +1,4 @@
-"""The served head: folds in one graph, averaged and calibrated, against the heads one by one."""
+"""The graph of the heads, averaged and calibrated, against PyTorch's heads one by one."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from export.heads import write_head
-from export.runtimes import open_graph
-from export.targets import Target
+from export.head_graph import write_head
+from export.targets import Target, open_graph
 from training.head import GatedHead
 from training.predictor import Calibration, Predictor
 from vizwiz_client.contract.tensors import head_digest

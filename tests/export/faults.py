@@ -1,4 +1,4 @@
-"""Faults of an export that users would only notice as worse answers: CLIP itself altered before it is exported."""
+"""Faults of an export that users would only notice as worse answers: CLIP is altered before its export."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from torch import nn
 SCALE = 1.01
 
 
-def damaged(model: Any, damage: Callable[[Any], None]) -> Any:
-    """A copy of the CLIP ``model`` with ``damage``; every weight is its own."""
+def with_fault(model: Any, fault: Callable[[Any], None]) -> Any:
+    """A deep copy of the CLIP ``model`` with ``fault``."""
     model = copy.deepcopy(model)
     with torch.no_grad():
-        damage(model)
+        fault(model)
     return model
 
 

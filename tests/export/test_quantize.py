@@ -1,4 +1,4 @@
-"""Products in 8 bits: what they give, on real runtimes, for values as trained networks have them."""
+"""int8 products on real runtimes, for activations as uneven as those of trained networks."""
 
 from __future__ import annotations
 
@@ -13,17 +13,16 @@ import pytest
 import torch
 from torch import nn
 
-from export.graphs import GraphBuilder
-from export.quantisation import quantise_products
-from export.runtimes import open_graph
-from export.targets import Target
+from export.graph_builder import GraphBuilder
+from export.quantize import quantize_matmuls
+from export.targets import Target, open_graph
 
 CHANNELS, OUTPUTS = 64, 48
 Array = npt.NDArray[Any]
 
 
 class Layer(nn.Module):
-    """A LayerNorm and a product, and the norm once more for whoever asks."""
+    """A LayerNorm and a linear layer; ``shared`` adds another reader of the norm."""
 
     def __init__(self, *, loud: float = 1.0, shared: bool = False, normed: bool = True) -> None:
         super().__init__()
@@ -41,7 +40,7 @@ class Layer(nn.Module):
 def written(layer: Layer, path: Path) -> Path:
     """``layer`` as a graph of x [B, T, C]."""
     graph = GraphBuilder()
-    normed = graph.norm("x", layer.norm) if layer.normed else "x"
+    normed = graph.layer_norm("x", layer.norm) if layer.normed else "x"
     y = graph.linear(normed, layer.linear)
     if layer.shared:
         first, last, axis = (graph.constant([number]) for number in (0, OUTPUTS, 2))
@@ -81,7 +80,7 @@ def with_openvino(path: Path) -> Any:
 def test_a_loud_channel_behind_a_norm_leaves_the_others_their_levels(opened: Any, loud: float, tmp_path: Path) -> None:
     layer = Layer(loud=loud)
     path = written(layer, tmp_path / "model.onnx")
-    quantise_products(path, map(values, range(8)))
+    quantize_matmuls(path, map(values, range(8)))
     assert operators(path).count("QuantizeLinear") == 1
     assert error(layer, path, opened(path)) < 0.05
     assert [file.name for file in tmp_path.iterdir()] == ["model.onnx"]
@@ -90,7 +89,7 @@ def test_a_loud_channel_behind_a_norm_leaves_the_others_their_levels(opened: Any
 def test_a_norm_that_others_read_is_left_alone(tmp_path: Path) -> None:
     layer = Layer(loud=3.0, shared=True)
     path = written(layer, tmp_path / "model.onnx")
-    quantise_products(path, map(values, range(8)))
+    quantize_matmuls(path, map(values, range(8)))
     assert operators(path).count("QuantizeLinear") == 1
     assert error(layer, path, with_onnx_runtime(path)) < 0.05
 
@@ -100,7 +99,7 @@ def test_values_that_are_too_uneven_keep_their_bits(layer: Layer, tmp_path: Path
     path = written(layer, tmp_path / "model.onnx")
     examples = [values(seed) for seed in range(8)]
     examples[0][0, 0, 5] = 1000  # one channel, once
-    quantise_products(path, examples)
+    quantize_matmuls(path, examples)
     assert "QuantizeLinear" not in operators(path)
     assert error(layer, path, with_onnx_runtime(path)) < 0.03  # the matrix alone is rounded
 
@@ -108,5 +107,5 @@ def test_values_that_are_too_uneven_keep_their_bits(layer: Layer, tmp_path: Path
 def test_channels_that_are_always_zero_are_no_trouble(tmp_path: Path) -> None:
     layer = Layer(normed=False)
     path = written(layer, tmp_path / "model.onnx")
-    quantise_products(path, [np.zeros((1, 7, CHANNELS), np.float32)])
+    quantize_matmuls(path, [np.zeros((1, 7, CHANNELS), np.float32)])
     assert np.isfinite(with_onnx_runtime(path)({"x": values(0)})[0]).all()
