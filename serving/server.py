@@ -25,7 +25,7 @@ from serving.access import (
 )
 from serving.process import DRAIN_TIMEOUT_S, EXIT_TIMEOUT_S, Address, TritonProcess
 from serving.repository import check_repository, ensemble_names
-from serving.runtime import STUB, Runtime, check_stub, find_runtime
+from serving.runtime import STUB, check_stub, find_runtime
 from serving.workspace import LOG_FILE, PREFIX, Log, Workspace, remove_stale_workspaces
 
 POLL_INTERVAL_S = 0.5  # between two checks of the processes, the shared memory and the log
@@ -116,7 +116,7 @@ class EmbeddedTriton:
         Raises:
             ServingError: a package is missing, a port is in use, or the models do not load.
         """
-        runtime = find_runtime()
+        self._runtime = find_runtime()
         check_repository(self.repository)
         check_host(self._host, self._expose)
         self._ports = claim_ports(self._ports, self._hosts())
@@ -127,9 +127,7 @@ class EmbeddedTriton:
             self._models = self._workspace.folder / "models"
             self._models.symlink_to(self.repository.resolve())  # no spaces: Triton splits a stub's arguments there
             self._log = Log(self._workspace.folder / LOG_FILE, self._models, self.repository)
-            self._caches = runtime.caches
-            self._program = runtime.server
-            self._environment = self._prepare_backends(runtime)
+            self._environment = self._prepare_backends()
             identity = f"triton-{self._workspace.folder.name.removeprefix(PREFIX)}"
             self._address = Address(identity, self.http_url, key)
             self._resources = stack.pop_all()
@@ -228,7 +226,7 @@ class EmbeddedTriton:
     def _launch(self, report: Callable[[str], None]) -> bool:
         """Start the process; return whether it is ready, False when the server is to stop first."""
         self._process = TritonProcess(
-            [str(self._program), *self._arguments()],
+            [str(self._runtime.server), *self._arguments()],
             self._environment,
             self._address,
             self._workspace,
@@ -253,11 +251,11 @@ class EmbeddedTriton:
         except OSError as reason:  # a full disk, for example
             return ServingError(f"{error}\nserver log: it cannot be saved ({reason})")
 
-    def _prepare_backends(self, runtime: Runtime) -> dict[str, str]:
+    def _prepare_backends(self) -> dict[str, str]:
         """Compose the backends folder and return the environment for its programs."""
         backends = self._workspace.folder / "backends"
-        runtime.compose_backends(backends)
-        environment = runtime.environment() | {"VIZWIZ_SERVING_THREADS": str(self._threads)}
+        self._runtime.compose_backends(backends)
+        environment = self._runtime.environment() | {"VIZWIZ_SERVING_THREADS": str(self._threads)}
         environment.pop(KEY_VARIABLE, None)  # the stubs do not need it
         check_stub(backends / "python" / STUB, environment)
         return environment
@@ -274,7 +272,7 @@ class EmbeddedTriton:
             *(f"{flag.replace('port', 'address')}={host}" for flag, host in self._hosts().items()),
             *(f"{flag}={port}" for flag, port in self._ports.items()),
             *restrictions(self._address.key),
-            f"--cache-directory={self._caches}",
+            f"--cache-directory={self._runtime.caches}",
             f"--cache-config=local,size={CACHE_BYTES}",  # for the models whose config enables it
             f"--exit-timeout-secs={EXIT_TIMEOUT_S}",
             f"--log-verbose={int(self._verbose)}",
