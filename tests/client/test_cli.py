@@ -93,7 +93,7 @@ class TestParser:
             ("ask -q what?", "got no photo, expected at least one"),
             ("ask {photo} what is this?", "'what' is not a photo; if it is part of the question, put quotes around"),
             ("ask a.jpg {photo}", "is a file, expected a question"),
-            ("ask - -", "got - more than once, but standard input can be read once"),
+            ("ask - - what?", "got - more than once, but standard input can be read once"),
             ("ask a.jpg b --top 0", "got '0', expected a whole number, 1 or more"),
             ("ask a.jpg b --retries -1", "got '-1', expected a whole number, 0 or more"),
             ("ask a.jpg b --timeout soon", "got 'soon', expected a number of seconds over 0"),
@@ -156,21 +156,6 @@ class TestParser:
         assert len(examples) >= 3
         for example in examples:
             assert _parser.parse(shlex.split(example)).command == command
-
-    def test_completion_in_bash(self, run, tmp_path: Path) -> None:
-        pytest.importorskip("shtab")
-        script = tmp_path / "completion"
-        script.write_text("\n".join(run("--print-completion", "bash")[1]), encoding="utf-8")
-        completes = (
-            f"source {script}; COMP_WORDS=(vizwiz-client batch --ke); COMP_CWORD=2; "
-            "$(complete -p vizwiz-client | sed 's/.*-F \\([^ ]*\\).*/\\1/') vizwiz-client; echo ${COMPREPLY[@]}"
-        )
-        done = subprocess.run(["bash", "-c", completes], capture_output=True, text=True, check=True)
-        assert done.stdout.split() == ["--keep-going"]
-
-    def test_completion_without_shtab(self, run, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setitem(sys.modules, "shtab", None)
-        assert "pip install 'vizwiz-client[completion]'" in run("--print-completion", "bash")[2][0]
 
 
 def test_exit_codes() -> None:
@@ -300,23 +285,6 @@ class TestStandardInput:
             code, _, (error,) = ask("-", QUESTION)
         assert code == _output.SOME_FAILED
         assert "the file has over 1,000 bytes, expected fewer" in error
-
-    @pytest.mark.parametrize("arguments", [["-"], ["-q", "-"]])
-    def test_questions(
-        self,
-        ask,
-        fake_server: FakeServer,
-        photos: list[Path],
-        monkeypatch: pytest.MonkeyPatch,
-        arguments: list[str],
-    ) -> None:
-        fake_server.labels = ("banana",)
-        self.give(monkeypatch, "what is this?\n\n-is it ripe, señor?\r\n".encode())
-        lines = ask(photos[0], *arguments)[1]
-        assert lines == ["what is this?: banana, 50% sure", "-is it ripe, señor?: banana, 50% sure"]
-        self.give(monkeypatch, b"\n")
-        status, _, notes = ask(photos[0], *arguments)
-        assert (status, notes) == (_output.USAGE, ["Error: standard input has no question, expected one a line"])
 
 
 class TestTerminals:

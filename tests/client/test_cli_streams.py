@@ -92,7 +92,7 @@ class TestClosedAndFull:
         assert (done.returncode, ids(done.stdout)) == (_output.OK, ALL)
         assert shell(f"client ask {error}").returncode == _output.USAGE
 
-    @pytest.mark.parametrize("command", ["batch -", "batch /dev/stdin", "ask - what?", "ask photo0.png -"])
+    @pytest.mark.parametrize("command", ["batch -", "batch /dev/stdin", "ask - what?"])
     def test_a_closed_input(self, shell, command: str) -> None:
         done = shell(f"client {command} <&-")
         assert (done.returncode, done.stdout) == (_output.USAGE, "")
@@ -106,15 +106,6 @@ class TestClosedAndFull:
     def test_a_reader_that_left(self, shell) -> None:
         done = shell("client batch questions.csv | true")
         assert (done.returncode, done.stderr) == (OUTPUT_LOST, "")
-
-
-@pytest.mark.skipif(not Path("/dev/zero").exists(), reason="no /dev/zero here")
-def test_questions_without_end(fake_server: FakeServer, photos: list[Path]) -> None:
-    with Path("/dev/zero").open("rb") as endless:
-        command = [sys.executable, "-c", PROGRAM, "ask", str(photos[0]), "-", "--url", fake_server.url]
-        done = subprocess.run(command, stdin=endless, capture_output=True, text=True)
-    assert done.returncode == _output.USAGE
-    assert "over 10,000,000 bytes of questions" in done.stderr
 
 
 class TestPipes:

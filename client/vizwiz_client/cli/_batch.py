@@ -282,17 +282,9 @@ def _count(path: str) -> int | None:
 
 def _progress(total: int | None, done: int, quiet: bool) -> Any:
     """A progress bar on standard error, if that is a terminal."""
-    if quiet or not sys.stderr.isatty():
-        return _NoProgress()
-    from tqdm import tqdm  # takes as long to import as half of the rest
+    from tqdm import tqdm
 
-    return tqdm(total=total, initial=done, unit=" rows", mininterval=0.5, leave=False)
-
-
-class _NoProgress:
-    def update(self) -> None: ...
-
-    def close(self) -> None: ...
+    return tqdm(total=total, initial=done, unit=" rows", mininterval=0.5, leave=False, disable=quiet or None)
 
 
 def _to_columns(outcome: Answer | VizwizError) -> Row:

@@ -17,7 +17,6 @@ from vizwiz_client.cli._output import UsageError, print_error, print_json, print
 from vizwiz_client.contract.errors import escape_controls
 
 STANDARD_INPUT = "-"
-MAX_QUESTIONS_BYTES = 10_000_000  # of standard input, which may have no end
 
 
 def ask(arguments: argparse.Namespace) -> int:
@@ -108,9 +107,9 @@ def photos_and_questions(arguments: argparse.Namespace) -> tuple[list[str], list
         questions = [last]
     if not operands:
         raise UsageError("got no photo, expected at least one; see ask --help")
-    if (operands + questions).count(STANDARD_INPUT) > 1:
+    if operands.count(STANDARD_INPUT) > 1:
         raise UsageError("got - more than once, but standard input can be read once; give a file instead")
-    return [photo for operand in operands for photo in _expand(operand)], _read_questions(questions)
+    return [photo for operand in operands for photo in _expand(operand)], questions
 
 
 def _is_word(operand: str) -> bool:
@@ -130,20 +129,6 @@ def _read_photo() -> bytes:
     from vizwiz_client.contract.image import MAX_FILE_BYTES  # imports NumPy and Pillow
 
     return standard_input().read(MAX_FILE_BYTES + 1)
-
-
-def _read_questions(questions: list[str]) -> list[str]:
-    """``questions``, with - replaced by the lines of standard input."""
-    if STANDARD_INPUT not in questions:
-        return questions
-    text = standard_input().read(MAX_QUESTIONS_BYTES + 1)
-    if len(text) > MAX_QUESTIONS_BYTES:
-        raise UsageError(f"standard input has over {MAX_QUESTIONS_BYTES:,} bytes of questions; use batch for so many")
-    lines = [line for line in text.decode(errors="replace").splitlines() if line.strip()]
-    if not lines:
-        raise UsageError("standard input has no question, expected one a line")
-    at = questions.index(STANDARD_INPUT)
-    return questions[:at] + lines + questions[at + 1 :]
 
 
 def _note(photo: str, question: str, answer: Answer | VizwizError, quiet: bool) -> str:

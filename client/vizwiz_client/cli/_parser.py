@@ -32,8 +32,8 @@ DESCRIPTION = {
 Ask one question about a photo, or several questions about several photos.
 
 The last argument is the question, those before it are photos. With -q, every argument is a photo, and every question
-is asked about every photo. A photo - is read from standard input; questions - too, one a line. A question has at most
-5,000 characters, of which the model reads about 50 words.
+is asked about every photo. A photo - is read from standard input. A question has at most 5,000 characters, of which
+the model reads about 50 words.
 
 examples:
   vizwiz-client ask img.jpg "what is this?"
@@ -191,12 +191,6 @@ def build_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
-    parser.add_argument(
-        "--print-completion",
-        action=_PrintCompletion,
-        choices=("bash", "zsh", "tcsh"),
-        help="print a completion script for this shell; requires vizwiz-client[completion]",
-    )
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND", dest="command")
     for name, summary in COMMANDS.items():
         command = commands.add_parser(
@@ -216,7 +210,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def _add_ask(parser: argparse.ArgumentParser) -> None:
     photo_help = "a photo's file, - for standard input; without -q, the last one is the question"
-    _complete_files(parser.add_argument("operands", nargs="*", metavar="PHOTO", help=photo_help))
+    parser.add_argument("operands", nargs="*", metavar="PHOTO", help=photo_help)
     parser.add_argument(
         "-q", "--question", dest="questions", action="append", metavar="QUESTION", help="a question; repeatable"
     )
@@ -225,11 +219,9 @@ def _add_ask(parser: argparse.ArgumentParser) -> None:
 
 def _add_batch(parser: argparse.ArgumentParser) -> None:
     input_help = "a CSV or JSON Lines file, - for standard input"
-    _complete_files(parser.add_argument("input", metavar="INPUT", help=input_help))
-    _complete_files(
-        parser.add_argument("-o", "--output", metavar="FILE", help="the answers (default: standard output)")
-    )
-    _complete_files(parser.add_argument("--photos", metavar="FOLDER", help="the photos (default: the folder of INPUT)"))
+    parser.add_argument("input", metavar="INPUT", help=input_help)
+    parser.add_argument("-o", "--output", metavar="FILE", help="the answers (default: standard output)")
+    parser.add_argument("--photos", metavar="FOLDER", help="the photos (default: the folder of INPUT)")
     parser.add_argument("--keep-going", action="store_true", help="write server errors into their rows, and go on")
     _add_asking(parser)
 
@@ -260,15 +252,13 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
     server = parser.add_argument_group("the server", "Options have precedence over environment variables.")
     for option in OPTIONS:
         default = "" if option.default is None else f"; default: {str(option.default).removesuffix('.0')}"
-        action = server.add_argument(
+        server.add_argument(
             option.flag,
             metavar=option.metavar,
             type=option.read,
             default=os.environ.get(option.variable) or option.default,  # argparse applies `type` to a string
             help=f"{option.help} (or {option.variable}{default})",
         )
-        if option.metavar == "FILE":
-            _complete_files(action)
     server.add_argument(
         "--header",
         action="append",
@@ -276,21 +266,6 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
         metavar="NAME:VALUE",
         help=f"send this header; repeatable (or {HEADERS_VARIABLE}, one a line: the place for secrets)",
     )
-
-
-def _complete_files(action: argparse.Action) -> None:
-    """Let shells complete paths; the value of ``shtab.FILE``, without the import."""
-    action.complete = {"bash": "_shtab_compgen_files", "zsh": "_files", "tcsh": "f"}  # type: ignore[attr-defined]
-
-
-class _PrintCompletion(argparse.Action):
-    def __call__(self, parser: argparse.ArgumentParser, _: object, shell: Any, __: str | None = None) -> NoReturn:
-        try:
-            import shtab
-        except ModuleNotFoundError:
-            parser.error("shtab is not installed; run pip install 'vizwiz-client[completion]'")
-        _output.print_line(shtab.complete(parser, shell=shell))
-        parser.exit(0)
 
 
 def _exit_codes() -> str:
