@@ -54,7 +54,7 @@ RIDGE_PENALTIES = (0.3, 1.0, 3.0, 10.0)
 _COURTESIES = re.compile(r"\b(thank( you)?( very much)?|thanks|please|hello|okay)\b")
 Array = npt.NDArray[Any]
 
-ONE_HEAD = replace(BEST, folds=1, calibration="none", doublings=0)
+ONE_HEAD = replace(BEST, folds=1, calibration="none", decay_trials=0)
 ABLATION = {
     "best, not calibrated": replace(BEST, calibration="none"),
     "best, all from what answers are": replace(BEST, answerable_from="joined"),

@@ -20,8 +20,7 @@ from training.recipe import BALANCED, BCE, BEST_EPOCH, COSINE, PRINCIPAL, Recipe
 from training.targets import AnswerScores, Targets
 
 HEADLINE = "vqa_accuracy_leave_one_out"
-# Shares of the learning rate with a principal projection: layers that read the features overfit at all of it.
-_RATES = {"join": 0.1, "answerable": 0.4}
+_ANSWERABLE_RATE = 0.4  # share of the learning rate beside a principal projection: its one row learns faster
 _EVALUATION_BATCH = 1024  # records: a batch of logits over 5,860 answers is 24 MB
 
 Row = dict[str, Any]
@@ -104,15 +103,11 @@ class Fitting:
         if recipe.answer_loss == BCE:
             _start_at_the_base_rate(self.head, train.targets, answers)
         self.head.to(train.texts.device)
-        groups: list[dict[str, Any]] = [{"params": list(self.head.parameters()), "rate": 1.0}]
         if recipe.projection == PRINCIPAL:
-            _start_at_principal_components(self.head, train)
-            groups = [
-                {"params": list(layer.parameters()), "rate": _RATES.get(name, 1.0)}
-                for name, layer in self.head.named_children()
-            ]
-        # Without decay AdamW is Adam. Fused, a step reads and writes every weight once.
-        self.optimiser = torch.optim.AdamW(groups, recipe.learning_rate, weight_decay=recipe.weight_decay, fused=True)
+            _start_as_logistic_regression(self.head, train)
+        # The decay is the gradient of a penalty, as in logistic regression: AdamW's lets rare answers learn noise.
+        # Fused, a step reads and writes every weight once.
+        self.optimiser = torch.optim.Adam(_parameter_groups(self.head, recipe), recipe.learning_rate, fused=True)
         self.average = AveragedModel(self.head, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema)) if recipe.ema else None
         self.history: list[Row] = []
         self.best: Row = {HEADLINE: -1.0}
@@ -200,25 +195,50 @@ def _start_at_the_base_rate(head: GatedHead, targets: Targets, answers: int) -> 
         last.bias.copy_(2 * torch.logit(rate))
 
 
-def _start_at_principal_components(head: GatedHead, train: Examples) -> None:
-    """Set the projection to the principal components of the training features, and the answers' weights to 0.
+def _parameter_groups(head: GatedHead, recipe: Recipe) -> list[dict[str, Any]]:
+    """Adam's groups: one for each trained tensor, with its weight decay and its share of the learning rate."""
+    principal = recipe.projection == PRINCIPAL
+    groups = []
+    for name, tensor in head.named_parameters():
+        layer = name.partition(".")[0]
+        decayed = tensor.ndim == 2 and layer in ("answer", "answer_type", "answerable")
+        groups.append(
+            {
+                "params": [tensor],
+                "rate": _ANSWERABLE_RATE if principal and layer == "answerable" else 1.0,
+                "weight_decay": recipe.weight_decay if decayed else 0.0,
+            }
+        )
+        tensor.requires_grad_(not (principal and layer == "join"))
+    return [group for group in groups if group["params"][0].requires_grad]
 
-    The fit then starts as a logistic regression on them. From random projections it learns noise as fast as signal,
-    which few records do not forgive.
+
+def _start_as_logistic_regression(head: GatedHead, train: Examples) -> None:
+    """Set the projection to the principal components of the training features, and the other layers to base rates.
+
+    The fit then starts as logistic regression with weights of 0. From random projections it learns noise as fast as
+    signal. The components are rotated at random: Adam's steps suit inputs of equal variance.
     """
     norm, _, project = head.join
     last = head.answer[-1]
     assert isinstance(project, torch.nn.Linear)
     assert isinstance(last, torch.nn.Linear)
+    targets = train.targets
     with torch.no_grad():
         features = norm(torch.cat([train.texts, train.images[0]], dim=1))
         mean = features.mean(dim=0)
         _, directions = torch.linalg.eigh((features - mean).T @ (features - mean))  # ascending
         components = directions.flip(1).T[: project.out_features]
-        project.weight[: len(components)] = components
-        project.bias.zero_()
-        project.bias[: len(components)] = -(components @ mean)
+        rotation = torch.linalg.qr(torch.randn(len(project.weight), len(components)))[0].to(features)
+        project.weight.copy_(rotation @ components)
+        project.bias.copy_(-(project.weight @ mean))
         last.weight.zero_()
+        total = torch.full_like(last.bias, 0.1).index_add_(0, targets.answers.flatten(), targets.weights.flatten())
+        last.bias.copy_(2 * (total / total.sum()).log())  # twice: the gates begin at a half
+        head.gate.weight.zero_()
+        head.gate.bias.zero_()
+        head.answerable.weight.zero_()
+        head.answerable.bias.fill_(torch.logit(targets.answerable.mean().clamp(0.01, 0.99)).item())
 
 
 class Fitted(NamedTuple):

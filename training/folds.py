@@ -51,11 +51,11 @@ def fit_predictor(
     if not folds:
         fitted = fit_head(recipe, train, val, sizes, checkpoints=checkpoints, name=name, report=report)
         return FittedPredictor(Predictor([fitted.head]), [fitted], Line())
-    tried: dict[tuple[int, int], Fitted] = {}
+    tried: dict[tuple[float, int], Fitted] = {}
 
     def fit_fold(recipe: Recipe, number: int, report: Report) -> Fitted:
         """The head of fold ``number``, scored on its share; one that was tried is not fitted again."""
-        if (key := (recipe.min_steps, number)) not in tried:
+        if (key := (recipe.weight_decay, number)) not in tried:
             rest = np.setdiff1d(np.arange(len(train)), folds[number])
             tried[key] = fit_head(
                 recipe,
@@ -64,7 +64,7 @@ def fit_predictor(
                 sizes,
                 seed=recipe.seed + number,
                 checkpoints=checkpoints,
-                name=f"{name}-fold{number + 1}" + (f"-{recipe.min_steps}" if recipe != asked else ""),
+                name=f"{name}-fold{number + 1}" + (f"-decay{recipe.weight_decay:g}" if recipe != asked else ""),
                 report=report,
             )
         else:
@@ -73,8 +73,8 @@ def fit_predictor(
         return tried[key]
 
     asked = recipe
-    if recipe.doublings:
-        recipe = choose_steps(recipe, folds, lambda longer, number: fit_fold(longer, number, lambda row: None))
+    if recipe.decay_trials:
+        recipe = choose_weight_decay(recipe, folds, lambda tried, number: fit_fold(tried, number, lambda row: None))
     fits: list[Fitted] = []
     unseen = np.zeros(len(train), np.float32)  # log-odds, each by the head that was not fitted on the record
     for number, held in enumerate(tqdm(folds, desc="fold", unit="", disable=None)):
@@ -92,10 +92,10 @@ def fit_predictor(
     return FittedPredictor(predictor, fits, calibration)
 
 
-def choose_steps(recipe: Recipe, folds: Sequence[Rows], fit_fold: Callable[[Recipe, int], Fitted]) -> Recipe:
-    """Double the steps as long as held-out records are answered better, on as many folds as hold 1,000 of them.
+def choose_weight_decay(recipe: Recipe, folds: Sequence[Rows], fit_fold: Callable[[Recipe, int], Fitted]) -> Recipe:
+    """Quadruple the weight decay as long as held-out records are answered better, on folds that hold 1,000 of them.
 
-    Few clean records gain by more steps; with many noisy ones the head learns the noise.
+    Many noisy records need more of it than few clean ones.
     """
     sizes = np.array([len(held) for held in folds])
     trials = range(min(int(np.searchsorted(np.cumsum(sizes), _TRIAL_RECORDS)) + 1, len(folds)))
@@ -104,14 +104,13 @@ def choose_steps(recipe: Recipe, folds: Sequence[Rows], fit_fold: Callable[[Reci
         scored = [fit_fold(candidate, number).best[HEADLINE] for number in trials]
         return float(np.average(scored, weights=sizes[: len(trials)]))
 
-    records = int(sizes.sum())
     best = accuracy(recipe)
-    for _ in range(recipe.doublings):
-        longer = replace(recipe, min_steps=2 * recipe.steps(records))
-        if (found := accuracy(longer)) <= best:
+    for _ in range(recipe.decay_trials):
+        stronger = replace(recipe, weight_decay=4 * recipe.weight_decay)
+        if (found := accuracy(stronger)) <= best:
             break
-        recipe, best = longer, found
-    print(f"steps of each head: {recipe.steps(records)}; VQA {best:.2f} on held-out records of train")
+        recipe, best = stronger, found
+    print(f"weight decay: {recipe.weight_decay:g}; VQA {best:.2f} on held-out records of train")
     return recipe
 
 

@@ -362,8 +362,8 @@ def test_bad_settings_are_reported_together() -> None:
         (["--clip", "a.pt", "--clip", "a.pt"], "error: --clip a.pt is given more than once"),
         (
             ["--limit", "0", "--holdout", "0", "--epochs", "0", "--recipe", "best", "--folds", "1"],
-            "error: --epochs must be at least 1, got 0; --doublings needs --folds 2 or more, whose held-out records "
-            "choose (--doublings 0 does without); --calibration platt needs --folds 2 or more, because one "
+            "error: --epochs must be at least 1, got 0; --decay-trials needs --folds 2 or more, whose held-out records "
+            "choose (--decay-trials 0 does without); --calibration platt needs --folds 2 or more, because one "
             "head leaves nothing to calibrate on (--calibration none does without); --limit must be at least 1, got 0; "
             "--holdout must be above 0 and below 1, got 0.0",
         ),

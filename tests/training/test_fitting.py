@@ -172,11 +172,12 @@ def test_a_projection_starts_at_the_principal_components() -> None:
     projected = fitting.head.join.eval()(torch.cat([examples.texts, examples.images[0]], dim=1)).detach()
     torch.testing.assert_close(projected.mean(dim=0), torch.zeros(6), atol=1e-5, rtol=0)
     variance = torch.linalg.eigvalsh(torch.cov(features.detach().T)).flip(0)[:6]
-    torch.testing.assert_close(torch.cov(projected.T), torch.diag(variance), atol=1e-4, rtol=1e-4)
+    found = torch.linalg.eigvalsh(torch.cov(projected.T)).flip(0)  # rotated, they keep the variances
+    torch.testing.assert_close(found, variance, atol=1e-4, rtol=1e-4)
     before = fitting.head.join[2].weight.detach().clone()
     fitting.run_epoch()
-    moved = (fitting.head.join[2].weight - before).abs().max()
-    assert 0 < moved < 0.5 * (fitting.head.answer[2].weight.abs().max())  # at a tenth of the rate
+    assert torch.equal(fitting.head.join[2].weight, before)
+    assert fitting.head.answer[2].weight.abs().max() > 0
 
 
 def test_bce_starts_at_the_base_rate() -> None:

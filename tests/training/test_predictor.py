@@ -13,7 +13,7 @@ import torch
 from tests.training.synthetic import make_examples, make_records
 from training.calibration import Line, calibrate, find_calibration
 from training.fitting import HEADLINE, scores
-from training.folds import FittedPredictor, choose_steps, fit_predictor, join, predict
+from training.folds import FittedPredictor, choose_weight_decay, fit_predictor, join, predict
 from training.head import GatedHead
 from training.predictor import Calibration, ClipEnsemble, Predictor
 from training.recipe import Recipe
@@ -112,39 +112,40 @@ def test_each_fold_is_calibrated_by_what_the_folds_have_not_seen() -> None:
     assert scores(*predict(ensemble, [examples]), examples)["vqa_accuracy_leave_one_out"] > 80
 
 
-def test_steps_are_doubled_while_held_out_records_gain() -> None:
-    """From 30 to 60 steps the accuracy rises, to 120 it does not."""
-    recipe = replace(FOLDED, epochs=2, min_steps=24, doublings=3)
+def test_weight_decay_rises_while_held_out_records_gain() -> None:
+    """From 0.01 to 0.04 the accuracy rises, to 0.16 it does not."""
+    recipe = replace(FOLDED, weight_decay=0.01, decay_trials=3)
     folds = [np.arange(start, start + 40) for start in (0, 40, 80)]
-    scores_by_steps = {30: 50.0, 60: 60.0, 120: 60.0, 240: 99.0}
-    tried: list[tuple[int, int]] = []
+    scores_by_decay = {0.01: 50.0, 0.04: 60.0, 0.16: 60.0, 0.64: 99.0}
+    tried: list[tuple[float, int]] = []
 
     def fit_fold(candidate: Recipe, number: int) -> Any:
-        tried.append((candidate.steps(120), number))
-        return SimpleNamespace(best={HEADLINE: scores_by_steps[candidate.steps(120)]})
+        tried.append((candidate.weight_decay, number))
+        return SimpleNamespace(best={HEADLINE: scores_by_decay[candidate.weight_decay]})
 
-    assert choose_steps(recipe, folds, fit_fold).steps(120) == 60
-    assert tried == [(steps, number) for steps in (30, 60, 120) for number in range(3)]
+    assert choose_weight_decay(recipe, folds, fit_fold).weight_decay == 0.04
+    assert tried == [(decay, number) for decay in (0.01, 0.04, 0.16) for number in range(3)]
     tried.clear()
     many = [np.arange(600) + 600 * number for number in range(3)]
-    choose_steps(replace(recipe, min_steps=0, batch_size=600, epochs=12), many, lambda *_: fit_fold(recipe, _[1]))
+    choose_weight_decay(recipe, many, fit_fold)
     assert {number for _, number in tried} == {0, 1}  # 1,200 held-out records are enough
 
 
 def test_what_is_chosen_is_what_is_reported_and_kept() -> None:
     records = make_records(120)
-    recipe = replace(FOLDED, min_steps=24, doublings=1)
+    recipe = replace(FOLDED, weight_decay=0.01, decay_trials=1)
     examples, answers = make_examples(records, recipe)
     folds = fold_rows(records, 3, 0)
     rows: list[dict[str, Any]] = []
     found = fit_predictor(recipe, examples, examples, (answers, 4), folds, report=rows.append)
-    assert [(row["fold"], row["epoch"]) for row in rows] == [(f, e) for f in (1, 2, 3) for e in (1, 2, 3, 4)]
+    epochs = range(1, recipe.epochs + 1)
+    assert [(row["fold"], row["epoch"]) for row in rows] == [(fold, epoch) for fold in (1, 2, 3) for epoch in epochs]
     assert [row["val_loss"] for row in rows] == [row["val_loss"] for fit in found.fits for row in fit.history]
-    once, twice = (
-        fit_predictor(replace(recipe, min_steps=steps, doublings=0), examples, examples, (answers, 4), folds)
-        for steps in (24, 80)
+    weak, strong = (
+        fit_predictor(replace(recipe, weight_decay=decay, decay_trials=0), examples, examples, (answers, 4), folds)
+        for decay in (0.01, 0.04)
     )
-    chosen = once if all(map(torch.equal, _weights(found), _weights(once))) else twice
+    chosen = weak if all(map(torch.equal, _weights(found), _weights(weak))) else strong
     assert all(map(torch.equal, _weights(found), _weights(chosen)))
 
 
