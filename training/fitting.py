@@ -198,7 +198,7 @@ def _start_at_the_base_rate(head: GatedHead, targets: Targets, answers: int) -> 
 def _parameter_groups(head: GatedHead, recipe: Recipe) -> list[dict[str, Any]]:
     """Adam's groups: one for each trained tensor, with its weight decay and its share of the learning rate."""
     principal = recipe.projection == PRINCIPAL
-    groups = []
+    groups: list[dict[str, Any]] = []
     for name, tensor in head.named_parameters():
         layer = name.partition(".")[0]
         decayed = tensor.ndim == 2 and layer in ("answer", "answer_type", "answerable")
