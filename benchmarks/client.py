@@ -28,7 +28,6 @@ import numpy as np
 import tritonclient.grpc
 from PIL import Image
 
-from benchmarks.client_install import install_sizes
 from serving import ServingError
 from serving.repository import check_repository
 from serving.rollout import DIRECT_CHANNEL
@@ -54,7 +53,6 @@ def main() -> None:
     parser.add_argument("--repository", type=Path, default=Path("triton_models"))
     parser.add_argument("--rounds", type=int, default=15, help="runs of each process (default: %(default)s)")
     parser.add_argument("--photos", type=int, default=1_000, help="photos for ask_many (default: %(default)s)")
-    parser.add_argument("--without-install", action="store_true", help="leave out what needs a package index")
     arguments = parser.parse_args()
     try:
         check_repository(arguments.repository)
@@ -66,8 +64,6 @@ def main() -> None:
     with EmbeddedTriton(arguments.repository) as server, VizwizClient(server.grpc_url, timeout_s=600) as client:
         table("A question", ask(server.grpc_url, client, photo, arguments.rounds))
         table("ask_many", ask_many(server.grpc_url, client, arguments.photos))
-    if not arguments.without_install:
-        table("Install", install_sizes())
 
 
 def table(title: str, rows: Sequence[tuple[str, str, str]]) -> None:
