@@ -37,7 +37,7 @@ from export.targets import Target
 from training.backbone import FrozenClip, load_clip
 from training.dataset import read_split
 from training.fit import fit
-from training.predictor import Calibration, Predictor
+from training.model import Predictor
 from training.recipe import RECIPES
 from training.run import Run, read_run, write_run
 
@@ -90,7 +90,6 @@ def with_constant_answerability(run: Run, folder: Path) -> Run:
     with torch.no_grad():
         for member in ensemble.members:
             assert isinstance(member, Predictor)
-            member.calibration = Calibration()
             for head in member.heads:
                 head.get_parameter("answerable.weight").zero_()
                 head.get_parameter("answerable.bias").fill_(LOG_ODDS)

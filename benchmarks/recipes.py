@@ -24,20 +24,16 @@ import torch
 from sklearn.metrics import average_precision_score, log_loss
 
 from demo import DEMO_CLIP, ensure_demo_dataset
-from training.answer_types import TYPE_SETS
 from training.backbone import load_clip
 from training.baselines import LOGISTIC, fit_baseline, normalised
-from training.calibration import Line, calibrate
-from training.dataset import Record, Split, read_split
+from training.dataset import Record, Split, fold_rows, read_split
 from training.features import encode_split
-from training.fitting import Examples
-from training.folds import fit_predictor, predict
+from training.folds import Calibration, calibrate, fit_predictor, predict
+from training.labels import TYPE_SETS, AnswerScores, build_vocabulary, make_targets
 from training.metrics import expected_calibration_error, reliability
-from training.predictor import ClipEnsemble
+from training.model import ClipEnsemble
 from training.recipe import RECIPES, REPORT, Recipe
-from training.splits import fold_rows
-from training.targets import AnswerScores, make_targets
-from training.vocabulary import build_vocabulary
+from training.trainer import FeatureDataset
 
 SIZES = (300, 1_000, 3_000)
 CS = (0.001, 0.01, 0.1, 1.0)
@@ -64,7 +60,7 @@ class Part:
     texts: Array  # fp32 [N, D]
     images: Array  # fp32 [R, N, D], R rotations
 
-    def take(self, rows: Array) -> Part:
+    def select(self, rows: Array) -> Part:
         """These records."""
         return Part([self.records[row] for row in rows], self.texts[rows], self.images[:, rows])
 
@@ -73,11 +69,11 @@ class Part:
         """The official label of each record."""
         return np.array([bool(record.answerable) for record in self.records])
 
-    def examples(self, recipe: Recipe, answers: Any) -> Examples:
+    def examples(self, recipe: Recipe, answers: Any) -> FeatureDataset:
         """What a fit by ``recipe`` reads."""
-        return Examples(
+        return FeatureDataset(
             torch.from_numpy(self.texts),
-            torch.from_numpy(self.images[: recipe.views]),
+            torch.from_numpy(self.images[: recipe.rotations]),
             make_targets(self.records, answers, recipe),
             AnswerScores(self.records, answers.answers),
             torch.from_numpy(self.answerable),
@@ -111,21 +107,21 @@ def _drawn(groups: Sequence[Any]) -> Array:
 def divide_part(part: Part) -> tuple[Part, Part]:
     """85% of the records at random, and the rest."""
     inside = _drawn(range(len(part.records)))
-    return part.take(np.flatnonzero(inside)), part.take(np.flatnonzero(~inside))
+    return part.select(np.flatnonzero(inside)), part.select(np.flatnonzero(~inside))
 
 
 def fit_recipe(recipe: Recipe, train: Part, test: Part) -> Outcome:
     """Fit ``recipe`` on ``train`` and predict ``test``."""
-    recipe = replace(recipe, views=min(recipe.views, len(train.images)))
-    vocabulary = build_vocabulary(train.records, recipe.vocabulary, recipe.vocabulary_size)
-    on_train, on_test = train.examples(recipe, vocabulary), test.examples(replace(recipe, views=1), vocabulary)
+    recipe = replace(recipe, rotations=min(recipe.rotations, len(train.images)))
+    vocabulary = build_vocabulary(train.records, recipe.vocabulary)
+    on_train, on_test = train.examples(recipe, vocabulary), test.examples(replace(recipe, rotations=1), vocabulary)
     folds = fold_rows(train.records, recipe.folds, recipe.seed) if recipe.folds > 1 else []
     sizes = (len(vocabulary.answers), len(TYPE_SETS[recipe.types]))
     fitted = fit_predictor(recipe, on_train, on_test, sizes, folds)
     ensemble = ClipEnsemble([fitted.predictor]).eval()
     best, answerable = predict(ensemble, [on_test])
     uncalibrated = answerable
-    if fitted.calibration != Line():
+    if fitted.calibration != Calibration():
         for each in fitted.fits:
             calibrate(each.head, fitted.calibration.inverse())
         uncalibrated = predict(ensemble, [on_test]).answerable
@@ -242,7 +238,7 @@ def main() -> int:
     print(describe_machine())
     for size in arguments.sizes:
         rows = np.random.default_rng(size).permutation(len(train.records))[:size]
-        fitted, scored = train.take(np.sort(rows)), test
+        fitted, scored = train.select(np.sort(rows)), test
         if arguments.choose:
             fitted, scored = divide_part(fitted)
         recipes = VARIANTS if arguments.choose else {name: RECIPES[name] for name in ("best", "report", "paper")}

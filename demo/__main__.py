@@ -22,8 +22,8 @@ from typing import Any
 
 from demo import ensure_demo_dataset
 from training.dataset import Record, read_split
+from training.labels import majority_answer
 from training.run import CURVES_FILE, DEFAULT_RUNS, METRICS_FILE, newest_run
-from training.vocabulary import majority_answer
 from vizwiz_client.contract import streams
 
 PHOTOS = 8

@@ -1,6 +1,6 @@
-"""The fitted heads as one ONNX graph: mean probabilities, calibrated answerability, and the head's id.
+"""The fitted heads as one ONNX graph: mean probabilities and the head's id.
 
-The graph computes what :class:`training.predictor.Predictor` computes, with more exact log-odds of answerability.
+The graph computes what :class:`training.model.Predictor` computes, with more exact log-odds of answerability.
 """
 
 from __future__ import annotations
@@ -9,8 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from export.graph_builder import GraphBuilder, tensor_value
-from training.head import GatedHead
-from training.predictor import Predictor
+from training.model import GatedHead, Predictor
 from training.recipe import FEATURES
 from vizwiz_client.contract import tensors
 from vizwiz_client.contract.tensors import head_id
@@ -23,7 +22,7 @@ def write_head(predictor: Predictor, digest: str, path: Path) -> None:
     fp32 [B, K], ``answerable`` fp32 [B, 1] and ``head_id`` int64 [B, 1].
 
     Args:
-        predictor: the fitted heads and their calibration.
+        predictor: the fitted heads.
         digest: the digest in the published model's name; ``head_id`` encodes it.
         path: the ONNX file.
     """
@@ -33,12 +32,10 @@ def write_head(predictor: Predictor, digest: str, path: Path) -> None:
     answer, answer_type, answerable = zip(*(_gated_head(graph, both, head) for head in heads), strict=True)
     graph.add("Mean", *answer, name=tensors.ANSWER.name)
     graph.add("Mean", *answer_type, name=tensors.ANSWER_TYPE.name)
-    scale, offset = map(graph.scalar, predictor.calibration.line.tolist())
-    calibrated = graph.add("Add", graph.add("Mul", _log_odds_of_mean(graph, answerable), scale), offset)
-    graph.add("Sigmoid", calibrated, name=tensors.ANSWERABLE.name)
+    graph.add("Sigmoid", _log_odds_of_mean(graph, answerable), name=tensors.ANSWERABLE.name)
     shape = graph.add("Concat", graph.add("Shape", both, start=0, end=1), graph.constant([1]), axis=0)
     graph.add("Expand", graph.constant([[head_id(digest)]]), shape, name=tensors.HEAD_ID.name)
-    (answers, types), embed_dim = heads[0].gate.weight.shape, len(heads[0].get_parameter("join.0.weight")) // 2
+    (answers, types), embed_dim = heads[0].gate.weight.shape, len(heads[0].get_parameter("projection.0.weight")) // 2
     inputs = [tensor_value(spec, embed_dim) for spec in (tensors.IMAGE_FEATURES, tensors.TEXT_FEATURES)]
     outputs = [tensor_value(*each) for each in zip(tensors.HEAD_OUTPUTS, (answers, types, 1, 1), strict=True)]
     graph.save(path, inputs, outputs)
@@ -50,8 +47,8 @@ def _gated_head(graph: GraphBuilder, both: str, head: GatedHead) -> tuple[str, s
     Returns:
         Probabilities of answers and of answer types, and the log-odds of answerability.
     """
-    features = graph.layer_norm(both, head.join[0])
-    hidden = graph.linear(features, head.join[2])
+    features = graph.layer_norm(both, head.projection[0])
+    hidden = graph.linear(features, head.projection[2])
     answer_type = graph.linear(hidden, head.answer_type)
     gate = graph.add("Sigmoid", graph.linear(answer_type, head.gate))
     answer = graph.add("Mul", graph.linear(graph.layer_norm(hidden, head.answer[0]), head.answer[2]), gate)

@@ -32,7 +32,7 @@ from export.parity_inputs import Inputs
 from export.targets import Array, Execution, Graph, Target, execution, open_graph
 from training.artifacts import write_json
 from training.backbone import FrozenClip
-from training.predictor import Predictor
+from training.model import Predictor
 from vizwiz_client.contract import tensors, tokenizer
 
 FEATURES_FILE = "parity.npz"
@@ -196,17 +196,16 @@ def compare_answers(
 def reference_answers(predictor: Predictor, image_features: Array, text_features: Array) -> tuple[Array, Array, Array]:
     """Answer [B, V], answer type [B, K] and answerable [B, 1] of the fitted heads, fp64.
 
-    Averages and calibrates in fp64, apart from :class:`Predictor`: over many folds fp32 would round the mean.
+    Averages in fp64, unlike :class:`Predictor`: over many folds fp32 would round the mean.
     """
     logits = [head(torch.from_numpy(text_features), torch.from_numpy(image_features)) for head in predictor.heads]
-    scale, offset = predictor.calibration.line.tolist()
     log_odds = torch.stack([each.answerable.double() for each in logits])
     # the mean of sigmoids and its complement in logarithms: in fp64 the complement is 0 from log-odds of 37 on
     log_mean, log_complement = (torch.logsumexp(functional.logsigmoid(x), dim=0) for x in (log_odds, -log_odds))
     return (
         torch.stack([functional.softmax(each.answer.double(), dim=1) for each in logits]).mean(dim=0).numpy(),
         torch.stack([functional.softmax(each.answer_type.double(), dim=1) for each in logits]).mean(dim=0).numpy(),
-        torch.sigmoid(scale * (log_mean - log_complement) + offset).unsqueeze(1).numpy(),
+        torch.sigmoid(log_mean - log_complement).unsqueeze(1).numpy(),
     )
 
 

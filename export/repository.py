@@ -23,7 +23,7 @@ from training.artifacts import (
     file_digest,
     flush_folder,
     publish_folder,
-    remove_abandoned,
+    remove_stale,
     staged_file,
     workspace,
 )
@@ -198,7 +198,7 @@ def _beside(repository: Path) -> Path:
 
 def _remove_stale_files(repository: Path) -> None:
     """Delete what killed processes left half-written; the caller holds the lock."""
-    remove_abandoned(_beside(repository).parent)
+    remove_stale(_beside(repository).parent)
     for name in tensors.ENSEMBLES:  # `serving reload` writes there too, under the same lock
         for stale in (repository / name).glob(".*.partial"):
             shutil.rmtree(stale) if stale.is_dir() else stale.unlink()

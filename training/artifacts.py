@@ -21,7 +21,7 @@ _STAGING = re.compile(r"\..+\.[0-9a-f]{16}\.partial")  # .NAME.RANDOM.partial, a
 
 @contextmanager
 def staged_file(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside ``path``; on success it is flushed to disk and renamed to ``path``."""
+    """Write a file atomically: yield a temporary path, which is flushed and renamed to ``path`` on success."""
     with workspace(path) as folder:
         staging = folder / path.name
         yield staging
@@ -32,7 +32,7 @@ def staged_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def staged_files(folder: Path) -> Iterator[Path]:
-    """Yield an empty folder in ``folder``; on success its files are flushed to disk, then renamed into ``folder``."""
+    """Yield a temporary folder, whose files are flushed and renamed into ``folder`` on success."""
     with workspace(folder / "files") as staging:
         yield staging
         flush_folder(staging)
@@ -43,7 +43,7 @@ def staged_files(folder: Path) -> Iterator[Path]:
 
 @contextmanager
 def staged_folder(path: Path) -> Iterator[Path]:
-    """Yield an empty folder beside ``path``; on success it is flushed to disk and renamed to ``path``."""
+    """Write a folder atomically: yield a temporary one, which is flushed and renamed to ``path`` on success."""
     with workspace(path) as staging:
         yield staging
         publish_folder(staging, path)
@@ -51,13 +51,13 @@ def staged_folder(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def workspace(beside: Path) -> Iterator[Path]:
-    """Yield an empty folder beside ``beside``, on the same file system; it is gone afterwards.
+    """Yield a temporary folder beside ``beside``, on the same file system; it is deleted afterwards.
 
-    The folder is locked (flock) as long as its process lives. Unlike a process id, the lock is seen by other containers
-    that share the volume: they remove only staging folders whose lock is free.
+    The folder is locked (flock) while its process lives. Unlike a process id, the lock is visible to other containers
+    that share the volume: they delete only workspaces that are not locked.
     """
     beside.parent.mkdir(parents=True, exist_ok=True)
-    remove_abandoned(beside.parent)
+    remove_stale(beside.parent)
     folder, lock = _locked_folder(beside)
     try:
         yield folder
@@ -68,10 +68,10 @@ def workspace(beside: Path) -> Iterator[Path]:
 
 @contextmanager
 def disk_full_names(folder: Path, option: str) -> Iterator[None]:
-    """Name ``folder``, which the user chose with ``option``, in the error of a full disk: a failed write names no file.
+    """Add ``folder`` and the ``option`` that selects it to the error of a full disk, which names no file.
 
     Raises:
-        OSError: without an error number, so that the folder that was named first stays named.
+        OSError: without an error number, so that an outer call does not replace the folder.
     """
     try:
         yield
@@ -87,7 +87,7 @@ def publish_folder(staging: Path, path: Path) -> None:
     """Flush a finished folder to disk and rename it to ``path``.
 
     Raises:
-        FileExistsError: ``path`` exists: what is published is never written over.
+        FileExistsError: ``path`` exists; published folders are never overwritten.
     """
     if path.exists():
         raise FileExistsError(f"{path} exists already")
@@ -98,38 +98,38 @@ def publish_folder(staging: Path, path: Path) -> None:
 
 
 def flush_folder(folder: Path) -> None:
-    """Flush a folder and all in it to disk."""
+    """Flush a folder and its content to disk."""
     for entry in sorted(folder.rglob("*"), reverse=True):
         _flush(entry)
     _flush(folder)
 
 
-def remove_abandoned(folder: Path) -> None:
-    """Delete the staging folders of killed processes in ``folder``; those of running processes stay."""
-    for leftover in folder.glob(".*.partial"):
-        if _STAGING.fullmatch(leftover.name) and (lock := _try_lock(leftover)) is not None:
-            shutil.rmtree(leftover, ignore_errors=True)
+def remove_stale(folder: Path) -> None:
+    """Delete the workspaces of killed processes in ``folder``; those of running processes are kept."""
+    for stale in folder.glob(".*.partial"):
+        if _STAGING.fullmatch(stale.name) and (lock := _try_lock(stale)) is not None:
+            shutil.rmtree(stale, ignore_errors=True)
             os.close(lock)
 
 
 def _locked_folder(beside: Path) -> tuple[Path, int]:
-    """Make a staging folder beside ``beside`` and return it with the descriptor that holds its lock."""
+    """Make a workspace beside ``beside``; returns it and the descriptor that holds its lock."""
     while True:
         folder = beside.with_name(f".{beside.name}.{secrets.token_hex(8)}.partial")
         folder.mkdir()
         try:
             lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-        except FileNotFoundError:  # another process took it for abandoned: it had no lock yet
+        except FileNotFoundError:  # another process deleted it as stale before it was locked
             continue
-        with suppress(OSError):  # a file system without locks: there nobody removes what others left
+        with suppress(OSError):  # a file system without locks: workspaces are never stale
             fcntl.flock(lock, fcntl.LOCK_EX)
         if folder.exists():
             return folder, lock
-        os.close(lock)  # the same, but it was removed while this process waited for the lock
+        os.close(lock)  # deleted while this process waited for the lock
 
 
 def _try_lock(folder: Path) -> int | None:
-    """Lock ``folder`` and return the descriptor; None where another process holds the lock, or nobody can."""
+    """Lock ``folder``; returns the descriptor, or None if it is locked or cannot be."""
     try:
         lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     except OSError:
@@ -143,14 +143,14 @@ def _try_lock(folder: Path) -> int | None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write ``value`` as indented JSON, whole or not at all; NaN, which JSON does not know, becomes null."""
+    """Write ``value`` as indented JSON atomically; NaN becomes null."""
     value = json.loads(json.dumps(value), parse_constant=lambda _: None)
     with staged_file(path) as staging:
         staging.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def digest_of(*parts: bytes | str) -> str:
-    """SHA-256 of the parts, in hex; each is preceded by its length, so that no two lists of parts read alike."""
+    """SHA-256 of the parts, in hex; each is preceded by its length, so that ("ab", "c") and ("a", "bc") differ."""
     digest = hashlib.sha256()
     for part in parts:
         raw = part.encode() if isinstance(part, str) else part
@@ -166,7 +166,7 @@ def file_digest(path: Path) -> str:
 
 
 def stream_digest(file: BinaryIO) -> str:
-    """SHA-256 of what is left to read in ``file``, in hex."""
+    """SHA-256 of the rest of ``file``, in hex."""
     digest = hashlib.sha256()
     while block := file.read(1 << 20):
         digest.update(block)

@@ -9,11 +9,14 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from training.artifacts import file_digest
+import numpy as np
+import numpy.typing as npt
+
+from training.artifacts import digest_of, file_digest
 from vizwiz_client.contract.errors import ImageError, escape_controls
 from vizwiz_client.contract.image import check_header
 
@@ -21,9 +24,13 @@ ANSWERS_PER_QUESTION = 10
 ANSWER_TYPES = ("other", "unanswerable", "yes/no", "number")  # the official four
 CONFIDENCES = ("yes", "maybe", "no", None)  # None: unknown, in rebuilt annotations
 _VIZWIZ_PHOTO = re.compile(r"VizWiz_(train|val|test)_\d{8}\.jpg")
+HOLDOUT = "holdout"  # name of the part of train that a fit holds out
 DEMO_MANIFEST = "demo.json"  # in the folder of the demo data
 _MAX_ERRORS = 20  # shown
 _HEADER_THREADS = 8  # read photo headers: opening a file of a network drive is mostly waiting
+
+
+Rows = npt.NDArray[np.int64]  # rows of a split
 
 
 class DatasetError(Exception):
@@ -101,6 +108,45 @@ def read_annotations(path: Path, *, labelled: bool = True, limit: int | None = N
     raw = _read_list(path)[:limit]
     _refuse_records(path, list(_record_errors(raw, labelled)), len(raw))
     return tuple(_record(entry, labelled) for entry in raw)
+
+
+def select(split: Split, rows: Rows) -> Split:
+    """The split of these rows, in their order."""
+    return replace(split, records=tuple(split.records[row] for row in rows))
+
+
+def holdout_rows(split: Split, fraction: float, seed: int) -> tuple[Rows, Rows]:
+    """Divide ``split`` into rows to fit on and rows to hold out as a labelled test.
+
+    A record's part depends on its photo's name, ``fraction`` and ``seed`` only, not on the order of the records.
+
+    Raises:
+        DatasetError: ``fraction`` is not between 0 and 1, or leaves one part empty.
+    """
+    if not 0 < fraction < 1:
+        raise DatasetError(f"--holdout must be above 0 and below 1, got {fraction}")
+    names = sorted({record.image for record in split.records}, key=lambda name: digest_of(f"holdout {seed}", name))
+    held_out = set(names[: round(len(names) * fraction)])
+    if not 0 < len(held_out) < len(names):
+        raise DatasetError(
+            f"--holdout {fraction} of the {len(names)} photos of {split.name} leaves one part empty: give another share"
+        )
+    is_held_out = np.array([record.image in held_out for record in split.records])
+    return np.flatnonzero(~is_held_out), np.flatnonzero(is_held_out)
+
+
+def fold_rows(records: Sequence[Record], folds: int, seed: int) -> list[Rows]:
+    """Divide the rows of ``records`` into ``folds`` folds, at random by photo; sizes in photos differ by at most 1.
+
+    Raises:
+        DatasetError: there are fewer photos than folds.
+    """
+    names = sorted({record.image for record in records}, key=lambda name: digest_of(f"fold {seed}", name))
+    if len(names) < folds:
+        raise DatasetError(f"{len(names)} photos cannot be divided into {folds} folds: give fewer --folds")
+    fold = {name: number % folds for number, name in enumerate(names)}
+    of_row = np.array([fold[record.image] for record in records])
+    return [np.flatnonzero(of_row == number) for number in range(folds)]
 
 
 def refuse(headline: str, errors: Sequence[str]) -> None:

@@ -24,13 +24,12 @@ import torch
 from training.artifacts import disk_full_names, staged_files, write_json
 from training.backbone import ClipError, FrozenClip, check_clip_source, choose_device, load_clip
 from training.baselines import features_of, normalised
-from training.dataset import DatasetError, Split, read_split
+from training.dataset import HOLDOUT, DatasetError, Split, holdout_rows, read_split, select
 from training.features import SplitFeatures, encode_split
 from training.metrics import answerability, vqa_accuracy
 from training.report import describe_scores, write_model_card, write_report
 from training.run import DEFAULT_RUNS, Run, RunError, annotations_of_fit, newest_run, read_run, read_scores
 from training.scoring import SubmissionError, majority_baseline, predict, score, write_submissions
-from training.splits import HOLDOUT, holdout_rows, take
 from vizwiz_client.contract import streams
 
 SPLITS = ("val", HOLDOUT, "test")
@@ -119,7 +118,7 @@ def read_part(run: Run, name: str, data: Path | None = None) -> Part:
             "records are unknown; give the folder of the fit with --data"
         )
     _, rows = holdout_rows(train, settings["fraction"], settings["seed"])
-    return Part(train, replace(take(train, rows), name=HOLDOUT), rows)
+    return Part(train, replace(select(train, rows), name=HOLDOUT), rows)
 
 
 def default_out(run: Run, split: Split) -> Path:

@@ -17,9 +17,8 @@ from training.backbone import clip_name
 from training.baselines import LABELS
 from training.dataset import Split
 from training.plots import as_svg, confusion_plot, coverage_plot, curves, reliability_plot
-from training.progress import read_progress
 from training.recipe import RECIPES, REPORT, flag_of
-from training.run import CARD_FILE, RUN_FILE, Run, annotations_of_fit, read_scores
+from training.run import CARD_FILE, RUN_FILE, Run, annotations_of_fit, read_epochs, read_scores
 from training.scoring import Scores
 
 _TEMPLATES = Path(__file__).with_name("templates")
@@ -180,7 +179,7 @@ def _template(name: str) -> Any:
 def _plots(run: Run, scores: Scores) -> dict[str, tuple[Figure, str]]:
     """Figures with their alternative texts; the tables of the report hold the numbers."""
     metrics = scores.metrics
-    history = read_progress(run.folder)
+    history = read_epochs(run.folder)
     first, last = history[0], history[-1]
     return {
         "curves": (

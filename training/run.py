@@ -1,35 +1,40 @@
-"""The run folder: what a fit leaves behind and export starts from.
+"""The run folder, the result of a fit.
 
 ==========================  ===========================================================
-``run.json``                recipe, versions, and digests of the data, CLIP and files
-``head.safetensors``        the weights of every head, and the calibration of answerability
-``baselines.safetensors``   the weights of both baselines, unless the fit was told `--no-baselines`
-``answers.txt``             the answer list, one a line, in the order of the head's outputs
-``metrics.json``            the scores of every epoch, of the best one and of the baselines
-``metrics.jsonl``           the scores of every epoch, a line each, as they were recorded during the fit
-``tensorboard/``            the same, for TensorBoard
-``loss_curves.png``         training and validation loss, and accuracy, per epoch
-``MODEL_CARD.md``           what the head was made from, how good it is, and what it must not be used for
-``evaluation-*/``           what `python -m training.evaluate` adds
+``run.json``                recipe, versions, and digests of data, CLIPs and files
+``head.safetensors``        weights of every head; the calibration of answerability is part of them
+``baselines.safetensors``   weights of both baselines, except after `--no-baselines`
+``answers.txt``             answer list, one a line, in the order of the head's outputs
+``metrics.json``            scores on val: of the run, of the baselines and of every epoch
+``metrics.jsonl``           scores of every epoch, written during the fit
+``tensorboard/``            the same for TensorBoard
+``loss_curves.png``         loss and VQA accuracy per epoch
+``MODEL_CARD.md``           what the head was made from, its scores and its limits
+``evaluation-*/``           results of `python -m training.evaluate`
 ==========================  ===========================================================
 """
 
 from __future__ import annotations
 
 import json
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
 from safetensors import SafetensorError
+from tensorboard.compat.proto.event_pb2 import Event
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.summary.writer.record_writer import RecordWriter
 
 from training.artifacts import digest_of, file_digest, write_json
 from training.baselines import Baseline, load_baselines, save_baselines
-from training.head import GatedHead
-from training.predictor import ClipEnsemble, Predictor
-from training.recipe import JOINED
-from training.splits import HOLDOUT
+from training.dataset import HOLDOUT
+from training.model import ClipEnsemble, GatedHead, Predictor
 
 DEFAULT_RUNS = Path("runs")
 RUN_FORMAT = 3
@@ -38,17 +43,19 @@ HEAD_FILE = "head.safetensors"
 ANSWERS_FILE = "answers.txt"
 BASELINES_FILE = "baselines.safetensors"
 METRICS_FILE = "metrics.json"
+EPOCHS_FILE = "metrics.jsonl"
+EVENTS_FOLDER = "tensorboard"
 CURVES_FILE = "loss_curves.png"
 CARD_FILE = "MODEL_CARD.md"
 _KEYS = ("files", "data", "holdout", "recipe", "clips", "vocabulary", "type_set", "answer_types")
 
 
 class RunError(Exception):
-    """A run folder that is missing, incomplete, altered, or made by another version."""
+    """A run folder that is missing, incomplete, altered, or of another version."""
 
 
 class NoRunError(RunError):
-    """No fit has been made yet."""
+    """No run folder exists."""
 
 
 @dataclass(frozen=True)
@@ -56,22 +63,22 @@ class Run:
     """A run folder that was read and verified."""
 
     folder: Path
-    config: dict[str, Any]
+    config: dict[str, Any]  # the content of run.json
     answers: list[str]
 
     @property
     def answer_types(self) -> list[str]:
-        """The answer types, in the order of the head's outputs."""
+        """Answer types, in the order of the head's outputs."""
         return list(self.config["answer_types"])
 
     @property
     def clips(self) -> list[dict[str, Any]]:
-        """What is known of each CLIP whose features the heads were fitted on: source, sha256, side, width."""
+        """``source``, ``sha256``, ``image_size`` and ``embed_dim`` of each CLIP that the run was fitted on."""
         return list(self.config["clips"])
 
     @property
     def clip_source(self) -> str:
-        """The name or path of the one CLIP of this run.
+        """Name or path of the run's only CLIP.
 
         Raises:
             RunError: the run was fitted on several CLIPs.
@@ -80,7 +87,7 @@ class Run:
 
     @property
     def clip_digest(self) -> str:
-        """The digest of that CLIP's weights.
+        """Digest of the weights of the run's only CLIP.
 
         Raises:
             RunError: the run was fitted on several CLIPs.
@@ -99,16 +106,16 @@ class Run:
 
     @property
     def digest(self) -> str:
-        """What identifies the fitted heads: their weights, their answers and types, and the CLIPs they look through."""
+        """Identity of the fitted heads: digest of their weights, answers, answer types and CLIPs."""
         files = self.config["files"]
         clips = [clip["sha256"] for clip in self.clips]
         return digest_of(files[HEAD_FILE], files[ANSWERS_FILE], *self.answer_types, *clips)
 
     def load_predictor(self) -> Predictor:
-        """Build what predicts from the features of the one CLIP of this run, in evaluation mode.
+        """Load the heads of the run's only CLIP, in evaluation mode.
 
         Raises:
-            RunError: the run was fitted on several CLIPs, or the weights do not fit the configuration.
+            RunError: the run was fitted on several CLIPs, or the weights do not match the configuration.
         """
         _ = self._only_clip
         predictor = self.load_ensemble().members[0]
@@ -116,10 +123,10 @@ class Run:
         return predictor
 
     def load_ensemble(self) -> ClipEnsemble:
-        """Build what predicts from the features of all CLIPs of this run (``clips``), in evaluation mode.
+        """Load the heads of all CLIPs of the run, in the order of ``clips``, in evaluation mode.
 
         Raises:
-            RunError: the weights do not fit the configuration.
+            RunError: the weights do not match the configuration.
         """
         recipe = self.config["recipe"]
         sizes = len(self.answers), len(self.answer_types), recipe["hidden"]
@@ -132,11 +139,11 @@ class Run:
         try:
             ensemble.load_state_dict(safetensors.torch.load_file(self.folder / HEAD_FILE))
         except (SafetensorError, RuntimeError) as error:
-            raise RunError(f"{self.folder / HEAD_FILE} does not hold this run's heads ({error}); fit again") from error
+            raise RunError(f"{self.folder / HEAD_FILE} does not match {RUN_FILE} ({error}); fit again") from error
         return ensemble.eval().requires_grad_(False)
 
     def load_baselines(self) -> dict[str, Baseline]:
-        """The baselines that were fitted with the run, by name; none where the fit was told so."""
+        """Load the baselines by name; none after ``--no-baselines``."""
         return load_baselines(self.folder / BASELINES_FILE) if BASELINES_FILE in self.config["files"] else {}
 
 
@@ -147,9 +154,9 @@ def write_run(
     answers: list[str],
     baselines: dict[str, Baseline] | None = None,
 ) -> None:
-    """Write a run's heads, answers, baselines and configuration, with the digests of the files, into ``folder``."""
+    """Write heads, answers, baselines and configuration, with the digests of the files, into ``folder``."""
     weights = {name: tensor.cpu().contiguous() for name, tensor in ensemble.state_dict().items()}
-    (folder / HEAD_FILE).write_bytes(safetensors.torch.save(weights))  # save_file's are for the owner alone
+    (folder / HEAD_FILE).write_bytes(safetensors.torch.save(weights))  # save_file ignores the umask
     (folder / ANSWERS_FILE).write_text("".join(f"{answer}\n" for answer in answers), encoding="utf-8")
     names = [HEAD_FILE, ANSWERS_FILE]
     if baselines:
@@ -163,7 +170,7 @@ def read_run(folder: Path) -> Run:
     """Read and verify a run folder.
 
     Raises:
-        RunError: the message says what is wrong and what to do.
+        RunError: it is missing, incomplete, altered, or of another version.
     """
     try:
         config = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
@@ -181,7 +188,6 @@ def read_run(folder: Path) -> Run:
         )
     if missing := [key for key in _KEYS if key not in config]:
         raise RunError(f"{folder / RUN_FILE} lacks {', '.join(missing)}: it was changed after the fit; fit again")
-    config["recipe"].setdefault("answerable_from", JOINED)  # older runs had no choice
     for name, expected in config["files"].items():
         path = folder / name
         if not path.is_file() or file_digest(path) != expected:
@@ -205,12 +211,12 @@ def read_scores(folder: Path) -> dict[str, Any]:
 
 
 def annotations_of_fit(config: dict[str, Any]) -> dict[str, str]:
-    """The digest of the annotation file of each labelled split, by which other data are told from those of the fit."""
+    """Digest of the fit's annotation file of each labelled split."""
     return {"val": config["data"]["val"]["sha256"], HOLDOUT: config["data"]["train"]["sha256"]}
 
 
 def newest_run(runs: Path) -> Path:
-    """Return the folder of the latest fit in ``runs``: their names begin with the time.
+    """Folder of the latest fit in ``runs``; run names begin with the time.
 
     Raises:
         NoRunError: there is none.
@@ -219,3 +225,46 @@ def newest_run(runs: Path) -> Path:
     if not folders:
         raise NoRunError(f"no run in {runs}/: make one with `python -m training.fit`")
     return folders[-1]
+
+
+@contextmanager
+def epoch_log(folder: Path) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """Log the scores of each epoch in ``folder``, as JSON Lines and as TensorBoard events.
+
+    Yields:
+        A function that writes a row: ``epoch``, the fold and the CLIP if there are several, and scores as floats. NaN
+        becomes null.
+    """
+    (folder / EVENTS_FOLDER).mkdir()
+    # On a full disk, the background thread of SummaryWriter would print a traceback.
+    path = folder / EVENTS_FOLDER / f"events.out.tfevents.{time.time():.6f}"
+    with (folder / EPOCHS_FILE).open("w", encoding="utf-8") as lines, closing(RecordWriter(path.open("wb"))) as events:
+
+        def write_event(event: Event) -> None:
+            events.write(event.SerializeToString())
+            events.flush()
+
+        def write(row: dict[str, Any]) -> None:
+            finite = {key: _null_if_not_finite(value) for key, value in row.items()}
+            lines.write(json.dumps(finite, ensure_ascii=False) + "\n")
+            lines.flush()
+            prefix = "".join(f"{key} {row[key]}/" for key in ("clip", "fold") if key in row)
+            values = [
+                Summary.Value(tag=f"{prefix}{key}", simple_value=value)
+                for key, value in finite.items()
+                if isinstance(value, float)
+            ]
+            write_event(Event(wall_time=time.time(), step=row["epoch"], summary=Summary(value=values)))
+
+        write_event(Event(wall_time=time.time(), file_version="brain.Event:2"))
+        yield write
+
+
+def _null_if_not_finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def read_epochs(folder: Path) -> list[dict[str, Any]]:
+    """Read the scores of every epoch from ``metrics.jsonl``."""
+    lines = (folder / EPOCHS_FILE).read_text(encoding="utf-8").split("\n")
+    return [json.loads(line) for line in lines if line]

@@ -17,10 +17,10 @@ import numpy.typing as npt
 import torch
 from sklearn.metrics import confusion_matrix
 
-from training.answer_types import type_of
 from training.artifacts import write_json
 from training.dataset import Record, Split
 from training.features import SplitFeatures
+from training.labels import Vocabulary, type_of
 from training.metrics import (
     CALIBRATION_BINS,
     Reliability,
@@ -35,9 +35,8 @@ from training.metrics import (
     vqa_accuracy,
     vqa_accuracy_by_type,
 )
-from training.predictor import ClipEnsemble
+from training.model import ClipEnsemble
 from training.run import Run
-from training.vocabulary import Vocabulary
 
 ANSWERS_SUBMISSION = "submission_answers.json"
 ANSWERABILITY_SUBMISSION = "submission_answerability.json"

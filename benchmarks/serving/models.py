@@ -20,8 +20,7 @@ from training.artifacts import staged_folder
 from training.backbone import FrozenClip, load_clip
 from training.dataset import read_split
 from training.fit import fit
-from training.head import GatedHead
-from training.predictor import ClipEnsemble, Predictor
+from training.model import ClipEnsemble, GatedHead, Predictor
 from training.recipe import Recipe
 from training.run import Run, newest_run, read_run, write_run
 
@@ -73,7 +72,7 @@ def _fit_wide(clip: FrozenClip, folder: Path, data: Path) -> None:
     train, val = (read_split(data, split, limit=_RECORDS) for split in ("train", "val"))
     run = read_run(fit(train, val, clip, Recipe(epochs=20), folder / "runs", folder / "features"))
     answers = run.answers + [f"filler {number}" for number in range(ANSWERS - len(run.answers))]
-    predictor = Predictor([_widened(run)], run.load_predictor().calibration)
+    predictor = Predictor([_widened(run)])
     config = {key: value for key, value in run.config.items() if key not in ("format", "files")}
     with staged_folder(folder / "wide" / run.folder.name) as staging:
         write_run(staging, config, ClipEnsemble([predictor]), answers)

@@ -11,7 +11,7 @@ from PIL import ExifTags, Image
 
 from demo.dataset import ensure_demo_dataset, main
 from training.dataset import DEMO_MANIFEST, read_split
-from training.vocabulary import majority_answer
+from training.labels import majority_answer
 from vizwiz_client.contract.image import load_photo
 
 COUNTS = {"train": 60, "val": 20, "test": 5}

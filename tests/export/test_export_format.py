@@ -27,9 +27,8 @@ from export.publish import EXPORT_FORMAT
 from export.targets import TARGETS
 from tests.conftest import write_checkpoint
 from training.backbone import FrozenClip, load_clip
-from training.head import GatedHead
-from training.predictor import Calibration, Predictor
-from training.recipe import FEATURES, JOINED
+from training.model import GatedHead, Predictor
+from training.recipe import FEATURES, HIDDEN
 
 DIGESTS = Path(__file__).with_name("graph_digests.json")
 REMEDY = (
@@ -88,10 +87,10 @@ def digests(folder: Path) -> dict[str, str]:
             found[f"{family} image {target.name}"] = digest(onnx.load(path), sums=target.precision != "int8")
             clip_graph.write_text_encoder(model, target, path)
             found[f"{family} text {target.name}"] = digest(onnx.load(path))
-    for folds, source in ((1, JOINED), (1, FEATURES), (3, JOINED)):
+    for folds, source in ((1, HIDDEN), (1, FEATURES), (3, HIDDEN)):
         heads = [GatedHead(8, 5, 3, hidden=16, answerable_from=source) for _ in range(folds)]
         fill(torch.nn.ModuleList(heads))
-        write_head(Predictor(heads, Calibration(0.5, -1.0)), "0123456789ab", path)
+        write_head(Predictor(heads), "0123456789ab", path)
         found[f"head {folds} {source}"] = digest(onnx.load(path))
     return found
 

@@ -39,7 +39,7 @@ from tests.export import faults
 from tests.export.conftest import snapshot
 from training.backbone import ClipError, FrozenClip
 from training.dataset import read_split
-from training.predictor import Predictor
+from training.model import Predictor
 from training.run import Run
 from vizwiz_client.contract import tensors, tokenizer
 from vizwiz_client.contract.tensors import TensorSpec

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import subprocess
 import sys
 from dataclasses import astuple, replace
@@ -19,7 +20,7 @@ from tests.export.conftest import snapshot
 from training.backbone import FrozenClip, load_clip
 from training.dataset import read_split
 from training.fit import fit
-from training.predictor import Calibration, Predictor
+from training.model import Predictor
 from training.recipe import RECIPES, Recipe
 from training.run import Run, read_run
 from vizwiz_client.contract import tensors
@@ -117,7 +118,7 @@ def test_folds_and_their_calibration_are_one_graph(tiny_clip: FrozenClip, some_p
 
 
 @pytest.mark.parametrize("tiny_clip", [3], ids=["vit"], indirect=True)
-@pytest.mark.parametrize("damage", ["a fold twice", "another calibration"])
+@pytest.mark.parametrize("damage", ["a fold twice", "another bias"])
 def test_a_wrong_average_publishes_nothing(
     damage: str, tiny_clip: FrozenClip, some_photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -127,8 +128,11 @@ def test_a_wrong_average_publishes_nothing(
 
     def damaged(predictor: Predictor, digest: str, path: Path) -> None:
         heads = [predictor.heads[0]] * 2 if damage == "a fold twice" else list(predictor.heads)
-        calibration = Calibration(1.0, 0.01) if damage == "another calibration" else predictor.calibration
-        original(Predictor(heads, calibration), digest, path)
+        if damage == "another bias":
+            heads = copy.deepcopy(heads)
+            for head in heads:
+                head.answerable.bias.data.add_(0.01)
+        original(Predictor(heads), digest, path)
 
     monkeypatch.setattr(publish, "write_head", damaged)
     with pytest.raises(ParityError):

@@ -8,8 +8,7 @@ import pytest
 import torch
 
 from training.features import SplitFeatures
-from training.head import GatedHead
-from training.predictor import ClipEnsemble, Predictor
+from training.model import ClipEnsemble, GatedHead, Predictor
 from training.scoring import SubmissionError, predict, write_submissions
 
 
@@ -23,8 +22,6 @@ def features(records: int, width: int, seed: int) -> SplitFeatures:
 def ensemble(widths: list[int]) -> ClipEnsemble:
     torch.manual_seed(0)
     members = [Predictor([GatedHead(width, 5, 4, 16) for _ in range(2)]) for width in widths]
-    for member in members:
-        member.calibration.line.copy_(torch.tensor([2.0, 0.5]))
     return ClipEnsemble(members).eval()
 
 

@@ -1,4 +1,4 @@
-"""What a fit is made from: the records it is fitted on, their answer list, and their features and targets."""
+"""Training data of a fit: records, answer list, CLIPs, and the feature datasets made from them."""
 
 from __future__ import annotations
 
@@ -11,56 +11,60 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from training.answer_types import TYPE_SETS
 from training.artifacts import digest_of
 from training.backbone import FrozenClip
-from training.dataset import DatasetError, Split
+from training.dataset import DatasetError, Rows, Split, select
 from training.feature_cache import photo_digests
 from training.features import encode_split
-from training.fitting import Examples
-from training.recipe import Recipe
+from training.labels import (
+    TYPE_SETS,
+    AnswerScores,
+    Vocabulary,
+    all_confidences_unknown,
+    build_vocabulary,
+    make_targets,
+)
+from training.recipe import REPORT_RULE, Recipe
 from training.scoring import majority_baseline
-from training.splits import Rows, take
-from training.targets import AnswerScores, make_targets
-from training.vocabulary import REPORT, Vocabulary, all_confidences_unknown, build_vocabulary
+from training.trainer import FeatureDataset
 from vizwiz_client.contract.tensors import CONTRACT_VERSION
 
 
-class Material(NamedTuple):
-    """What a fit is made from."""
+class TrainingData(NamedTuple):
+    """Records, CLIPs and answer list of a fit."""
 
-    train: Split  # whole, so that its features are found in the cache whatever is held out of it
-    rows: Rows  # of train, those that are fitted on
+    train: Split  # the whole split, to share its cached features between fits with and without --holdout
+    rows: Rows  # of train, to fit on
     val: Split
     clips: list[FrozenClip]
     vocabulary: Vocabulary
 
 
 def choose_vocabulary(recipe: Recipe, train: Split) -> Vocabulary:
-    """The answer list of ``train`` by the recipe's rule.
+    """Answer list of ``train`` by the recipe's rule.
 
     Raises:
         DatasetError: it would be empty.
     """
-    vocabulary = build_vocabulary(train.records, recipe.vocabulary, recipe.vocabulary_size)
+    vocabulary = build_vocabulary(train.records, recipe.vocabulary)
     if not vocabulary.answers:
-        reason = "given with confidence 'yes'" if recipe.vocabulary == REPORT else "at all"
+        reason = "with confidence 'yes'" if recipe.vocabulary == REPORT_RULE else "at all"
         raise DatasetError(f"{train.folder}: no record of train has an answer {reason}")
     unknown = sum(all_confidences_unknown(record) for record in train.records)
-    if unknown and recipe.vocabulary == REPORT:
+    if unknown and recipe.vocabulary == REPORT_RULE:
         print(f"{unknown} training records have no known confidence: all ten of their answers count")
     return vocabulary
 
 
-def describe_material(material: Material, recipe: Recipe, cache: Path) -> dict[str, Any]:
-    """The run's configuration, but for the time.
+def describe(data: TrainingData, recipe: Recipe, cache: Path) -> dict[str, Any]:
+    """Configuration of the run, without the time.
 
-    Photos are read for their digests where ``cache`` does not know those: a fit belongs to their content, not only to
-    their names.
+    Photos are identified by their content: those whose digest ``cache`` does not know are read.
     """
-    train, _, val, clips, vocabulary = material
+    train, _, val, clips, vocabulary = data
     described = [
-        {"source": c.source, "sha256": c.digest, "image_size": c.image_size, "embed_dim": c.embed_dim} for c in clips
+        {"source": clip.source, "sha256": clip.digest, "image_size": clip.image_size, "embed_dim": clip.embed_dim}
+        for clip in clips
     ]
     return {
         "contract_version": CONTRACT_VERSION,
@@ -87,7 +91,7 @@ def describe_material(material: Material, recipe: Recipe, cache: Path) -> dict[s
 
 def _describe_split(split: Split, cache: Path) -> dict[str, Any]:
     photos = split.photo_paths()
-    digests, _ = photo_digests(photos, cache)  # those that cannot be read are told, all of them, when they are encoded
+    digests, _ = photo_digests(photos, cache)  # unreadable photos are reported when they are encoded
     return {
         "records": len(split.records),
         "sha256": split.digest,
@@ -95,7 +99,7 @@ def _describe_split(split: Split, cache: Path) -> dict[str, Any]:
     }
 
 
-def make_examples(
+def make_dataset(
     split: Split,
     rows: Rows,
     clip: FrozenClip,
@@ -104,22 +108,22 @@ def make_examples(
     cache: Path,
     *,
     rotations: int = 1,
-) -> Examples:
-    """Encode ``split``, and put the features and targets of ``rows`` on the CLIP's device."""
+) -> FeatureDataset:
+    """Encode ``split`` and put the features and targets of ``rows`` on the CLIP's device."""
     features = encode_split(clip, split, cache, rotations=rotations)
-    part = take(split, rows)
+    records = select(split, rows).records
     images = np.stack([rotated[rows] for rotated in (features.images, *features.rotated)])
-    return Examples(
+    return FeatureDataset(
         torch.from_numpy(features.texts[rows]).to(clip.device),
         torch.from_numpy(images).to(clip.device),
-        make_targets(part.records, vocabulary, recipe).to(clip.device),
-        AnswerScores(part.records, vocabulary.answers),
-        torch.tensor([bool(record.answerable) for record in part.records]).to(clip.device),
+        make_targets(records, vocabulary, recipe).to(clip.device),
+        AnswerScores(records, vocabulary.answers),
+        torch.tensor([bool(record.answerable) for record in records]).to(clip.device),
     )
 
 
-def score_majority_baseline(material: Material) -> dict[str, Any]:
-    """Score the training records' most frequent target on val, given to every question."""
-    targets = Counter(material.vocabulary.target(material.train.records[row]) for row in material.rows)
+def score_majority_baseline(data: TrainingData) -> dict[str, Any]:
+    """Score the most frequent target of the training records, given to every question of val."""
+    targets = Counter(data.vocabulary.target(data.train.records[row]) for row in data.rows)
     del targets[None]
-    return majority_baseline(str(targets.most_common(1)[0][0]), material.val.records)
+    return majority_baseline(str(targets.most_common(1)[0][0]), data.val.records)
