@@ -30,7 +30,7 @@ $(DEV): $(USE)
 	@touch $@
 
 demo: $(USE)  ## fit, export, serve and ask, on the embedded demo material
-	$(BIN)/python demo.py
+	$(BIN)/python -m demo
 
 lint: $(DEV)  ## style, import rules, types
 	$(BIN)/ruff check .
@@ -49,9 +49,8 @@ bench-training: $(DEV)  ## tables: encoding, fitting at full size, real question
 	$(BIN)/python benchmarks/fit_speed.py
 	$(if $(VIZWIZ_MATERIAL),$(BIN)/python benchmarks/question_only.py,@echo "left out: question_only.py, which needs real annotations: make bench-training VIZWIZ_MATERIAL=VizWiz")
 
-bench-export: $(DEV)  ## table: CLIP's encoders in PyTorch and as graphs, and folds (docs/export.md)
+bench-export: $(DEV)  ## table: CLIP's encoders in PyTorch and as graphs (docs/results.md)
 	$(BIN)/python -m benchmarks.export
-	$(BIN)/python -m benchmarks.folds
 
 bench-serving: $(DEV)  ## tables, plot: load on the server, beside the bare encoders and FastAPI (docs/results.md)
 	$(BIN)/python -m benchmarks.serving $(if $(VIZWIZ_MATERIAL),--photos "$(VIZWIZ_MATERIAL)/val")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from training.clip_models import clip
+from training.backbone import clip
 
 # embed_dim, image_resolution, vision_layers, vision_width, vision_patch_size, transformer width, heads, layers
 ARCHITECTURES = {

@@ -28,21 +28,22 @@ import numpy as np
 import tritonclient.grpc
 from PIL import Image
 
-from benchmarks.client_install import install_sizes
-from serving.control import DIRECT_CHANNEL
-from serving.errors import ServingError
+from serving import ServingError
 from serving.repository import check_repository
+from serving.rollout import DIRECT_CHANNEL
 from serving.server import EmbeddedTriton
 from vizwiz_client import Answer, VizwizClient
 from vizwiz_client.contract import tensors
-from vizwiz_client.contract.geometry import load_photo, to_pixels
-from vizwiz_client.contract.tokens import tokenize
+from vizwiz_client.contract.image import load_photo, to_pixels
+from vizwiz_client.contract.tokenizer import tokenize
 
 DEMO = Path("data/demo")
 DATA = Path(os.environ.get("VIZWIZ_MATERIAL") or DEMO)  # a VizWiz folder
 QUESTION = "what is this?"
 COMMAND = str(Path(sys.executable).with_name("vizwiz-client"))
-IMPORT_ALL = "import vizwiz_client._wire, vizwiz_client._core, vizwiz_client._threads, vizwiz_client.contract.tokens"
+IMPORT_ALL = (
+    "import vizwiz_client._protocol, vizwiz_client._core, vizwiz_client._threads, vizwiz_client.contract.tokenizer"
+)
 MS = 1e3
 
 
@@ -52,7 +53,6 @@ def main() -> None:
     parser.add_argument("--repository", type=Path, default=Path("triton_models"))
     parser.add_argument("--rounds", type=int, default=15, help="runs of each process (default: %(default)s)")
     parser.add_argument("--photos", type=int, default=1_000, help="photos for ask_many (default: %(default)s)")
-    parser.add_argument("--without-install", action="store_true", help="leave out what needs a package index")
     arguments = parser.parse_args()
     try:
         check_repository(arguments.repository)
@@ -64,8 +64,6 @@ def main() -> None:
     with EmbeddedTriton(arguments.repository) as server, VizwizClient(server.grpc_url, timeout_s=600) as client:
         table("A question", ask(server.grpc_url, client, photo, arguments.rounds))
         table("ask_many", ask_many(server.grpc_url, client, arguments.photos))
-    if not arguments.without_install:
-        table("Install", install_sizes())
 
 
 def table(title: str, rows: Sequence[tuple[str, str, str]]) -> None:
@@ -154,7 +152,7 @@ def prepare(photo: bytes, asked: Sequence[str]) -> list[tuple[str, str, str]]:
         15,
     )
     program = (
-        "import time; from vizwiz_client.contract.tokens import tokenize; s = time.perf_counter(); "
+        "import time; from vizwiz_client.contract.tokenizer import tokenize; s = time.perf_counter(); "
         "tokenize('what is this?'); print(time.perf_counter() - s)"
     )
     first = statistics.median(

@@ -20,10 +20,10 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageCms
 
-from training.clip_models import FrozenClip, load_clip
-from training.data import read_split
-from training.demo import DEMO_CLIP, ensure_demo_dataset
-from vizwiz_client.contract.geometry import load_photo, to_pixels
+from demo import DEMO_CLIP, ensure_demo_dataset
+from training.backbone import FrozenClip, load_clip
+from training.dataset import read_split
+from vizwiz_client.contract.image import load_photo, to_pixels
 
 PHOTOS = 300
 DISPLAY_P3 = {  # adapted to D50: https://www.color.org/chardata/rgb/DisplayP3.xalter
@@ -68,10 +68,10 @@ WAYS = {"Display P3, profile ignored": as_p3, "JPEG, quality 90": as_jpeg(90), "
 def compare(name: str, clip: FrozenClip, paths: Sequence[Path]) -> None:
     """Print the lines of the table for these photos."""
     photos = [load_photo(path) for path in paths]
-    right = np.stack([to_pixels(photo, clip.side) for photo in photos])
+    right = np.stack([to_pixels(photo, clip.image_size) for photo in photos])
     before = clip.encode_images(right)
     for way, change in WAYS.items():
-        pixels = np.stack([to_pixels(change(photo), clip.side) for photo in photos])
+        pixels = np.stack([to_pixels(change(photo), clip.image_size) for photo in photos])
         after = clip.encode_images(pixels)
         apart = np.abs(pixels.astype(int) - right)
         cosine = (before * after).sum(1) / np.linalg.norm(before, axis=1) / np.linalg.norm(after, axis=1)

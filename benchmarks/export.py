@@ -28,14 +28,13 @@ import torch
 
 from benchmarks.architectures import ARCHITECTURES, write_full_size
 from benchmarks.machine import peak_gb, rates
-from export.encoders import write_image_encoder, write_text_encoder
-from export.graphs import OPSET
-from export.publication import EXPORT_FORMAT
-from export.runtimes import open_graph
-from export.targets import TARGETS, Target
-from training.clip_models import FrozenClip, load_clip, normalise_pixels
-from training.storage import staged_file, write_json
-from vizwiz_client.contract import tensors, tokens
+from export.clip_graph import write_image_encoder, write_text_encoder
+from export.graph_builder import OPSET
+from export.publish import EXPORT_FORMAT
+from export.targets import TARGETS, Target, open_graph
+from training.artifacts import staged_file, write_json
+from training.backbone import FrozenClip, load_clip, normalise_pixels
+from vizwiz_client.contract import tensors, tokenizer
 
 CLIPS = ("ViT-B/32", "ViT-L/14@336px", "RN50x64")
 BATCHES = (1, 8)
@@ -83,8 +82,8 @@ def example(case: Case) -> Any:
     if not case.length:
         side = ARCHITECTURES[case.clip][1]
         return generator.integers(0, 256, (case.batch, side, side, 3), dtype=np.uint8)
-    ids = generator.integers(0, tokens.START_OF_TEXT, (case.batch, case.length), dtype=np.int32)
-    ids[:, 0], ids[:, -1] = tokens.START_OF_TEXT, tokens.END_OF_TEXT
+    ids = generator.integers(0, tokenizer.START_OF_TEXT, (case.batch, case.length), dtype=np.int32)
+    ids[:, 0], ids[:, -1] = tokenizer.START_OF_TEXT, tokenizer.END_OF_TEXT
     return ids
 
 
@@ -169,7 +168,7 @@ def write(case: Case, cache: Path) -> dict[str, float]:
 def write_graph_of(model: FrozenClip, case: Case, path: Path) -> None:
     """Write the graph of a case to ``path``."""
     if case.side == "naive":
-        pixels, batch = torch.zeros(2, 3, model.side, model.side), torch.export.Dim("batch")
+        pixels, batch = torch.zeros(2, 3, model.image_size, model.image_size), torch.export.Dim("batch")
         torch.onnx.export(
             model.model.visual,
             (pixels,),

@@ -25,8 +25,8 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from training.clip_models import FrozenClip, choose_device, clip, weights_digest
-from training.data import Record, Split
+from training.backbone import FrozenClip, choose_device, clip, weights_digest
+from training.dataset import Record, Split
 from training.features import BATCH, default_workers, encode_split
 
 PHONE_SIZES = ((2592, 1936), (1224, 1632), (968, 1296), (768, 1024), (480, 640))  # width, height of VizWiz photos
@@ -66,7 +66,7 @@ def make_split(folder: Path, photos: list[Path], count: int) -> Split:
 
 def encoder_alone(model: FrozenClip, count: int) -> float:
     """Seconds that the encoder takes for ``count`` photos whose pixels are ready."""
-    pixels = np.random.default_rng(0).integers(0, 255, (BATCH, model.side, model.side, 3), np.uint8)
+    pixels = np.random.default_rng(0).integers(0, 255, (BATCH, model.image_size, model.image_size, 3), np.uint8)
     start = time.perf_counter()
     for first in range(0, count, BATCH):
         model.encode_images(pixels[: min(BATCH, count - first)])

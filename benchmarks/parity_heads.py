@@ -27,19 +27,19 @@ import numpy as np
 import torch
 from PIL import Image
 
-from export import publication
-from export.parity import ParityError
+from demo import DEMO_CLIP, ensure_demo_dataset
+from export import publish
+from export.comparison import ParityError
+from export.parity import PARITY_FILE, ParityResult, check_parity
 from export.parity_inputs import Inputs, drawn_inputs, random_inputs, run_inputs
-from export.proof import PARITY_FILE, Proof, prove
-from export.publication import export_run
+from export.publish import export_run
 from export.targets import Target
-from training.clip_models import FrozenClip, load_clip
-from training.data import read_split
-from training.demo import DEMO_CLIP, ensure_demo_dataset
+from training.backbone import FrozenClip, load_clip
+from training.dataset import read_split
 from training.fit import fit
-from training.predictor import Calibration, Predictor
+from training.model import Predictor
 from training.recipe import RECIPES
-from training.runs import Run, read_run, write_run
+from training.run import Run, read_run, write_run
 
 TARGETS = [Target("portable", "fp32"), Target("portable", "bf16"), Target("portable", "int8")]
 DEMO, BLACK, NOISE, FEW, CONSTANT = "demo", "half black", "half noise", "1,000 records", "constant"
@@ -90,7 +90,6 @@ def with_constant_answerability(run: Run, folder: Path) -> Run:
     with torch.no_grad():
         for member in ensemble.members:
             assert isinstance(member, Predictor)
-            member.calibration = Calibration()
             for head in member.heads:
                 head.get_parameter("answerable.weight").zero_()
                 head.get_parameter("answerable.bias").fill_(LOG_ODDS)
@@ -103,18 +102,18 @@ def with_constant_answerability(run: Run, folder: Path) -> Run:
 @contextlib.contextmanager
 def encoders_measured_once() -> Iterator[None]:
     """Let exports of the same encoders compare these with PyTorch once for each set of inputs."""
-    known: dict[tuple[Any, ...], Proof] = {}
+    known: dict[tuple[Any, ...], ParityResult] = {}
 
-    def prove_once(image: Path, text: Path, target: Target, model: FrozenClip, inputs: list[Inputs]) -> Proof:
+    def check_once(image: Path, text: Path, target: Target, model: FrozenClip, inputs: list[Inputs]) -> ParityResult:
         key = target, *map(id, inputs)  # which the caches below keep alive
         if key not in known:
-            known[key] = prove(image, text, target, model, inputs)
+            known[key] = check_parity(image, text, target, model, inputs)
         return known[key]
 
     with contextlib.ExitStack() as stack:
         for make in (random_inputs, drawn_inputs, run_inputs):
-            stack.enter_context(patch.object(publication, make.__name__, cache(make)))
-        stack.enter_context(patch.object(publication, "prove", prove_once))
+            stack.enter_context(patch.object(publish, make.__name__, cache(make)))
+        stack.enter_context(patch.object(publish, "check_parity", check_once))
         yield
 
 

@@ -42,11 +42,10 @@ from benchmarks.recipes import (
     fit_recipe,
 )
 from training.baselines import C
-from training.data import Record, read_annotations
+from training.dataset import Record, read_annotations
+from training.labels import AnswerScores, build_vocabulary, make_targets
 from training.metrics import question_accuracies
 from training.recipe import RECIPES, Recipe
-from training.targets import AnswerScores, make_targets
-from training.vocabulary import build_vocabulary
 
 FEATURES = 768  # as many as ViT-L/14@336px has
 HASHES = 1 << 14
@@ -54,18 +53,14 @@ RIDGE_PENALTIES = (0.3, 1.0, 3.0, 10.0)
 _COURTESIES = re.compile(r"\b(thank( you)?( very much)?|thanks|please|hello|okay)\b")
 Array = npt.NDArray[Any]
 
-ONE_HEAD = replace(BEST, folds=1, calibration="none", doublings=0)
+ONE_HEAD = replace(BEST, folds=1, calibration="none", decay_trials=0)
 ABLATION = {
     "best, not calibrated": replace(BEST, calibration="none"),
-    "best, all from what answers are": replace(BEST, answerable_from="joined"),
+    "best, all from what answers are": replace(BEST, answerable_from="hidden"),
     "best, one head": ONE_HEAD,
     "  majority targets": replace(ONE_HEAD, targets="majority"),
-    "  annotators' shares as targets": replace(ONE_HEAD, targets="annotators"),
-    "  binary cross-entropy": replace(ONE_HEAD, answer_loss="bce"),
-    "  label smoothing 0.1": replace(ONE_HEAD, label_smoothing=0.1),
-    "  answerability from what answers are": replace(ONE_HEAD, answerable_from="joined"),
+    "  answerability from what answers are": replace(ONE_HEAD, answerable_from="hidden"),
     "  hard answerability": replace(ONE_HEAD, answerable_targets="label"),
-    "  balanced answerability": replace(ONE_HEAD, answerable_weighting="balanced"),
     "  no weight averaging": replace(ONE_HEAD, ema=0.0),
     "  constant learning rate": replace(ONE_HEAD, schedule="constant"),
     "  the epoch best on val": replace(ONE_HEAD, keep="best"),

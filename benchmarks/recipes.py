@@ -23,21 +23,17 @@ import numpy.typing as npt
 import torch
 from sklearn.metrics import average_precision_score, log_loss
 
-from training.answer_types import TYPE_SETS
+from demo import DEMO_CLIP, ensure_demo_dataset
+from training.backbone import load_clip
 from training.baselines import LOGISTIC, fit_baseline, normalised
-from training.calibration import Line, calibrate
-from training.clip_models import load_clip
-from training.data import Record, Split, read_split
-from training.demo import DEMO_CLIP, ensure_demo_dataset
+from training.dataset import Record, Split, fold_rows, read_split
 from training.features import encode_split
-from training.fitting import Examples
-from training.folds import fit_predictor, predict
-from training.predictor import ClipEnsemble
+from training.folds import Calibration, calibrate, fit_predictor, predict
+from training.labels import TYPE_SETS, AnswerScores, build_vocabulary, make_targets
+from training.metrics import expected_calibration_error, reliability
+from training.model import ClipEnsemble
 from training.recipe import RECIPES, REPORT, Recipe
-from training.reliability import expected_calibration_error, reliability
-from training.splits import fold_rows
-from training.targets import AnswerScores, make_targets
-from training.vocabulary import build_vocabulary
+from training.trainer import FeatureDataset
 
 SIZES = (300, 1_000, 3_000)
 CS = (0.001, 0.01, 0.1, 1.0)
@@ -47,7 +43,7 @@ BEST = RECIPES["best"]
 VARIANTS = {
     "best": BEST,
     "  random projection": replace(BEST, projection="random"),
-    "  no weight decay": replace(BEST, weight_decay=0.0),
+    "  no weight decay": replace(BEST, weight_decay=0.0, decay_trials=0),
     "  300 steps": replace(BEST, min_steps=300),
     "  1,200 steps": replace(BEST, min_steps=1_200),
     "  dropout 0.25": replace(BEST, dropout=0.25),
@@ -64,7 +60,7 @@ class Part:
     texts: Array  # fp32 [N, D]
     images: Array  # fp32 [R, N, D], R rotations
 
-    def take(self, rows: Array) -> Part:
+    def select(self, rows: Array) -> Part:
         """These records."""
         return Part([self.records[row] for row in rows], self.texts[rows], self.images[:, rows])
 
@@ -73,11 +69,11 @@ class Part:
         """The official label of each record."""
         return np.array([bool(record.answerable) for record in self.records])
 
-    def examples(self, recipe: Recipe, answers: Any) -> Examples:
+    def examples(self, recipe: Recipe, answers: Any) -> FeatureDataset:
         """What a fit by ``recipe`` reads."""
-        return Examples(
+        return FeatureDataset(
             torch.from_numpy(self.texts),
-            torch.from_numpy(self.images[: recipe.views]),
+            torch.from_numpy(self.images[: recipe.rotations]),
             make_targets(self.records, answers, recipe),
             AnswerScores(self.records, answers.answers),
             torch.from_numpy(self.answerable),
@@ -111,21 +107,21 @@ def _drawn(groups: Sequence[Any]) -> Array:
 def divide_part(part: Part) -> tuple[Part, Part]:
     """85% of the records at random, and the rest."""
     inside = _drawn(range(len(part.records)))
-    return part.take(np.flatnonzero(inside)), part.take(np.flatnonzero(~inside))
+    return part.select(np.flatnonzero(inside)), part.select(np.flatnonzero(~inside))
 
 
 def fit_recipe(recipe: Recipe, train: Part, test: Part) -> Outcome:
     """Fit ``recipe`` on ``train`` and predict ``test``."""
-    recipe = replace(recipe, views=min(recipe.views, len(train.images)))
-    vocabulary = build_vocabulary(train.records, recipe.vocabulary, recipe.vocabulary_size)
-    on_train, on_test = train.examples(recipe, vocabulary), test.examples(replace(recipe, views=1), vocabulary)
+    recipe = replace(recipe, rotations=min(recipe.rotations, len(train.images)))
+    vocabulary = build_vocabulary(train.records, recipe.vocabulary)
+    on_train, on_test = train.examples(recipe, vocabulary), test.examples(replace(recipe, rotations=1), vocabulary)
     folds = fold_rows(train.records, recipe.folds, recipe.seed) if recipe.folds > 1 else []
     sizes = (len(vocabulary.answers), len(TYPE_SETS[recipe.types]))
     fitted = fit_predictor(recipe, on_train, on_test, sizes, folds)
     ensemble = ClipEnsemble([fitted.predictor]).eval()
     best, answerable = predict(ensemble, [on_test])
     uncalibrated = answerable
-    if fitted.calibration != Line():
+    if fitted.calibration != Calibration():
         for each in fitted.fits:
             calibrate(each.head, fitted.calibration.inverse())
         uncalibrated = predict(ensemble, [on_test]).answerable
@@ -224,7 +220,7 @@ def _mean(values: Sequence[Any]) -> Any:
 
 
 def _encoded(split: Split, cache: Path) -> Part:
-    features = encode_split(load_clip(str(DEMO_CLIP)), split, cache, views=4)
+    features = encode_split(load_clip(str(DEMO_CLIP)), split, cache, rotations=4)
     images = np.stack([np.array(view) for view in (features.images, *features.rotated)])
     return Part(split.records, np.array(features.texts), images)
 
@@ -242,7 +238,7 @@ def main() -> int:
     print(describe_machine())
     for size in arguments.sizes:
         rows = np.random.default_rng(size).permutation(len(train.records))[:size]
-        fitted, scored = train.take(np.sort(rows)), test
+        fitted, scored = train.select(np.sort(rows)), test
         if arguments.choose:
             fitted, scored = divide_part(fitted)
         recipes = VARIANTS if arguments.choose else {name: RECIPES[name] for name in ("best", "report", "paper")}

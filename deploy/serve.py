@@ -23,8 +23,8 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
+from deploy.watch import Served, Watch
 from serving.launch import limit
-from serving.watch import Served, Watch
 from vizwiz_client.contract import tensors
 from vizwiz_client.contract.tensors import ENSEMBLES
 

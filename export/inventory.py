@@ -1,4 +1,4 @@
-"""What is in a model repository, whether it is what a run would publish, and what no ensemble names any more."""
+"""The commands ``--list``, ``--check`` and ``--prune`` on a model repository."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from export import publication, repository, store
-from export.publication import ExportError, check_contract, model_names, sizes
-from export.store import RepositoryError
+from export import publish, repository
+from export.parity import PARITY_FILE
+from export.publish import ExportError, check_contract, model_names, sizes
+from export.repository import RepositoryError
 from export.targets import TARGETS
-from training.runs import ANSWERS_FILE, Run
-from training.storage import file_digest
+from export.triton_config import CONFIG_FILE, VERSION, ensemble_configs
+from training.artifacts import file_digest
+from training.run import ANSWERS_FILE, Run
 from vizwiz_client.contract import tensors
 
 _PREFIXES = {
@@ -23,7 +25,7 @@ _PREFIXES = {
     tensors.TEXT_ENCODER_PREFIX: "text encoder",
     tensors.HEAD_PREFIX: "head",
 }
-_OURS = re.compile(rf"({'|'.join(_PREFIXES)})[0-9a-f]{{{tensors.DIGEST_LENGTH}}}")
+_EXPORTED_NAME = re.compile(rf"({'|'.join(_PREFIXES)})[0-9a-f]{{{tensors.DIGEST_LENGTH}}}")
 _EXPORT = "`python -m export.to_onnx`"
 _MIB = 1 << 20
 
@@ -37,83 +39,95 @@ class Entry:
     bytes: int
     named_by: list[str]  # the ensembles whose steps name it
     steps: list[str]  # of an ensemble
-    made_from: dict[str, Any]  # as its own file says; empty where there is none
+    made_from: dict[str, Any]  # content of its made_from.json; empty where there is none
+    parity_verified: bool | None  # of a head: whether parity was computed in the precision that its target requests
 
 
-def inventory(folder: Path) -> list[Entry]:
-    """The models in the repository ``folder``, ensembles first.
+def list_models(folder: Path) -> list[Entry]:
+    """List the models of the repository ``folder``, ensembles first.
 
     Raises:
-        RepositoryError: there is no such folder, or the configuration of an ensemble cannot be read.
+        RepositoryError: there is no such folder, or an ensemble's configuration cannot be read.
     """
-    ensembles = _ensembles(folder)
-    entries = [_entry(path, ensembles) for path in sorted(folder.iterdir()) if _is_model(path)]
+    ensembles = _ensemble_steps(folder)
+    entries = [
+        _entry(path, ensembles) for path in sorted(folder.iterdir()) if path.is_dir() and not path.name.startswith(".")
+    ]
     return sorted(entries, key=lambda entry: (entry.kind != "ensemble", entry.name))
 
 
 def check_repository(folder: Path, run: Run | None) -> list[str]:
-    """What is wrong with the repository ``folder``: each problem with its remedy; empty when all is well.
+    """Check that the repository is complete and unaltered, and serves ``run``.
 
     Args:
-        run: what it should serve; None checks the repository alone.
+        folder: the model repository.
+        run: the run that it should serve; None checks the repository alone.
+
+    Returns:
+        Problems, each with its remedy; empty when there are none.
     """
     try:
-        configs = {name: store.read_config(folder / name) for name in tensors.ENSEMBLES}
+        configs = {name: repository.read_config(folder / name) for name in tensors.ENSEMBLES}
     except RepositoryError as error:
         return [f"{error}: nothing can be served; publish with {_EXPORT}"]
     steps = {name: [step.model_name for step in config.ensemble_scheduling.step] for name, config in configs.items()}
-    found = [
+    problems = [
         f"{problem}; publish it again with {_EXPORT}"
         for name in dict.fromkeys(chain(*steps.values()))
-        for problem in store.problems(folder / name)
+        for problem in repository.verify_digests(folder / name)
     ]
     for ensemble, config in configs.items():
-        if not (folder / ensemble / repository.VERSION).is_dir():
-            found.append(
-                f"{folder / ensemble / repository.VERSION} is missing, though empty: Triton loads no ensemble without "
-                f"a version (some ways of copying drop empty folders); publish with {_EXPORT}"
+        if not (folder / ensemble / VERSION).is_dir():
+            problems.append(
+                f"{folder / ensemble / VERSION} is missing: Triton loads no ensemble without a version folder, even an "
+                f"empty one, and some ways of copying drop empty folders; publish with {_EXPORT}"
             )
         version = config.parameters[tensors.CONTRACT_VERSION_PARAMETER].string_value
         if version != str(tensors.CONTRACT_VERSION):
-            found.append(
-                f"{ensemble} is of contract version {version or 'none'}, this version's clients speak "
+            problems.append(
+                f"{ensemble} has contract version {version or 'none'}, this version's clients speak "
                 f"{tensors.CONTRACT_VERSION}; publish with {_EXPORT}"
             )
     if not {*steps[tensors.ENSEMBLE]} <= {*steps[tensors.RAW_ENSEMBLE]}:
-        found.append(
-            f"{tensors.RAW_ENSEMBLE} answers with other models than {tensors.ENSEMBLE}: a publication was interrupted "
-            f"just before its end; publish again with {_EXPORT}"
+        problems.append(
+            f"{tensors.RAW_ENSEMBLE} names other models than {tensors.ENSEMBLE}: a publication was interrupted just "
+            f"before its end; publish again with {_EXPORT}"
         )
-    return found + (_differences(folder, configs, steps[tensors.ENSEMBLE], run) if run else [])
+    return problems + (_differences_from(run, folder, configs, steps[tensors.ENSEMBLE]) if run else [])
 
 
 def prune(folder: Path) -> list[Entry]:
-    """Remove the models that no ensemble names from the repository ``folder``; returns what went.
+    """Remove the exported models that no ensemble names.
 
-    An export at the same time ends first. What export did not write is left alone. A server that has loaded a removed
-    model goes on answering with it.
+    Waits for an export to end. Other folders stay. A server that has loaded a removed model keeps it in memory.
+
+    Args:
+        folder: the model repository.
+
+    Returns:
+        The removed models.
 
     Raises:
-        RepositoryError: no ensemble says what is needed, or ``folder`` cannot be written.
+        RepositoryError: there is no ensemble to say which models are needed, or ``folder`` cannot be written.
     """
-    if not folder.is_dir():  # locking would make it
+    if not folder.is_dir():  # the lock would create it
         raise _missing(folder)
     folder = folder.resolve()
-    with store.locked(folder), store.staging(folder) as trash:
-        entries = inventory(folder)
+    with repository.lock(folder), repository.staging_folder(folder) as trash:
+        entries = list_models(folder)
         if not any(entry.kind == "ensemble" for entry in entries):
             raise RepositoryError(
-                f"{folder} has no ensemble, so nothing says which models are needed: publish one with {_EXPORT}, or "
-                "delete the folder by hand"
+                f"{folder} has no ensemble, which would say which models are needed: publish one with {_EXPORT}, or "
+                "delete the folder yourself"
             )
-        unnamed = [entry for entry in entries if entry.kind in _PREFIXES.values() and not entry.named_by]
-        for entry in unnamed:
-            (folder / entry.name).replace(trash / entry.name)  # at once; deleting it file by file may be interrupted
-    return unnamed
+        unused = [entry for entry in entries if entry.kind in _PREFIXES.values() and not entry.named_by]
+        for entry in unused:
+            (folder / entry.name).replace(trash / entry.name)  # atomic; deleting file by file may be interrupted
+    return unused
 
 
 def describe(entries: list[Entry]) -> str:
-    """The inventory as a table for people."""
+    """The list of models as a table."""
     lines = []
     for entry in entries:
         if entry.kind == "ensemble":
@@ -123,76 +137,80 @@ def describe(entries: list[Entry]) -> str:
         else:
             origin = ", ".join(f"{key} {_short(value)}" for key, value in entry.made_from.items())
             note = f"{'named by ' + ', '.join(entry.named_by) if entry.named_by else 'not in use'}; {origin or '?'}"
+            if entry.parity_verified is False:
+                note += f"; parity not verified for {entry.made_from.get('target', '?')}: see {PARITY_FILE}"
         lines.append(f"{entry.name:<26}{entry.kind:<15}{entry.bytes / _MIB:>9.1f} MiB  {note}")
-    return "\n".join(lines) or "no models: publish with `python -m export.to_onnx`"
+    return "\n".join(lines) or f"no models: publish with {_EXPORT}"
 
 
-def _ensembles(folder: Path) -> dict[str, list[str]]:
-    """Each ensemble's name with the models of its steps."""
+def _ensemble_steps(folder: Path) -> dict[str, list[str]]:
+    """Models of each ensemble's steps, by ensemble."""
     if not folder.is_dir():
         raise _missing(folder)
     ensembles = {}
-    for path in sorted(folder.glob(f"[!.]*/{repository.CONFIG_FILE}")):
-        if not _OURS.fullmatch(path.parent.name):
-            config = store.read_config(path.parent)
+    for path in sorted(folder.glob(f"[!.]*/{CONFIG_FILE}")):
+        if not _EXPORTED_NAME.fullmatch(path.parent.name):
+            config = repository.read_config(path.parent)
             if config.HasField("ensemble_scheduling"):
                 ensembles[path.parent.name] = [step.model_name for step in config.ensemble_scheduling.step]
     return ensembles
 
 
 def _entry(path: Path, ensembles: dict[str, list[str]]) -> Entry:
-    ours = _OURS.fullmatch(path.name) if not path.is_symlink() else None
+    exported = _EXPORTED_NAME.fullmatch(path.name) if not path.is_symlink() else None
+    kind = "ensemble" if path.name in ensembles else _PREFIXES[exported[1]] if exported else "other"
+    report = _read_object(path / PARITY_FILE) if kind == "head" else {}
     return Entry(
         name=path.name,
-        kind="ensemble" if path.name in ensembles else _PREFIXES[ours[1]] if ours else "other",
+        kind=kind,
         bytes=sum(file.stat().st_size for file in path.rglob("*") if file.is_file()),
         named_by=[name for name, steps in ensembles.items() if path.name in steps],
         steps=ensembles.get(path.name, []),
-        made_from=_made_from(path),
+        made_from=_read_object(path / repository.MADE_FROM_FILE),
+        parity_verified=report.get("passed") is True if report else None,
     )
 
 
-def _is_model(path: Path) -> bool:
-    return path.is_dir() and not path.name.startswith(".")
-
-
-def _made_from(folder: Path) -> dict[str, Any]:
+def _read_object(path: Path) -> dict[str, Any]:
+    """A JSON object; empty where the file is missing or damaged."""
     try:
-        made_from = json.loads((folder / store.MADE_FROM_FILE).read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return made_from if isinstance(made_from, dict) else {}
+    return value if isinstance(value, dict) else {}
 
 
-def _differences(folder: Path, configs: dict[str, Any], steps: list[str], run: Run) -> list[str]:
-    """How what the ensembles name differs from what ``run`` would publish, for whichever target it was exported."""
+def _differences_from(run: Run, folder: Path, configs: dict[str, Any], steps: list[str]) -> list[str]:
+    """Differences between the ensembles and what ``run`` would publish, for whichever target it was exported."""
     try:
         check_contract(run)
     except ExportError as error:
         return [str(error)]
+    publish_again = f"`python -m export.to_onnx --run {run.folder}`"
     by_target = {target: model_names(run, target) for target in TARGETS}
     names = next((names for names in by_target.values() if names.head in steps), None)
     if names is None:
-        head = next((_made_from(folder / step) for step in steps if step.startswith(tensors.HEAD_PREFIX)), {})
-        if head.get("run_sha256") == run.digest:
+        heads = (step for step in steps if step.startswith(tensors.HEAD_PREFIX))
+        origin = next((_read_object(folder / head / repository.MADE_FROM_FILE) for head in heads), {})
+        if origin.get("run_sha256") == run.digest:
             return [
-                f"{tensors.ENSEMBLE} serves {run.folder.name} as export format {head.get('export_format')}, this "
-                f"version writes {publication.EXPORT_FORMAT}: publish it again with {_export(run)}"
+                f"{tensors.ENSEMBLE} serves {run.folder.name} in export format {origin.get('export_format')}, this "
+                f"version writes {publish.EXPORT_FORMAT}: publish it again with {publish_again}"
             ]
         return [
-            f"{tensors.ENSEMBLE} serves the run {head.get('run', '?')}, not {run.folder.name}: publish that with "
-            f"{_export(run)}, or name the run that it should serve with --run"
+            f"{tensors.ENSEMBLE} serves the run {origin.get('run', '?')}, not {run.folder.name}: publish that with "
+            f"{publish_again}, or name the run that it should serve with --run"
         ]
-    found = [
-        f"{folder / expected.name / repository.CONFIG_FILE} is not what export writes for {run.folder.name} "
-        f"({' + '.join(astuple(names))}); publish it again with {_export(run)}"
-        for expected in repository.ensemble_configs(names, sizes(run))
+    problems = [
+        f"{folder / expected.name / CONFIG_FILE} is not what export writes for {run.folder.name} "
+        f"({' + '.join(astuple(names))}); publish it again with {publish_again}"
+        for expected in ensemble_configs(names, sizes(run))
         if configs[expected.name] != expected
     ]
     labels = folder / names.head / f"{tensors.ANSWER.name}.txt"
     if labels.is_file() and file_digest(labels) != run.config["files"][ANSWERS_FILE]:
-        found.append(f"{labels} is not the answer list of {run.folder.name}; publish it again with {_export(run)}")
-    return found
+        problems.append(f"{labels} is not the answer list of {run.folder.name}; publish it again with {publish_again}")
+    return problems
 
 
 def _short(value: object) -> str:
@@ -202,7 +220,3 @@ def _short(value: object) -> str:
 
 def _missing(folder: Path) -> RepositoryError:
     return RepositoryError(f"{folder} is not a folder: publish a model repository with {_EXPORT}")
-
-
-def _export(run: Run) -> str:
-    return f"`python -m export.to_onnx --run {run.folder}`"

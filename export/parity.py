@@ -1,136 +1,152 @@
-"""The gate before publication: the graphs must give what PyTorch gives, tensor by tensor and along the whole chain.
+"""The parity check: graphs must compute what PyTorch computes, tensor by tensor and along the whole chain.
 
-The references are the ``clip`` package's own modules, tokenizer and preprocessing, and the head as it was fitted; none
-of the code under test takes part in them.
+The references are the ``clip`` package's own modules, tokenizer and preprocessing, and the head as it was fitted. No
+code under test takes part in them.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch.nn import functional
+from tqdm import tqdm
 
+from export.comparison import (
+    REPORT_BUG,
+    Comparison,
+    Features,
+    OutputError,
+    Tolerance,
+    ToleranceError,
+    compare_features,
+    compare_probabilities,
+)
 from export.parity_inputs import Inputs
-from export.runtimes import Array, Execution, Graph
-from export.tolerances import Tolerance
-from training.clip_models import FrozenClip
-from training.predictor import Predictor
-from vizwiz_client.contract import tensors, tokens
-from vizwiz_client.contract.tensors import TensorSpec
+from export.targets import Array, Execution, Graph, Target, execution, open_graph
+from training.artifacts import write_json
+from training.backbone import FrozenClip
+from training.model import Predictor
+from vizwiz_client.contract import tensors, tokenizer
 
-_MIXED = 64  # questions that are asked beside others of other lengths
-_BATCH_EDGES = (0, 1, 4)  # one alone, then three together: the batch axis must be free
-_BATCH = 8  # and then as many
-_TOP = 5
-_TEXT_BATCH = 64
-_REFERENCE_BATCH = 4  # photos: PyTorch takes a tenth longer for each when there are 8 (ViT-L/14@336px, two cores)
+FEATURES_FILE = "parity.npz"
+PARITY_FILE = "parity.json"
+_SAVED_INPUTS = ("random", "drawn")  # not "val": features reveal what a run's own photos show
 
-# What fp32 rounds a probability by. A softmax divides, so its small probabilities are as exact as its large ones, down
-# to fp32's smallest normal number. A sigmoid is exact to a few units of the last place below 1, 2^-24 each: 2.8 were
-# measured of ONNX Runtime's, so 4 are rounding, and log-odds beyond log(2^22) = 15.2 are all alike.
-_SOFTMAX_RESOLUTION = float(np.finfo(np.float32).tiny)
-_SIGMOID_RESOLUTION = 2.0**-22
-_LOG_SCALE = 4.0  # at most: a probability changes by a quarter of what its log-odds change, p (1 - p) <= 1/4
-
-
-_REPORT_IT = "this is a fault of the export: report it with the table above"
-
-
-class ParityError(Exception):
-    """Graphs that do not give what PyTorch gives."""
-
-
-class OutputError(ParityError):
-    """A graph with other outputs than the contract names."""
-
-
-class ShapeError(ParityError):
-    """An output of another shape than the reference."""
-
-
-class ToleranceError(ParityError):
-    """Outputs that differ from the reference by more than the tolerances."""
+_MIXED_QUESTIONS = 64  # questions compared in batches of mixed lengths too
+_BATCH_EDGES = (0, 1, 4)  # batches of 1, of 3, and then of _BATCH: the batch axis must be free
+_BATCH = 8
+_REFERENCE_TEXTS = 64
+_REFERENCE_PHOTOS = 4  # PyTorch takes a tenth longer for each of 8 (ViT-L/14@336px, two cores)
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """How far one output is from its reference on some inputs. What does not apply to a tensor is None."""
+class ParityResult:
+    """Features of a pair of encoders on each set of inputs, and their difference from PyTorch."""
 
-    inputs: str  # "random", "drawn" or "val"
-    tensor: str
-    rows: int
-    relative_error: float  # max |difference| / scale: of features max |reference|, of probabilities 1
-    cosine_error: float | None = None  # of features: 1 - cosine of the worst row
-    spread_error: float | None = None  # of features, but not of noise: max |difference| / max |reference - its mean|
-    log_error: float | None = None  # of probabilities: max |difference of logarithms| / their scale, on equal features
-    top1_differ: int | None = None  # rows whose highest entry is another, by more than the tolerance explains
-    top1_agree: float | None = None  # share of rows with the same highest entry
-    top5_agree: float | None = None  # mean share of the reference's five highest that are among the five highest
+    images: dict[str, Features]
+    texts: dict[str, Features]
+    comparisons: list[Comparison]  # may cover more sets of inputs than the features
+    execution: Execution
 
-    def passes(self, tolerance: Tolerance) -> bool:
-        """Whether every measure is within ``tolerance``; NaN is not."""
-        measured = (
-            (self.relative_error, tolerance.relative_error),
-            (self.cosine_error, tolerance.cosine_error),
-            (self.spread_error, tolerance.spread_error),
-            (self.log_error, tolerance.log_error),
-        )
-        return all(error is None or error <= allowed for error, allowed in measured) and not self.top1_differ
+    def save(self, folder: Path, features: Mapping[str, Features]) -> None:
+        """Write one encoder's ``features``, and the comparisons of the pair, into its model folder.
+
+        A later head is then checked along the whole chain without CLIP: :meth:`load` reads what its encoders computed.
+        """
+        arrays = {
+            f"{name}_{kind}": array
+            for name in _SAVED_INPUTS
+            for kind, array in zip(Features._fields, features[name], strict=True)
+        }
+        with (folder / FEATURES_FILE).open("wb") as file:
+            np.savez(file, **arrays)
+        rows = [asdict(comparison) for comparison in self.comparisons]
+        write_json(folder / PARITY_FILE, {"encoders": asdict(self.execution), "comparisons": rows})
+
+    @classmethod
+    def load(cls, image: Path, text: Path, target: Target) -> ParityResult | None:
+        """Read the saved results of two published encoders.
+
+        Args:
+            image: model folder of the image encoder, with verified digests.
+            text: model folder of the text encoder, likewise.
+            target: the target of both.
+
+        Returns:
+            None where this machine has another runtime, provider, CPU or precision than the saved results.
+        """
+        here = execution(target)
+        for folder in (image, text):
+            saved = json.loads((folder / PARITY_FILE).read_text(encoding="utf-8"))
+            there = Execution(**saved["encoders"])
+            if there != here:
+                print(f"{folder.name} was compared in {there}, this machine computes {here}: comparing it again")
+                return None
+        comparisons = [Comparison(**row) for row in saved["comparisons"]]
+        return cls(_load_features(image), _load_features(text), comparisons, here)
 
 
-class Features(NamedTuple):
-    """What an encoder gave on the N photos or questions of some inputs."""
+def check_parity(image: Path, text: Path, target: Target, model: FrozenClip, inputs: Sequence[Inputs]) -> ParityResult:
+    """Compare both encoders with PyTorch.
 
-    reference: Array  # fp32 [N, D], PyTorch's
-    measured: Array  # fp32 [N, D], the graph's
+    Args:
+        image: ONNX file of the image encoder.
+        text: ONNX file of the text encoder.
+        target: the target of both.
+        model: the reference.
+        inputs: sets of photos and questions; one is called "drawn".
+
+    Returns:
+        The measured differences, within tolerance or not: :func:`require_tolerance` decides.
+
+    Raises:
+        ShapeError: features have another shape than the reference.
+        TargetError: the runtime of ``target`` is not installed.
+    """
+    image_graph, text_graph = (open_graph(path, target, emulate=True) for path in (image, text))
+    images, texts = {}, {}
+    for each in tqdm(inputs, desc="compare with PyTorch", unit="set", disable=None):
+        images[each.name] = encode_images(image_graph, model, each)
+        texts[each.name] = encode_texts(text_graph, model, each)
+    return ParityResult(images, texts, compare_features(images, texts), execution(target))
 
 
-def measure_image(graph: Graph, model: FrozenClip, inputs: Inputs) -> Features:
-    """Run the image encoder and its reference."""
+def encode_images(graph: Graph, model: FrozenClip, inputs: Inputs) -> Features:
+    """Encode photos with the graph and with PyTorch."""
     measured = _run(graph, tensors.IMAGE.name, inputs.pixels)
     with torch.inference_mode():
-        parts = [model.model.encode_image(part) for part in inputs.reference_pixels.split(_REFERENCE_BATCH)]
+        parts = [model.model.encode_image(part) for part in inputs.reference_pixels.split(_REFERENCE_PHOTOS)]
     return Features(torch.cat(parts).numpy(), measured)
 
 
-def measure_text(graph: Graph, model: FrozenClip, inputs: Inputs) -> Features:
-    """Run the text encoder on questions as a server gets them, at 77 positions, and its reference, each once.
+def encode_texts(graph: Graph, model: FrozenClip, inputs: Inputs) -> Features:
+    """Encode questions, padded to 77 ids, with the graph and with PyTorch.
 
-    Questions of one length are asked together, so that the graph computes at that length, and some of them once more
-    beside others of other lengths: what is further from the reference counts.
+    Questions of one length form a batch, so that the graph computes that length. The first 64 are computed again in
+    batches of mixed lengths; of the two results the one further from the reference counts.
     """
-    served = np.stack([tokens.pad(ids, tensors.CONTEXT_LENGTH) for ids in inputs.questions])
-    lengths = (served == tokens.END_OF_TEXT).argmax(axis=1)
-    alike = [_run(graph, tensors.TOKENS.name, served[lengths == length]) for length in np.unique(lengths)]
-    measured = np.concatenate(alike)[np.argsort(np.argsort(lengths, kind="stable"), kind="stable")]
-    mixed = _run(graph, tensors.TOKENS.name, served[:_MIXED])
-    distinct, places = torch.unique(inputs.reference_questions, dim=0, return_inverse=True)
+    padded = np.stack([tokenizer.pad(ids, tensors.CONTEXT_LENGTH) for ids in inputs.questions])
+    lengths = (padded == tokenizer.END_OF_TEXT).argmax(axis=1)
+    by_length = [_run(graph, tensors.TOKENS.name, padded[lengths == length]) for length in np.unique(lengths)]
+    measured = np.concatenate(by_length)[np.argsort(np.argsort(lengths, kind="stable"), kind="stable")]
+    mixed = _run(graph, tensors.TOKENS.name, padded[:_MIXED_QUESTIONS])
+    distinct, indices = torch.unique(inputs.reference_questions, dim=0, return_inverse=True)
     with torch.inference_mode():
-        reference = torch.cat([model.model.encode_text(part) for part in distinct.split(_TEXT_BATCH)])[places].numpy()
-    off, mixed_off = (np.abs(each[:_MIXED] - reference[:_MIXED]).max(axis=1) for each in (measured, mixed))
-    worse = ~(mixed_off <= off) & np.isfinite(off)  # not a number is worse than any
-    measured[:_MIXED][worse] = mixed[worse]
+        parts = [model.model.encode_text(part) for part in distinct.split(_REFERENCE_TEXTS)]
+    reference = torch.cat(parts)[indices].numpy()
+    error, mixed_error = (
+        np.abs(each[:_MIXED_QUESTIONS] - reference[:_MIXED_QUESTIONS]).max(axis=1) for each in (measured, mixed)
+    )
+    worse = ~(mixed_error <= error) & np.isfinite(error)  # NaN is worse than any number
+    measured[:_MIXED_QUESTIONS][worse] = mixed[worse]
     return Features(reference, measured)
-
-
-def compare_features(images: Mapping[str, Features], texts: Mapping[str, Features]) -> list[Comparison]:
-    """Compare both encoders on each set of inputs."""
-    return [
-        compare_encoder(
-            inputs,
-            name,
-            features[inputs],
-            # to a network, one noise looks like another; and a run's own photos may be much alike, drawn ones are not
-            spread=0 if inputs == "random" else max(_spread(features[each].reference) for each in ("drawn", inputs)),
-        )
-        for inputs in images
-        for name, features in ((tensors.IMAGE_FEATURES.name, images), (tensors.TEXT_FEATURES.name, texts))
-    ]
 
 
 def compare_answers(
@@ -140,130 +156,87 @@ def compare_answers(
     texts: Mapping[str, Features],
     tolerance: Tolerance,
 ) -> list[Comparison]:
-    """Compare the whole chain, the head's graph behind the encoders' graphs, with PyTorch's behind PyTorch's.
+    """Compare the whole chain: the head's graph behind the encoders' graphs, with PyTorch's head behind PyTorch's.
+
+    Args:
+        head: the head's graph.
+        predictor: the fitted head.
+        images: image features by set of inputs.
+        texts: text features by set of inputs.
+        tolerance: decides which best answers count as tied.
 
     Raises:
         OutputError: the head's graph has other outputs than the contract names.
+        ShapeError: an output has another shape than the reference.
     """
     comparisons = []
     for inputs, photos in images.items():
         questions = texts[inputs]
-        asked = np.arange(len(questions.reference)) % len(photos.reference)
-        chain = reference_answers(predictor, photos.reference[asked], questions.reference)
-        alone = reference_answers(predictor, photos.measured[asked], questions.measured)
-        named = {
-            tensors.IMAGE_FEATURES.name: photos.measured[asked],
+        photo_of = np.arange(len(questions.reference)) % len(photos.reference)  # of each question
+        chain = reference_answers(predictor, photos.reference[photo_of], questions.reference)
+        head_alone = reference_answers(predictor, photos.measured[photo_of], questions.measured)
+        feed = {
+            tensors.IMAGE_FEATURES.name: photos.measured[photo_of],
             tensors.TEXT_FEATURES.name: questions.measured,
         }
-        parts = [head({name: array[start:end] for name, array in named.items()}) for start, end in _batches(len(asked))]
+        parts = [
+            head({name: array[start:end] for name, array in feed.items()}) for start, end in _batches(len(photo_of))
+        ]
         if len(parts[0]) != len(tensors.HEAD_OUTPUTS):
             expected = ", ".join(spec.name for spec in tensors.HEAD_OUTPUTS)
-            raise OutputError(f"the head's graph has {len(parts[0])} outputs, expected {expected}; {_REPORT_IT}")
+            raise OutputError(f"the head's graph has {len(parts[0])} outputs, expected {expected}; {REPORT_BUG}")
         measured = [np.concatenate(column) for column in zip(*parts, strict=True)]
-        comparisons += [
-            compare_probabilities(inputs, spec, got, expected, same, tolerance)
-            for spec, got, expected, same in zip(tensors.HEAD_OUTPUTS[:3], measured[:3], chain, alone, strict=True)
-        ]
+        for number, spec in enumerate(tensors.HEAD_OUTPUTS[:3]):
+            references = chain[number], head_alone[number]
+            comparisons.append(compare_probabilities(inputs, spec, measured[number], *references, tolerance))
     return comparisons
 
 
-def compare_encoder(inputs: str, tensor: str, features: Features, *, spread: float = 0) -> Comparison:
-    """Measure the features of some inputs.
+@torch.inference_mode()
+def reference_answers(predictor: Predictor, image_features: Array, text_features: Array) -> tuple[Array, Array, Array]:
+    """Answer [B, V], answer type [B, K] and answerable [B, 1] of the fitted heads, fp64.
 
-    Args:
-        spread: how far from their mean the features of different inputs are; 0 if nothing should tell these apart.
-
-    Raises:
-        ShapeError: the graph's are of another shape.
+    Averages in fp64, unlike :class:`Predictor`: over many folds fp32 would round the mean.
     """
-    a, b = _in_double(inputs, tensor, features.measured, features.reference)
-    difference = np.abs(a - b).max()
-    return Comparison(
-        inputs,
-        tensor,
-        rows=len(a),
-        relative_error=float(difference / np.abs(b).max()),
-        cosine_error=_cosine_error(a, b),
-        spread_error=float(difference / spread) if spread else None,
+    logits = [head(torch.from_numpy(text_features), torch.from_numpy(image_features)) for head in predictor.heads]
+    log_odds = torch.stack([each.answerable.double() for each in logits])
+    # the mean of sigmoids and its complement in logarithms: in fp64 the complement is 0 from log-odds of 37 on
+    log_mean, log_complement = (torch.logsumexp(functional.logsigmoid(x), dim=0) for x in (log_odds, -log_odds))
+    return (
+        torch.stack([functional.softmax(each.answer.double(), dim=1) for each in logits]).mean(dim=0).numpy(),
+        torch.stack([functional.softmax(each.answer_type.double(), dim=1) for each in logits]).mean(dim=0).numpy(),
+        torch.sigmoid(log_mean - log_complement).unsqueeze(1).numpy(),
     )
 
 
-def compare_probabilities(
-    inputs: str, spec: TensorSpec, got: Array, chain: Array, alone: Array, tolerance: Tolerance
-) -> Comparison:
-    """Measure an output of the head, [B, N].
-
-    Args:
-        chain: what PyTorch gives along the whole chain: what users see may differ by the encoders' rounding too.
-        alone: what PyTorch's head gives on the features that the graph's head got. The head computes in fp32 at every
-            precision, so this sees faults in probabilities that are too small, or too sure, to show in the others.
+def require_tolerance(comparisons: Sequence[Comparison], tolerance: Tolerance, target: str) -> None:
+    """Refuse comparisons out of ``tolerance``.
 
     Raises:
-        ShapeError: the graph's are of another shape.
-    """
-    a, b = _in_double(inputs, spec.name, got, chain)
-    certainty = spec is tensors.ANSWERABLE
-    top1_differ = top1_agree = top5_agree = None
-    if not certainty:
-        best_a, best_b = (np.argsort(-x, axis=1, kind="stable")[:, :_TOP] for x in (a, b))
-        differ = best_a[:, 0] != best_b[:, 0]
-        two = -np.sort(-b, axis=1)[:, :2]
-        tied = two[:, 0] - two[:, -1] <= 2 * tolerance.relative_error  # one may be too high, the other too low
-        top1_differ = int((differ & ~tied).sum())
-        top1_agree = float(1 - differ.mean())
-        top5_agree = float(np.mean([len({*x} & {*y}) / len(y) for x, y in zip(best_a, best_b, strict=True)]))
-    return Comparison(
-        inputs,
-        spec.name,
-        rows=len(a),
-        relative_error=float(np.abs(a - b).max()),
-        log_error=log_error(a, alone, _SIGMOID_RESOLUTION if certainty else _SOFTMAX_RESOLUTION),
-        top1_differ=top1_differ,
-        top1_agree=top1_agree,
-        top5_agree=top5_agree,
-    )
-
-
-def log_error(got: Array, reference: Array, resolution: float) -> float:
-    """The largest difference of logarithms of probabilities [B, N], as a share of the largest logarithm.
-
-    A single probability, N = 1, counts with its complement. Differences up to ``resolution`` are rounding and count as
-    none; so do all below it.
-    """
-    a, b = (np.concatenate([x, 1 - x], axis=1) if x.shape[1] == 1 else x for x in (got, reference.astype(np.float64)))
-    a = a + np.clip(b - a, -resolution, resolution)
-    logs_a, logs_b = (np.log(np.maximum(x, resolution)) for x in (a, b))
-    return float(np.abs(logs_a - logs_b).max() / max(_LOG_SCALE, np.abs(logs_b).max()))
-
-
-def check(comparisons: Sequence[Comparison], tolerance: Tolerance, target: str) -> None:
-    """Refuse comparisons that are out of ``tolerance``.
-
-    Raises:
-        ToleranceError: the message names every one that is.
+        ToleranceError: at least one is; the message gives tensor, measured and allowed errors of each.
     """
     failed = [row for row in comparisons if not row.passes(tolerance)]
     if failed:
-        rows = "; ".join(_describe(row, tolerance) for row in failed)
+        rows = "; ".join(row.describe(tolerance) for row in failed)
         raise ToleranceError(
-            f"the {target} graphs do not give what PyTorch gives, so nothing was published: {rows}. If the weights are "
-            f"as they were fitted, another --precision may hold; otherwise {_REPORT_IT}"
+            f"the {target} graphs differ from PyTorch by more than the tolerances, so nothing was published: {rows}. "
+            f"Another --precision may pass; in fp32 {REPORT_BUG}"
         )
 
 
-def report(
+def parity_report(
     comparisons: Sequence[Comparison], tolerance: Tolerance, target: str, encoders: Execution, head: Execution
 ) -> dict[str, Any]:
-    """The comparisons as JSON holds them.
+    """The content of ``parity.json``.
 
-    ``passed`` is null where nothing is out of tolerance, but the encoders were not computed as ``target`` asks: whether
-    they pass there is not known.
+    ``passed`` is null where all comparisons are within tolerance, but were computed in another precision or by another
+    provider than ``target`` requests.
     """
     within = all(row.passes(tolerance) for row in comparisons)
     return {
         "target": target,
-        "passed": None if within and not encoders.as_asked else within,
-        "computed_as_asked": encoders.as_asked,
+        "passed": None if within and not encoders.as_requested else within,
+        "computed_as_requested": encoders.as_requested,
         "encoders": asdict(encoders),
         "head": asdict(head),
         "allowed": asdict(tolerance),
@@ -271,83 +244,37 @@ def report(
     }
 
 
-def table(comparisons: Sequence[Comparison], tolerance: Tolerance, target: str, computed: Execution) -> str:
-    """The comparisons as a table for people: measured beside allowed."""
+def parity_table(comparisons: Sequence[Comparison], tolerance: Tolerance, target: str, computed: Execution) -> str:
+    """The comparisons as a table: measured errors below allowed ones."""
     allowed = " ".join(
         f"{value:>9g}"
-        for value in (tolerance.relative_error, tolerance.cosine_error, tolerance.spread_error, tolerance.log_error)
+        for value in (tolerance.relative_error, tolerance.cosine_error, tolerance.centred_error, tolerance.log_error)
     )
     lines = [
         f"parity with PyTorch, {target}, computed in {computed}",
-        f"  {'inputs':<8}{'tensor':<16}{'rows':>5}{'error':>10}{'1 - cos':>10}{'apart':>10}{'log':>10}{'same best':>11}"
-        f"{'same 5 best':>13}",
+        f"  {'inputs':<8}{'tensor':<16}{'rows':>5}{'error':>10}{'1 - cos':>10}{'centred':>10}{'log':>10}"
+        f"{'same best':>11}{'same 5 best':>13}",
         f"  {'allowed':<29} {allowed}",
     ]
     for row in comparisons:
-        measures = (row.relative_error, row.cosine_error, row.spread_error, row.log_error)
+        measures = (row.relative_error, row.cosine_error, row.centred_error, row.log_error)
         errors = "".join(" " * 10 if x is None else f"{x:>10.1e}" for x in measures)
         agreement = ["" if share is None else f"{share:.1%}" for share in (row.top1_agree, row.top5_agree)]
-        verdict = "" if row.passes(tolerance) else "  REFUSED"
+        verdict = "" if row.passes(tolerance) else "  FAILED"
         lines.append(
             f"  {row.inputs:<8}{row.tensor:<16}{row.rows:>5}{errors}{agreement[0]:>11}{agreement[1]:>13}{verdict}"
         )
-    if not computed.as_asked:
+    if not computed.as_requested:
         lines.append(
-            f"  NOT PROVED for {target}: it asks for {computed.asked}, this machine computed {computed}; export with "
-            "--recheck where it will be served"
+            f"  not verified for {target}: it requests {computed.requested}, this machine computed {computed}; run the "
+            "export with --recheck on the machine that will serve"
         )
     return "\n".join(lines)
 
 
-@torch.inference_mode()
-def reference_answers(predictor: Predictor, image_features: Array, text_features: Array) -> tuple[Array, Array, Array]:
-    """Answer [B, V], answer type [B, K] and answerable [B, 1] of the heads as they were fitted, one by one.
-
-    Their mean and its calibration are written out here once more, in fp64: with many folds fp32 would round the mean.
-    """
-    logits = [head(torch.from_numpy(text_features), torch.from_numpy(image_features)) for head in predictor.heads]
-    scale, offset = predictor.calibration.line.tolist()
-    odds = torch.stack([each.answerable.double() for each in logits])
-    # of the mean of sigmoids and its complement, which is 0 in fp64 from log-odds of 37 on
-    found, not_found = (torch.logsumexp(functional.logsigmoid(x), dim=0) for x in (odds, -odds))
-    return (
-        torch.stack([functional.softmax(each.answer.double(), dim=1) for each in logits]).mean(dim=0).numpy(),
-        torch.stack([functional.softmax(each.answer_type.double(), dim=1) for each in logits]).mean(dim=0).numpy(),
-        torch.sigmoid(scale * (found - not_found) + offset).unsqueeze(1).numpy(),
-    )
-
-
-def _in_double(inputs: str, tensor: str, got: Array, reference: Array) -> tuple[Array, Array]:
-    if got.shape != reference.shape:
-        raise ShapeError(
-            f"{tensor} on {inputs} inputs has the shape {[*got.shape]}, expected {[*reference.shape]}; {_REPORT_IT}"
-        )
-    return got.astype(np.float64), reference.astype(np.float64)
-
-
-def _spread(reference: Array) -> float:
-    """How far from their mean the most unusual of [N, D] are."""
-    return float(np.abs(reference - reference.mean(axis=0, dtype=np.float64)).max())
-
-
-def _cosine_error(a: Array, b: Array) -> float:
-    """1 - cosine of the worst row of two [B, N]."""
-    cosine = (a * b).sum(axis=1) / (np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1))
-    return float(np.maximum(0, 1 - cosine).max())
-
-
-def _describe(row: Comparison, tolerance: Tolerance) -> str:
-    measures = [f"error {row.relative_error:.1e} (allowed {tolerance.relative_error:g})"]
-    for name, error, allowed in (
-        ("1 - cosine", row.cosine_error, tolerance.cosine_error),
-        ("of what tells inputs apart", row.spread_error, tolerance.spread_error),
-        ("of log-probabilities", row.log_error, tolerance.log_error),
-    ):
-        if error is not None:
-            measures.append(f"{name} {error:.1e} (allowed {allowed:g})")
-    if row.top1_differ:
-        measures.append(f"another best entry in {row.top1_differ} of {row.rows}")
-    return f"{row.tensor} on {row.inputs} inputs: {', '.join(measures)}"
+def _load_features(folder: Path) -> dict[str, Features]:
+    with np.load(folder / FEATURES_FILE) as arrays:
+        return {name: Features(*(arrays[f"{name}_{kind}"] for kind in Features._fields)) for name in _SAVED_INPUTS}
 
 
 def _run(graph: Graph, name: str, array: Array) -> Array:

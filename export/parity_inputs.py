@@ -1,12 +1,13 @@
-"""What the graphs are asked when they are compared with PyTorch: noise, drawn photos, and photos of the run's own data.
+"""Photos and questions for the parity check and for int8 calibration; drawn ones are the same on every run.
 
-Each input comes twice, as the contract's code makes it and as the ``clip`` package's own does.
+Each parity input comes twice: as the client preprocesses it, and as the ``clip`` package does.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+import io
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from random import Random
 from typing import Any
@@ -16,89 +17,121 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
-from export.example_inputs import draw_request, photograph
-from training.clip_models import PIXEL_MEAN, PIXEL_STD, clip_preprocess, clip_tokenize
-from training.data import Split
-from training.demo.scene import Scene
-from vizwiz_client.contract import geometry, tensors, tokens
+from demo.photo import take_photo
+from demo.questions import draw_question_kind, phrase
+from demo.scene import Scene, draw_scene
+from training.backbone import PIXEL_MEAN, PIXEL_STD, clip_preprocess, clip_tokenize
+from training.dataset import Split
+from vizwiz_client.contract import tensors, tokenizer
 from vizwiz_client.contract.errors import ImageError, QuestionError
+from vizwiz_client.contract.image import load_photo, to_pixels
 
 RANDOM_PHOTOS = 4
 DRAWN_PHOTOS = 12
 DRAWN_QUESTIONS = 24
-RUN_PHOTOS = 50  # at most: a photo costs ViT-L/14@336px 3 s on two cores
-RUN_QUESTIONS = 500
+MAX_RUN_PHOTOS = 50  # each costs ViT-L/14@336px 3 s on two cores
+MAX_RUN_QUESTIONS = 500
+CALIBRATION_PHOTOS = 16  # each costs ViT-L/14@336px 2 s on two cores
 
 GOLDEN_SCENE = Scene("object", "mug", "red")
 GOLDEN_QUESTION = "What is this?"
+
+_PHOTO_SIZE = (480, 640)
 
 Array = npt.NDArray[Any]
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """Photos and questions, P and Q of them; the question of row i is asked about photo i modulo P."""
+    """One set of P photos and Q questions; question i is asked about photo i modulo P."""
 
     name: str  # "random", "drawn" or "val"
     pixels: Array  # uint8 [P, S, S, 3]
-    questions: list[Array]  # Q of int32 [T], each at its own length
-    reference_pixels: torch.Tensor  # fp32 [P, 3, S, S], by clip's own preprocessing or its definition
-    reference_questions: torch.Tensor  # int [Q, 77]
+    questions: list[Array]  # Q arrays of token ids, int32 [T], without padding
+    reference_pixels: torch.Tensor  # fp32 [P, 3, S, S], normalised by the clip package
+    reference_questions: torch.Tensor  # int [Q, 77], tokenised by the clip package
 
 
-def random_inputs(side: int) -> Inputs:
-    """Noise, and random words that fill each length that the text graph computes at, one fewer and one more."""
+def random_inputs(image_size: int) -> Inputs:
+    """Noise, and random token ids at, one below and one above each length that the text graph computes."""
     random = np.random.default_rng(0)
-    pixels = random.integers(0, 256, (RANDOM_PHOTOS, side, side, 3), dtype=np.uint8)
+    pixels = random.integers(0, 256, (RANDOM_PHOTOS, image_size, image_size, 3), dtype=np.uint8)
     edges = {length + more for length in tensors.TOKEN_LENGTHS for more in (-1, 0, 1)} - {tensors.CONTEXT_LENGTH + 1}
     questions = []
-    for used in (3, *sorted(edges)):
-        ids = random.integers(0, tokens.START_OF_TEXT, used, dtype=np.int32)
-        ids[0], ids[-1] = tokens.START_OF_TEXT, tokens.END_OF_TEXT
+    for length in (3, *sorted(edges)):
+        ids = random.integers(0, tokenizer.START_OF_TEXT, length, dtype=np.int32)
+        ids[0], ids[-1] = tokenizer.START_OF_TEXT, tokenizer.END_OF_TEXT
         questions.append(ids)
     mean, std = torch.tensor(PIXEL_MEAN), torch.tensor(PIXEL_STD)
     reference = ((torch.from_numpy(pixels) / 255 - mean) / std).permute(0, 3, 1, 2)
-    padded = np.stack([tokens.pad(ids, tensors.CONTEXT_LENGTH) for ids in questions])
+    padded = np.stack([tokenizer.pad(ids, tensors.CONTEXT_LENGTH) for ids in questions])
     return Inputs("random", pixels, questions, reference, torch.from_numpy(padded))
 
 
-def drawn_inputs(side: int, golden_photo: bytes) -> Inputs:
-    """The golden request, and photos and questions drawn at random by the demo's renderer."""
+def drawn_inputs(image_size: int, golden_photo: bytes) -> Inputs:
+    """The golden request, then photos and questions that the demo's renderer draws."""
     photos, questions = [golden_photo], [GOLDEN_QUESTION]
     for number in range(1, DRAWN_QUESTIONS):
-        scene, question, rng = draw_request(f"parity/{number}")
+        scene, question, rng = _draw_request(f"parity/{number}")
         questions.append(question)
         if number < DRAWN_PHOTOS:
-            photos.append(photograph(scene, rng))
-    return _asked("drawn", side, [geometry.load_photo(photo) for photo in photos], questions)
+            photos.append(_render(scene, rng))
+    return _preprocess("drawn", image_size, [load_photo(photo) for photo in photos], questions)
 
 
-def run_inputs(side: int, split: Split) -> Inputs | None:
-    """Photos and questions of ``split`` that a client could ask; None where it has none, for a data set may not."""
+def run_inputs(image_size: int, split: Split) -> Inputs | None:
+    """The first photos and questions of ``split`` that a client could send; None where it has none."""
     photos: list[Image.Image] = []
     questions: list[str] = []
     for path, record in zip(split.photo_paths(), split.records, strict=True):
-        if len(photos) < RUN_PHOTOS:
+        if len(photos) < MAX_RUN_PHOTOS:
             with contextlib.suppress(ImageError):
-                photos.append(geometry.load_photo(path))
-        if len(questions) < RUN_QUESTIONS:
+                photos.append(load_photo(path))
+        if len(questions) < MAX_RUN_QUESTIONS:
             with contextlib.suppress(QuestionError):
-                tokens.tokenize(record.question)
+                tokenizer.tokenize(record.question)
                 questions.append(record.question)
-    return _asked(split.name, side, photos, questions) if photos and questions else None
+    return _preprocess(split.name, image_size, photos, questions) if photos and questions else None
 
 
 def draw_golden_photo() -> bytes:
-    """The photo of the golden request, a JPEG: drawn, because a photo of the run's data may be somebody's own."""
-    return photograph(GOLDEN_SCENE, Random("golden"))
+    """The photo of the golden request, a JPEG. It is drawn: a run's own photos may be private."""
+    return _render(GOLDEN_SCENE, Random("golden"))
 
 
-def _asked(name: str, side: int, photos: Sequence[Image.Image], questions: Sequence[str]) -> Inputs:
-    preprocess = clip_preprocess(side)
+def calibration_photos(image_size: int) -> Iterator[Array]:
+    """Pixels uint8 [1, S, S, 3] to calibrate int8 on: drawn photos, half of them spoiled, then black, white and noise.
+
+    None of them is a parity input.
+    """
+    for number in range(CALIBRATION_PHOTOS):
+        scene, _, rng = _draw_request(f"example/{number}", spoiled_share=number % 2)
+        yield to_pixels(load_photo(_render(scene, rng)), image_size)[None]
+    shape = (1, image_size, image_size, 3)
+    yield from (np.full(shape, value, np.uint8) for value in (0, 255))
+    yield np.random.default_rng(1).integers(0, 256, shape, dtype=np.uint8)
+
+
+def _draw_request(seed: str, spoiled_share: float = 0.0) -> tuple[Scene, str, Random]:
+    """A scene, a question about it, and the generator that drew them."""
+    rng = Random(seed)
+    scene = draw_scene(rng, spoiled_share)
+    return scene, phrase(draw_question_kind(scene, rng, 0), scene, rng), rng
+
+
+def _render(scene: Scene, rng: Random) -> bytes:
+    """Photograph ``scene`` as a JPEG."""
+    file = io.BytesIO()
+    take_photo(scene, _PHOTO_SIZE, rng).save(file, "JPEG", quality=90)
+    return file.getvalue()
+
+
+def _preprocess(name: str, image_size: int, photos: Sequence[Image.Image], questions: Sequence[str]) -> Inputs:
+    clip_transform = clip_preprocess(image_size)
     return Inputs(
         name,
-        np.stack([geometry.to_pixels(photo, side) for photo in photos]),
-        [tokens.tokenize(question).ids for question in questions],
-        torch.stack([preprocess(photo) for photo in photos]),
+        np.stack([to_pixels(photo, image_size) for photo in photos]),
+        [tokenizer.tokenize(question).ids for question in questions],
+        torch.stack([clip_transform(photo) for photo in photos]),
         clip_tokenize(list(questions)),
     )

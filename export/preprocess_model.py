@@ -31,17 +31,25 @@ import triton_python_backend_utils as triton
 os.environ["PILLOW_BLOCK_SIZE"] = "128m"
 
 try:
-    from vizwiz_client.contract import errors, geometry, tensors, tokens
+    from vizwiz_client.contract import errors, tensors
+
+    try:
+        from vizwiz_client.contract import tokenizer
+        from vizwiz_client.contract.image import load_photo, to_pixels
+    except ImportError:  # an installed client of the same contract, from before these modules got their names
+        from vizwiz_client.contract.geometry import load_photo, to_pixels  # type: ignore
+
+        from vizwiz_client.contract import tokens as tokenizer  # type: ignore
 except ImportError as error:
     raise ImportError(
         f"the model needs the package vizwiz-client in the Python that Triton's Python backend runs ({error}): "
         "`pip install vizwiz-client` there, in the version that the repository was exported with"
     ) from error
 
-MAX_THREADS = 4  # each may hold a photo of geometry.MAX_PIXELS, decoded; geometry decodes such one at a time
+MAX_THREADS = 4  # each may hold a photo of MAX_PIXELS, decoded; load_photo decodes such one at a time
 
 _GREY = 128  # of the picture in the place of a refused one
-_NO_WORDS = np.array([tokens.START_OF_TEXT, tokens.END_OF_TEXT], np.int32)
+_NO_WORDS = np.array([tokenizer.START_OF_TEXT, tokenizer.END_OF_TEXT], np.int32)
 _BASE64 = (string.ascii_letters + string.digits + "+/=").encode()
 _START = 12  # bytes: see `read_file`
 
@@ -98,8 +106,8 @@ class TritonPythonModel:
 def prepare(ask: Ask, side: int) -> Item:
     """Make pixels and token ids of a photo and a question; what cannot be used gives an item with its error."""
     try:
-        photo = geometry.load_photo(read_file(ask.image_bytes))
-        return Item(geometry.to_pixels(photo, side), pad(tokens.tokenize(read_text(ask.question)).ids), b"")
+        photo = load_photo(read_file(ask.image_bytes))
+        return Item(to_pixels(photo, side), pad(tokenizer.tokenize(read_text(ask.question)).ids), b"")
     except (errors.ImageError, errors.QuestionError) as error:
         return refused(str(error), side)
     except Exception as error:  # whatever one photo does to a decoder, the other items have their answers
@@ -117,7 +125,7 @@ def refused(reason: str, side: int) -> Item:
 
 def pad(ids: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
     """``ids`` at the length that the text encoder takes."""
-    return tokens.pad(ids, tensors.CONTEXT_LENGTH)
+    return tokenizer.pad(ids, tensors.CONTEXT_LENGTH)
 
 
 def read_file(data: bytes) -> bytes:

@@ -1,221 +1,210 @@
-"""The configurations of a Triton model repository; :mod:`export.store` puts them in their place.
+"""Writes and reads a Triton model repository: models are published atomically, by one process at a time.
 
-Every model but the ensembles is immutable and named by a digest of what it was made from. The ensembles' configurations
-name those that answer together.
+Replacing the configuration of ``vizwiz_vqa`` is the commit point of a publication. It comes last, so every model that
+it names is complete.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import fcntl
+import os
+import shutil
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
 
-from export.accelerators import accelerate, bound_on_cuda
-from export.targets import Target
-from training.storage import file_digest, staged_file
+from export.triton_config import CONFIG_FILE, GRAPH_FILE, PYTHON_FILE, VERSION
+from training.artifacts import (
+    file_digest,
+    flush_folder,
+    publish_folder,
+    remove_stale,
+    staged_file,
+    workspace,
+)
 from vizwiz_client.contract import tensors
-from vizwiz_client.contract.tensors import TensorSpec
 
-CONFIG_FILE = "config.pbtxt"
-GRAPH_FILE = "model.onnx"
-PYTHON_FILE = "model.py"  # of a model of Triton's Python backend
-VERSION = "1"  # the only one: a changed model is another model
+MADE_FROM_FILE = "made_from.json"
 
-# Requests. Bounded on a step that is alone in its turn: of steps that run side by side, Triton 2.51 loses the requests
-# that it refuses, or crashes (measured; docs/architecture.md).
-MAX_PHOTOS_WAITING = 128
-
-# Of what waits, so many are taken at once where a CPU computes: on two cores, 16 at once of ViT-B/32's size answer a
-# fifth fewer questions a second than two times 8 do (docs/results.md, tuning).
-CPU_BATCH = 8
-
-# The text encoder has the cores when the image encoder, which takes several times as long, leaves them: taking turns in
-# equal shares, each waits in the midst of its products for threads of the other (docs/results.md, tuning).
-YIELDING = "5"
-
-_DATA_TYPES = {
-    "UINT8": pb.TYPE_UINT8,
-    "INT32": pb.TYPE_INT32,
-    "INT64": pb.TYPE_INT64,
-    "FP32": pb.TYPE_FP32,
-    "BYTES": pb.TYPE_STRING,
-}
+_GIB = 1 << 30
 
 
-_RAW_INPUTS = (tensors.IMAGE_BYTES, tensors.QUESTION)
-_Step = tuple[str, Sequence[TensorSpec], Sequence[TensorSpec]]  # of an ensemble: model, inputs, outputs
+class RepositoryError(Exception):
+    """A model repository that cannot be written or read."""
 
 
-@dataclass(frozen=True)
-class Names:
-    """The immutable models of one answer chain."""
+@contextmanager
+def lock(repository: Path) -> Iterator[None]:
+    """Lock ``repository`` for writing, and create it where it is missing.
 
-    image: str
-    text: str
-    head: str
-    preprocess: str
+    Waits for another export to end, and removes the stale files of killed ones.
 
-
-@dataclass(frozen=True)
-class Sizes:
-    """What a CLIP and a head decide: S in pixels, D features, V answers, K answer types."""
-
-    side: int
-    features: int
-    answers: int
-    types: int
-
-
-def model_config(
-    name: str,
-    inputs: Mapping[TensorSpec, Sequence[int]],
-    outputs: Mapping[TensorSpec, Sequence[int]],
-    labels: Mapping[TensorSpec, str],
-    graph: Path,
-    target: Target | None = None,
-) -> Any:
-    """Configuration of an ONNX model; only fields that Triton 2.51 and the native backend both understand.
-
-    Args:
-        inputs, outputs: each tensor with its dimensions, batch left out.
-        labels: the label file of an output, in the model's folder.
-        target: decides whether a CPU computes it with an accelerator.
+    Raises:
+        RepositoryError: it cannot be written.
     """
-    config = pb.ModelConfig(name=name, backend="onnxruntime", max_batch_size=tensors.MAX_BATCH_SIZE)
-    _add_tensors(config.input, inputs)
-    _add_tensors(config.output, outputs)
-    for output in config.output:
-        output.label_filename = {spec.name: file for spec, file in labels.items()}.get(output.name, "")
-    config.instance_group.add(kind=pb.ModelInstanceGroup.KIND_AUTO, count=1)
-    if target is not None:
-        accelerate(config, target, inputs)
-    _add_batching(config)
-    config.parameters[tensors.MODEL_DIGEST_PARAMETER].string_value = file_digest(graph)
-    for file in labels.values():
-        digest = file_digest(graph.parents[1] / file)
-        config.parameters[tensors.LABELS_DIGEST_PARAMETER + file].string_value = digest
-    return config
+    try:
+        repository.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(repository, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError as error:
+        raise _not_writable(repository, error.strerror or str(error)) from None
+    try:
+        for folder in {repository, _beside(repository).parent}:
+            if not os.access(folder, os.W_OK | os.X_OK):
+                raise _not_writable(repository, f"no permission to write in {folder}")
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"waiting for another export into {repository} to end", file=sys.stderr)
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        _remove_stale_files(repository)
+        yield
+    finally:
+        os.close(descriptor)
 
 
-def image_config(name: str, sizes: Sizes, graph: Path, target: Target) -> Any:
-    """Configuration of the image encoder."""
-    image = {tensors.IMAGE: (sizes.side, sizes.side, 3)}
-    return _encoder_config(name, image, {tensors.IMAGE_FEATURES: (sizes.features,)}, graph, target)
+@contextmanager
+def staging_folder(repository: Path) -> Iterator[Path]:
+    """Yield a temporary folder on the file system of the locked ``repository``."""
+    with workspace(_beside(repository)) as folder:
+        yield folder
 
 
-def text_config(name: str, sizes: Sizes, graph: Path, target: Target) -> Any:
-    """Configuration of the text encoder."""
-    text = {tensors.TOKENS: tensors.TOKENS.shape}
-    config = _encoder_config(name, text, {tensors.TEXT_FEATURES: (sizes.features,)}, graph, target)
-    config.response_cache.enable = True  # of this model alone: docs/architecture.md says why
-    if target.device == "cpu":
-        config.parameters[tensors.NICE_PARAMETER].string_value = YIELDING
-    return config
+def check_free_space(repository: Path, needed: int) -> None:
+    """Check that ``needed`` bytes fit beside ``repository``.
 
-
-def _encoder_config(
-    name: str,
-    inputs: Mapping[TensorSpec, Sequence[int]],
-    outputs: Mapping[TensorSpec, Sequence[int]],
-    graph: Path,
-    target: Target,
-) -> Any:
-    config = model_config(name, inputs, outputs, {}, graph, target)
-    if target.device == "cpu":
-        config.dynamic_batching.preferred_batch_size.append(CPU_BATCH)
-    return config
-
-
-def head_config(name: str, sizes: Sizes, graph: Path, target: Target) -> Any:
-    """Configuration of a head, whose answers and types Triton labels, beside encoders of ``target``."""
-    features = {tensors.IMAGE_FEATURES: (sizes.features,), tensors.TEXT_FEATURES: (sizes.features,)}
-    outputs = {
-        tensors.ANSWER: (sizes.answers,),
-        tensors.ANSWER_TYPE: (sizes.types,),
-        tensors.ANSWERABLE: (1,),
-        tensors.HEAD_ID: (1,),
-    }
-    labels = {tensors.ANSWER: f"{tensors.ANSWER.name}.txt", tensors.ANSWER_TYPE: f"{tensors.ANSWER_TYPE.name}.txt"}
-    config = model_config(name, features, outputs, labels, graph)
-    bound_on_cuda(config, target)
-    config.parameters["intra_op_thread_count"].string_value = "2"  # two read its weights faster; its products are small
-    return config
-
-
-def preprocess_config(name: str, sizes: Sizes, model: Path) -> Any:
-    """Configuration of the model that makes pixels and tokens; ``model`` is its Python file."""
-    config = pb.ModelConfig(name=name, backend="python", max_batch_size=tensors.MAX_BATCH_SIZE)
-    _add_tensors(config.input, {spec: spec.shape for spec in _RAW_INPUTS})
-    _add_tensors(config.output, {**_pixels_and_tokens(sizes), tensors.ERROR: tensors.ERROR.shape})
-    config.instance_group.add(kind=pb.ModelInstanceGroup.KIND_CPU, count=1)
-    _add_batching(config)
-    config.dynamic_batching.default_queue_policy.max_queue_size = MAX_PHOTOS_WAITING
-    config.parameters[tensors.CONTRACT_VERSION_PARAMETER].string_value = str(tensors.CONTRACT_VERSION)
-    config.parameters[tensors.MODEL_DIGEST_PARAMETER].string_value = file_digest(model)
-    return config
-
-
-def ensemble_configs(names: Names, sizes: Sizes) -> list[Any]:
-    """Configurations of the ensembles that clients ask, in the order in which they are to be written.
-
-    The answer's length stays open, so that a head with another vocabulary fits the same ensembles.
+    Raises:
+        RepositoryError: they do not.
     """
-    encoders_and_head: list[_Step] = [
-        (names.image, [tensors.IMAGE], [tensors.IMAGE_FEATURES]),
-        (names.text, [tensors.TOKENS], [tensors.TEXT_FEATURES]),
-        (names.head, [tensors.IMAGE_FEATURES, tensors.TEXT_FEATURES], tensors.HEAD_OUTPUTS),
-    ]
-    preprocess: _Step = (names.preprocess, _RAW_INPUTS, [tensors.IMAGE, tensors.TOKENS, tensors.ERROR])
-    raw_inputs = {spec: spec.shape for spec in _RAW_INPUTS}
-    raw_outputs = [*tensors.HEAD_OUTPUTS, tensors.ERROR]
-    return [
-        _ensemble_config(tensors.RAW_ENSEMBLE, raw_inputs, raw_outputs, [preprocess, *encoders_and_head]),
-        _ensemble_config(tensors.ENSEMBLE, _pixels_and_tokens(sizes), tensors.HEAD_OUTPUTS, encoders_and_head),
-    ]
+    free = shutil.disk_usage(repository).free
+    if free < needed:
+        raise RepositoryError(
+            f"{repository} has {free / _GIB:.2f} GiB free, the export needs about {needed / _GIB:.2f}: free some, with "
+            "--prune for example, or choose another folder with --repository"
+        )
 
 
-def _ensemble_config(
-    name: str, inputs: Mapping[TensorSpec, Sequence[int]], outputs: Sequence[TensorSpec], steps: Sequence[_Step]
-) -> Any:
-    config = pb.ModelConfig(name=name, platform="ensemble", max_batch_size=tensors.MAX_BATCH_SIZE)
-    _add_tensors(config.input, inputs)
-    _add_tensors(config.output, {spec: spec.shape for spec in outputs})
-    for model, taken, given in steps:
-        step = config.ensemble_scheduling.step.add(model_name=model, model_version=-1)
-        step.input_map.update({spec.name: spec.name for spec in taken})
-        step.output_map.update({spec.name: spec.name for spec in given})
-    config.parameters[tensors.CONTRACT_VERSION_PARAMETER].string_value = str(tensors.CONTRACT_VERSION)
-    return config
+def write_labels(path: Path, labels: Sequence[str]) -> None:
+    """Write a Triton label file: one label a line, in the order of the output."""
+    path.write_text("".join(f"{label}\n" for label in labels), encoding="utf-8")
 
 
-def write_config(path: Path, config: Any) -> None:
-    """Write a configuration as the text that Triton reads, whole or not at all."""
+def write_config(folder: Path, config: Any) -> None:
+    """Finish a model: write its configuration, with the SHA-256 of every other file in ``folder``."""
+    listed = _listed_files(folder, config).values()
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and path not in listed:
+            key = tensors.FILE_DIGEST_PARAMETER + str(path.relative_to(folder))
+            config.parameters[key].string_value = file_digest(path)
+    write_config_file(folder / CONFIG_FILE, config)
+
+
+def write_config_file(path: Path, config: Any) -> None:
+    """Write a configuration as protobuf text, atomically."""
     with staged_file(path) as staging:
         staging.write_text(text_format.MessageToString(config), encoding="utf-8")
 
 
-def write_labels(path: Path, labels: Sequence[str]) -> None:
-    """Write a label file: one label a line, whose number is the index."""
-    path.write_text("".join(f"{label}\n" for label in labels), encoding="utf-8")
+def read_config(folder: Path) -> Any:
+    """Parse the configuration of the model in ``folder``.
 
-
-def _add_tensors(field: Any, specs: Mapping[TensorSpec, Sequence[int]]) -> None:
-    for spec, dims in specs.items():
-        field.add(name=spec.name, data_type=_DATA_TYPES[spec.datatype], dims=dims)
-
-
-def _pixels_and_tokens(sizes: Sizes) -> dict[TensorSpec, Sequence[int]]:
-    return {tensors.IMAGE: (sizes.side, sizes.side, 3), tensors.TOKENS: tensors.TOKENS.shape}
-
-
-def _add_batching(config: Any) -> None:
-    """Batch what waits already, and delay nothing.
-
-    No time limit of the queue: under one, Triton's batcher stops counting idle instances right, and waits half a second
-    with work in hand (https://github.com/triton-inference-server/server/issues/8870).
+    Raises:
+        RepositoryError: it is missing, or not a configuration.
     """
-    config.dynamic_batching.SetInParent()
+    path = folder / CONFIG_FILE
+    try:
+        text = path.read_text(encoding="utf-8")
+        # models of others may use fields of a newer Triton
+        return text_format.Parse(text, pb.ModelConfig(), allow_unknown_field=True)
+    except (FileNotFoundError, NotADirectoryError):
+        raise RepositoryError(f"{path} is missing") from None
+    except (OSError, UnicodeDecodeError, text_format.ParseError) as error:
+        raise RepositoryError(f"{path} cannot be read ({error})") from None
+
+
+def verify_digests(folder: Path) -> list[str]:
+    """Verify the files of the model in ``folder`` against the SHA-256 in its configuration; returns the problems."""
+    try:
+        config = read_config(folder)
+    except RepositoryError as error:
+        return [str(error)]
+    if tensors.MODEL_DIGEST_PARAMETER not in config.parameters:
+        return [f"{folder / CONFIG_FILE} has no digest of its graph"]
+    problems = []
+    for key, path in _listed_files(folder, config).items():
+        if not path.is_file():
+            problems.append(f"{path} is missing")
+        elif config.parameters[key].string_value != file_digest(path):
+            problems.append(f"{path} was altered: its digest is not the one in {CONFIG_FILE}")
+    return problems
+
+
+def is_published(repository: Path, name: str) -> bool:
+    """Whether ``repository`` holds the model ``name``, complete and unaltered."""
+    return not verify_digests(repository / name)
+
+
+def publish_models(repository: Path, models: Mapping[str, Path], trash: Path) -> None:
+    """Move finished model folders into ``repository``; damaged ones of the same name go to ``trash``."""
+    for name, folder in models.items():
+        if (repository / name).exists():
+            flush_folder(folder)  # first, so that nothing happens between the two renames
+            (repository / name).replace(trash / f"{name}.damaged")
+        publish_folder(folder, repository / name)
+
+
+def commit(repository: Path, configs: Sequence[Any], staging: Path) -> None:
+    """Switch the ensembles to new models, one after the other.
+
+    Args:
+        repository: the locked repository.
+        configs: the ensembles' configurations; the last one is the commit point.
+        staging: a folder of :func:`staging_folder`. A new ensemble is built there: on a full disk none is published
+            without its configuration.
+    """
+    for config in configs:
+        published = repository / config.name
+        folder = published if published.exists() else staging / config.name
+        (folder / VERSION).mkdir(parents=True, exist_ok=True)  # Triton wants a version, though an ensemble has no files
+        if not (folder / VERSION / ".keep").exists():
+            (folder / VERSION / ".keep").touch()  # git, archives and object stores drop empty folders
+        write_config_file(folder / CONFIG_FILE, config)
+        if folder != published:
+            publish_folder(folder, published)
+
+
+def _listed_files(folder: Path, config: Any) -> dict[str, Path]:
+    """The digest parameters of ``config``, each with the path of its file."""
+    files = {}
+    for key in config.parameters:
+        if key == tensors.MODEL_DIGEST_PARAMETER:
+            files[key] = folder / VERSION / (PYTHON_FILE if config.backend == "python" else GRAPH_FILE)
+        for prefix in (tensors.LABELS_DIGEST_PARAMETER, tensors.FILE_DIGEST_PARAMETER):
+            if key.startswith(prefix):
+                files[key] = folder / key.removeprefix(prefix)
+    return files
+
+
+def _beside(repository: Path) -> Path:
+    """The path beside which staging folders lie: inside ``repository`` where that is a mounted volume."""
+    parent = repository.parent
+    same_volume = parent.stat().st_dev == repository.stat().st_dev
+    return repository if same_volume else repository / repository.name
+
+
+def _remove_stale_files(repository: Path) -> None:
+    """Delete what killed processes left half-written; the caller holds the lock."""
+    remove_stale(_beside(repository).parent)
+    for name in tensors.ENSEMBLES:  # `serving reload` writes there too, under the same lock
+        for stale in (repository / name).glob(".*.partial"):
+            shutil.rmtree(stale) if stale.is_dir() else stale.unlink()
+
+
+def _not_writable(repository: Path, reason: str) -> RepositoryError:
+    return RepositoryError(
+        f"{repository} cannot be written ({reason}): change its permissions, or choose another folder with --repository"
+    )

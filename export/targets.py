@@ -1,6 +1,6 @@
-"""What a graph is exported for: the numbers it computes with, and the operators it is written in.
+"""Export targets, variant and precision, and the runtime that computes the graphs of each.
 
-The one home of these names. A target is a variant and a precision; not every pair makes sense.
+Parity holds only for the runtime, device and precision that computed it: each comparison records an :class:`Execution`.
 """
 
 from __future__ import annotations
@@ -8,11 +8,15 @@ from __future__ import annotations
 import importlib.util
 import platform
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
+import numpy as np
+import numpy.typing as npt
+import onnxruntime
 import torch
 
 Variant = Literal["portable", "fused"]
@@ -23,60 +27,61 @@ VARIANTS: tuple[Variant, ...] = get_args(Variant)
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 DEVICES: tuple[Device, ...] = get_args(Device)
 
-OPENVINO = "openvino"  # Triton's name of the accelerator, in a model's config
+OPENVINO = "openvino"  # Triton's name of the accelerator
+OPENVINO_HINT = "bf16"  # OpenVINO's inference precision hint; it falls back to fp32 on CPUs without bf16
 
-_BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16"})  # of /proc/cpuinfo: either multiplies bf16 in hardware
+Array = npt.NDArray[Any]
+Graph = Callable[[Mapping[str, Array]], list[Array]]  # inputs by name -> outputs in order, batch axis first
+
+_BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16"})  # CPU flags of hardware bf16 products
+_CPU, _CUDA, _TENSORRT = "CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider"
+_PROVIDERS: dict[Device, str] = {"cpu": _CPU, "cuda": _CUDA, "tensorrt": _TENSORRT}
 
 
 class TargetError(Exception):
-    """A variant and a precision that do not go together, or that this machine cannot check."""
+    """No such target, or this machine lacks the runtime that verifies it."""
 
 
 @dataclass(frozen=True)
 class Target:
-    """One way of writing the graphs."""
+    """A variant and a precision of the graphs."""
 
     variant: Variant
     precision: Precision
 
     @property
     def name(self) -> str:
-        """As it is shown and digested: ``fused-fp32``."""
+        """Name in messages and digests, such as ``fused-fp32``."""
         return f"{self.variant}-{self.precision}"
 
     @property
     def device(self) -> Device:
-        """What its models are configured for; another one serves them as well, only not as fast."""
+        """The device whose options the Triton configs set; other devices ignore them."""
         if self.variant == "fused":
             return "cuda"
         return "tensorrt" if self.precision == "fp16" else "cpu"
 
     @property
     def accelerator(self) -> str | None:
-        """The accelerator that its models' configs ask Triton for on a CPU, or None."""
+        """The CPU accelerator in the Triton configs, or None."""
         return OPENVINO if self.precision in ("bf16", "int8") else None
-
-    @property
-    def hint(self) -> str:
-        """What that accelerator may compute in, as OpenVINO spells it; a CPU that cannot takes fp32."""
-        return "bf16"
 
 
 TARGETS: Mapping[Target, str] = {
-    Target("portable", "fp32"): "exact to rounding, on any CPU or GPU and with any ONNX runtime; the safe choice",
-    Target("portable", "bf16"): "for CPUs that multiply 16-bit numbers: twice as fast as fp32, by OpenVINO; exact "
-    "fp32 where the machine that serves lacks either",
-    Target("portable", "int8"): "for CPUs: products of 8-bit numbers, by OpenVINO: of a vision transformer half as "
-    "fast again as bf16 and a third of the size; the least exact",
-    Target("portable", "fp16"): "for TensorRT and other runtimes on a GPU: half the size, tensor cores",
-    Target("fused", "fp32"): "for ONNX Runtime on an NVIDIA GPU: exact to rounding, attention in one kernel",
-    Target("fused", "fp16"): "for ONNX Runtime on an NVIDIA GPU: half the size, tensor cores, attention in one kernel",
+    Target("portable", "fp32"): "exact to rounding; any CPU or GPU, any ONNX runtime; the safe choice",
+    Target("portable", "bf16"): "CPUs with bf16 products: twice as fast as fp32, through OpenVINO; fp32 where the "
+    "serving machine lacks either",
+    Target("portable", "int8"): "CPUs: int8 products, through OpenVINO: a vision transformer is half as fast again as "
+    "in bf16 and a third of the size; the least exact",
+    Target("portable", "fp16"): "TensorRT and other GPU runtimes: half the size, tensor cores",
+    Target("fused", "fp32"): "ONNX Runtime on an NVIDIA GPU: exact to rounding, fused attention",
+    Target("fused", "fp16"): "ONNX Runtime on an NVIDIA GPU: half the size, tensor cores, fused attention",
 }
 
 
 @dataclass(frozen=True)
 class Machine:
-    """What decides which target is fastest."""
+    """The properties of a machine that decide its fastest target."""
 
     cuda: bool
     cpu_flags: frozenset[str]
@@ -84,7 +89,7 @@ class Machine:
 
 
 def this_machine() -> Machine:
-    """The machine that this process runs on."""
+    """Properties of the machine that runs this process."""
     return Machine(
         torch.cuda.is_available(),
         frozenset(_cpuinfo("flags").split()),
@@ -92,22 +97,13 @@ def this_machine() -> Machine:
     )
 
 
-def processor() -> str:
-    """The name of this machine's CPU."""
+def cpu_name() -> str:
+    """Model name of this machine's CPU."""
     return _cpuinfo("model name") or platform.processor() or platform.machine()
 
 
-def _cpuinfo(key: str) -> str:
-    """A value of the first CPU in ``/proc/cpuinfo``; empty where there is none."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:  # not Linux
-        lines = []
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith(key)), "")
-
-
 def recommend(machine: Machine) -> tuple[Target, str]:
-    """The fastest target that is safe on ``machine``, and why: docs/export.md has the figures that chose it."""
+    """The fastest safe target for ``machine``, and the reason; docs/results.md has the figures behind it."""
     if machine.cuda:
         return Target("fused", "fp16"), "it has a CUDA GPU"
     if not machine.cpu_flags & _BF16_FLAGS:
@@ -118,14 +114,23 @@ def recommend(machine: Machine) -> tuple[Target, str]:
 
 
 def choose_target(variant: str | None, precision: str | None, machine: Machine, device: str | None = None) -> Target:
-    """Resolve what was asked for; what was left open is recommended for ``machine``, or the fastest on ``device``.
+    """Complete a partly specified target.
+
+    Args:
+        variant: "portable", "fused" or None.
+        precision: "fp32", "fp16", "bf16", "int8" or None.
+        machine: the machine to recommend for, where no ``device`` is given.
+        device: "cpu", "cuda", "tensorrt" or None.
+
+    Returns:
+        The recommended target among those that match.
 
     Raises:
-        TargetError: the two do not go together; the message lists what does.
+        TargetError: no target matches; the message lists all targets.
     """
     recommended, _ = recommend(replace(machine, cuda=device == "cuda") if device else machine)
-    first = sorted(TARGETS, key=lambda target: (target != recommended, target.variant != recommended.variant))
-    for target in first:
+    by_preference = sorted(TARGETS, key=lambda t: (t != recommended, t.variant != recommended.variant))
+    for target in by_preference:
         asked = (variant, target.variant), (precision, target.precision), (device, target.device)
         if all(wanted in (None, found) for wanted, found in asked):
             return target
@@ -134,13 +139,136 @@ def choose_target(variant: str | None, precision: str | None, machine: Machine, 
     raise TargetError(f"there is no {wanted}; choose one of: {choices}")
 
 
-def explain(machine: Machine) -> str:
-    """What ``--help`` says about targets: each in plain words, and the one for ``machine``."""
+def targets_help(machine: Machine) -> str:
+    """The part of ``--help`` about targets, with the recommendation for ``machine``."""
     recommended, reason = recommend(machine)
     lines = [
-        "target, variant and precision, as --target, --variant and --precision take them:",
+        "values of --target, --variant and --precision that go together:",
         *(f"  {t.device:<9}{t.variant:<9}{t.precision:<5} {words}" for t, words in TARGETS.items()),
-        f"On this machine: {recommended.variant} {recommended.precision}, because {reason}. Export for the machine "
-        "that will serve. Whatever is chosen, a graph that does not give what PyTorch gives is not published.",
+        f"On this machine: {recommended.variant} {recommended.precision}, because {reason}. Choose for the machine "
+        "that will serve. Export refuses every graph that fails parity with PyTorch.",
     ]
     return "\n".join(textwrap.fill(line, 100, subsequent_indent=" " * 26 * line.startswith("  ")) for line in lines)
+
+
+@dataclass(frozen=True)
+class Execution:
+    """The runtime, device and precision that compute a target's graphs on this machine."""
+
+    runtime: str  # with its version
+    provider: str
+    device: str  # model name of the CPU or GPU
+    precision: str  # of matrix products
+    requested: str  # the target's precision and provider
+
+    @property
+    def as_requested(self) -> bool:
+        """Whether precision and provider are those that the target requests."""
+        return self.requested == f"{self.precision} by {self.provider}"
+
+    def __str__(self) -> str:
+        """One phrase for messages."""
+        return f"{self.precision} by {self.provider} of {self.runtime} on {self.device}"
+
+
+def execution(target: Target) -> Execution:
+    """How :func:`open_graph` with ``emulate`` computes the graphs of ``target`` on this machine.
+
+    Raises:
+        TargetError: the runtime of ``target`` is not installed.
+    """
+    if target.accelerator == OPENVINO:
+        version, requested = _import_openvino(target).__version__, f"{target.precision} by {OPENVINO}"
+        precision: str = target.precision
+        if not _openvino_multiplies(OPENVINO_HINT):
+            precision = "int8 and fp32" if target.precision == "int8" else "fp32"
+        return Execution(f"OpenVINO {version}", OPENVINO, cpu_name(), precision, requested)
+    on_gpu = _on_gpu(target)
+    return Execution(
+        f"ONNX Runtime {onnxruntime.__version__}",
+        _CUDA if on_gpu else _CPU,
+        torch.cuda.get_device_name() if on_gpu else cpu_name(),
+        target.precision if on_gpu else "fp32",  # ONNX Runtime's CPU kernels convert fp16 to fp32
+        f"{target.precision} by {_PROVIDERS[target.device]}",
+    )
+
+
+def open_graph(path: Path, target: Target, *, emulate: bool = False) -> Graph:
+    """Open an ONNX file with the runtime of its target; on a GPU where there is one and the target is not for CPUs.
+
+    Args:
+        path: the ONNX file.
+        target: the target of the graph.
+        emulate: compute bf16 with OpenVINO even where the CPU only emulates it, slowly. A server takes fp32 there.
+
+    Returns:
+        A function from inputs by name to the list of outputs.
+
+    Raises:
+        TargetError: the runtime of ``target`` is not installed, or cannot use the GPU.
+    """
+    if target.accelerator == OPENVINO:
+        return _open_openvino(path, target, emulate)
+    providers: list[Any] = [_CPU]
+    if _on_gpu(target):
+        onnxruntime.preload_dlls()
+        # TF32, the default, has 10 bits of mantissa: no fp32 graph would pass parity
+        providers.insert(0, (_CUDA, {"use_tf32": "0"} if target.precision == "fp32" else {}))
+    session = onnxruntime.InferenceSession(path, providers=providers)
+    if len(providers) > len(session.get_providers()):
+        raise TargetError(
+            f"ONNX Runtime cannot use CUDA here, which {target.name} needs: see its messages above, or choose "
+            "--target cpu"
+        )
+    return lambda inputs: session.run(None, dict(inputs))
+
+
+def _on_gpu(target: Target) -> bool:
+    return torch.cuda.is_available() and target.device != "cpu"
+
+
+def _open_openvino(path: Path, target: Target, emulate: bool) -> Graph:
+    core = _import_openvino(target).Core()
+    native = OPENVINO_HINT.upper() in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    hint = OPENVINO_HINT if (_openvino_multiplies(OPENVINO_HINT) if emulate else native) else "f32"
+    model = core.compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": hint})
+    return lambda inputs: [output.copy() for output in model(dict(inputs)).values()]
+
+
+def _import_openvino(target: Target) -> Any:
+    try:
+        import openvino  # late: only its own targets need it
+    except ImportError as error:
+        raise TargetError(
+            f"OpenVINO computes {target.precision}, and is not installed here ({error}): `pip install openvino`, or "
+            "choose another --precision"
+        ) from None
+    return openvino
+
+
+@lru_cache
+def _openvino_multiplies(precision: str) -> bool:
+    """Whether OpenVINO multiplies in ``precision`` on this CPU; where it cannot, it silently takes fp32."""
+    import openvino
+    from openvino import opset13 as operators
+
+    x = operators.parameter([8, 64], np.float32)
+    product = operators.matmul(x, operators.constant(np.ones((64, 64), np.float32)), False, False)
+    compiled = openvino.Core().compile_model(
+        openvino.Model([product], [x]), "CPU", {"INFERENCE_PRECISION_HINT": precision}
+    )
+    nodes = [node.get_rt_info() for node in compiled.get_runtime_model().get_ops()]
+    return any(
+        node["layerType"].astype(str) in ("FullyConnected", "MatMul")
+        and node["runtimePrecision"].astype(str) == precision
+        for node in nodes
+    )
+
+
+def _cpuinfo(key: str) -> str:
+    """A value of the first CPU in ``/proc/cpuinfo``; empty where there is none."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:  # not Linux
+        lines = []
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith(key)), "")

@@ -1,11 +1,11 @@
-"""Write CLIP's encoders and a fitted head to ONNX, prove them equal to PyTorch, publish them for Triton.
+"""Export CLIP's encoders and a fitted head to ONNX, check parity with PyTorch, and publish them for Triton.
 
     python -m export.to_onnx                        # the newest run, into triton_models/
-    python -m export.to_onnx --run runs/NAME        # a certain run
-    python -m export.to_onnx --list                 # what is published; --check, --prune
+    python -m export.to_onnx --run runs/NAME        # another run
+    python -m export.to_onnx --list                 # the published models; also --check, --prune
 
-The demo takes 8 s on two cores, and a head that is fitted again 5 s: what is published already is kept.
-A graph that differs from PyTorch publishes nothing.
+The demo takes 8 s on two cores, and a newly fitted head 5 s: published encoders are kept.
+If a graph fails parity, nothing is published.
 """
 
 from __future__ import annotations
@@ -16,57 +16,66 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from export.graphs import GraphError
-from export.inventory import check_repository, describe, inventory, prune
-from export.parity import ParityError
-from export.publication import ExportError, export_run
-from export.store import RepositoryError
-from export.targets import DEVICES, PRECISIONS, TARGETS, VARIANTS, TargetError, choose_target, explain, this_machine
-from training.clip_models import ClipError, load_clip
-from training.data import DatasetError
-from training.runs import DEFAULT_RUNS, NoRunError, Run, RunError, newest_run, read_run
+from export.comparison import ParityError
+from export.graph_builder import GraphError
+from export.inventory import check_repository, describe, list_models, prune
+from export.publish import ExportError, export_run
+from export.repository import RepositoryError
+from export.targets import (
+    DEVICES,
+    PRECISIONS,
+    TARGETS,
+    VARIANTS,
+    TargetError,
+    choose_target,
+    targets_help,
+    this_machine,
+)
+from training.backbone import ClipError, load_clip
+from training.dataset import DatasetError
+from training.run import DEFAULT_RUNS, NoRunError, Run, RunError, newest_run, read_run
 from vizwiz_client.contract import streams, tensors
 
 DEFAULT_REPOSITORY = Path("triton_models")
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
-    """Read the command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m export.to_onnx",
-        description="Export CLIP's image and text encoder and a fitted head to ONNX, check them against PyTorch, and\n"
-        "publish them into a Triton model repository. What is published already is not exported again.",
-        epilog=f"{explain(this_machine())}\n\nnext: python -m serving, or python -m serving reload",
+        description="Export CLIP's image and text encoder and a fitted head to ONNX, check parity with PyTorch, and\n"
+        "publish them into a Triton model repository. Published encoders are kept.",
+        epilog=f"{targets_help(this_machine())}\n\nnext: python -m serving, or python -m serving reload",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--run", type=Path, help="run folder (default: the newest in --runs)")
-    parser.add_argument("--runs", type=Path, default=DEFAULT_RUNS, help="where runs are (default: runs)")
-    parser.add_argument("--clip", help="name or checkpoint of the CLIP of the fit (default: where the fit found it)")
+    parser.add_argument("--runs", type=Path, default=DEFAULT_RUNS, help="folder of runs (default: runs)")
+    parser.add_argument("--clip", help="name or checkpoint of the CLIP of the fit (default: as in the run)")
     parser.add_argument(
         "--repository", type=Path, default=DEFAULT_REPOSITORY, help="model repository (default: triton_models)"
     )
-    parser.add_argument("--target", choices=DEVICES, help="what will serve it (default: a machine like this one)")
-    parser.add_argument("--precision", choices=PRECISIONS, help="what the graphs compute with (default: see below)")
-    parser.add_argument("--variant", choices=VARIANTS, help="what they are written in (default: see below)")
+    parser.add_argument("--target", choices=DEVICES, help="device that will serve (default: that of this machine)")
+    parser.add_argument("--precision", choices=PRECISIONS, help="precision of the encoders (default: see below)")
+    parser.add_argument("--variant", choices=VARIANTS, help="operators of the encoders (default: see below)")
     parser.add_argument(
         "--recheck",
         action="store_true",
-        help="compare encoders that are published already with PyTorch once more: after an update of ONNX Runtime, or "
-        "on another machine",
+        help="compare published encoders with PyTorch once more: after an update of ONNX Runtime, or on the machine "
+        "that will serve",
     )
     instead = parser.add_argument_group("instead of exporting").add_mutually_exclusive_group()
-    instead.add_argument("--list", action="store_true", help="say what is in the repository, and what it was made from")
+    instead.add_argument("--list", action="store_true", help="list the models of the repository and their origin")
     instead.add_argument(
         "--check",
         action="store_true",
-        help="say whether the repository is whole and serves the run (where there is one); exit code 1 if not",
+        help="check that the repository is complete and serves the run (where there is one); exit code 1 if not",
     )
     instead.add_argument(
         "--prune",
         action="store_true",
-        help="remove the models that no ensemble names any more; `python -m serving reload --to` loses them",
+        help="remove the models that no ensemble names; `python -m serving reload --to` cannot go back to them",
     )
-    parser.add_argument("--json", action="store_true", help="print what --list or --check found as JSON")
+    parser.add_argument("--json", action="store_true", help="print the result of --list or --check as JSON")
     arguments = parser.parse_args(argv)
     if arguments.json and not (arguments.list or arguments.check):
         parser.error("--json goes with --list or --check")
@@ -74,9 +83,9 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 
 
 def run_command(arguments: argparse.Namespace) -> int:
-    """Do what the command line asks for; returns the exit code."""
+    """Run the command and return its exit code."""
     if arguments.list:
-        entries = inventory(arguments.repository)
+        entries = list_models(arguments.repository)
         print(json.dumps([asdict(entry) for entry in entries], indent=2) if arguments.json else describe(entries))
         return 0
     if arguments.check:
@@ -93,9 +102,7 @@ def run_command(arguments: argparse.Namespace) -> int:
     print(f"target: {target.device} {target.variant} {target.precision}: {TARGETS[target]} (--help lists the others)")
     names = export_run(run, clip, arguments.repository, target, recheck=arguments.recheck)
     print(f"published in {arguments.repository}/: {tensors.ENSEMBLE} = {names.image} + {names.text} + {names.head}")
-    print(
-        f"and {tensors.RAW_ENSEMBLE}, the same behind {names.preprocess}: for clients that send a file (docs/http.md)"
-    )
+    print(f"and {tensors.RAW_ENSEMBLE}, with {names.preprocess} before it: for clients that send a file (docs/http.md)")
     place = "" if arguments.repository == DEFAULT_REPOSITORY else f" --repository {arguments.repository}"
     print(f"next: python -m serving{place}, or python -m serving reload where a server runs from there already")
     return 0
@@ -107,13 +114,13 @@ def _check(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps({"run": run and str(run.folder), "ok": not found, "problems": found}, indent=2))
     else:
-        print(f"{arguments.repository}: {f'against {run.folder}' if run else 'by itself, there is no run'}")
-        print("\n".join(f"  {problem}" for problem in found) or "  all is well")
+        print(f"{arguments.repository}: {f'against {run.folder}' if run else 'alone, no run found'}")
+        print("\n".join(f"  {problem}" for problem in found) or "  ok")
     return 1 if found else 0
 
 
 def _run_to_check(arguments: argparse.Namespace) -> Run | None:
-    """The run that was named, or the newest; None on a machine that only serves."""
+    """The run of --run, or the newest; None on a machine without runs."""
     if arguments.run:
         return read_run(arguments.run)
     try:
@@ -123,7 +130,7 @@ def _run_to_check(arguments: argparse.Namespace) -> Run | None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command; errors that have a remedy are told without a traceback, and exit with code 2."""
+    """Run the command; errors with a remedy are printed without a traceback, with exit code 2."""
     try:
         return run_command(parse_arguments(argv))
     except (
@@ -140,7 +147,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("stopped; what was published before is unchanged", file=sys.stderr)
+        print("stopped; published models are unchanged", file=sys.stderr)
         return 130
 
 

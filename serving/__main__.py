@@ -1,4 +1,4 @@
-"""``python -m serving``: serve the model repository on this machine's loopback; ``reload`` changes what it serves."""
+"""``python -m serving``: serve a model repository on loopback; ``python -m serving reload``: roll a new head out."""
 
 from __future__ import annotations
 
@@ -7,42 +7,60 @@ import json
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import NoReturn
 
-from serving import reload
-from serving.admin import KEY_VARIABLE
-from serving.errors import ServingError
-from serving.ports import EXPOSE_FLAG, KNOWN_HOLES, LOOPBACK, check_host
+from serving import ServingError
+from serving.access import EXPOSE_FLAG, KEY_VARIABLE, KNOWN_HOLES, LOOPBACK, check_host
 from serving.repository import DEFAULT_REPOSITORY
+from serving.rollout import rollout
 from serving.server import EmbeddedTriton
 from vizwiz_client.contract import streams
-from vizwiz_client.contract.tensors import ENSEMBLE
+from vizwiz_client.contract.tensors import ENSEMBLE, HEAD_PREFIX
 
 GRPC_PORT = 8001  # the client's default, and Triton's
 
-_HELP = f"""\
-Serve a model repository with the Triton that nvidia-pytriton carries, on loopback only (127.0.0.1), until Ctrl-C or
-SIGTERM. Needs Linux on x86-64 and no GPU. For a network or a GPU cluster, give the same repository to NVIDIA's Triton
+_SERVE_HELP = f"""\
+Serve a model repository with the Triton of nvidia-pytriton, on loopback only (127.0.0.1), until Ctrl-C or SIGTERM.
+Needs Linux on x86-64 and no GPU. For a network or a GPU cluster, serve the same repository with NVIDIA's Triton
 container.
 
-`python -m serving reload` lets the running server answer with what the repository names now, or with an earlier head:
-see its --help.
+`python -m serving reload` switches the running server to what the repository references now, or to an earlier head: see
+its --help.
 
-Anybody on this machine may ask questions; model control, shared memory, tracing and logging take a key. Each start
-makes one, which `reload` finds, unless the environment variable {KEY_VARIABLE} gives one.
+Any user of this machine may send questions; model control, shared memory, tracing and logging need an admin key. Each
+start generates one, which `reload` finds, unless the environment variable {KEY_VARIABLE} holds one.
 """
-
-_EXAMPLES = """\
+_SERVE_EXAMPLES = """\
 examples:
-  python -m serving                                          serve triton_models/ at the usual ports
-  python -m serving --repository /srv/models --threads 4     another repository, 4 threads a model
-  python -m serving reload                                   after another export: swap, with no failed request
+  python -m serving                                          serve triton_models/ at the default ports
+  python -m serving --repository /srv/models --threads 4     another repository, 4 threads per model
+  python -m serving reload                                   after another export: roll it out, with no failed request
   python -m serving --http-port 0 --grpc-port 0 --metrics-port 0 --json
-                                                             any free ports, told as one line of JSON
+                                                             any free ports, printed as one line of JSON
 
-exit status: 0 stopped by Ctrl-C or SIGTERM, 1 the server could not start or ended by itself, 2 wrong arguments
+exit status: 0 stopped by Ctrl-C or SIGTERM, 1 the server could not start, or died and could not be restarted,
+2 wrong arguments
+"""
+_RELOAD_HELP = f"""\
+Roll a newly exported head (and new encoders) out to a running server, with no failed request: load it beside the old
+one, send it its golden request, reload the ensembles, unload the old one. A head that is damaged or answers wrongly is
+refused before any ensemble is changed; the old one goes on answering.
+
+The embedded server of this machine is found by itself; of several, the one that serves ./{DEFAULT_REPOSITORY}. For
+another Triton, give its address, the repository as this machine sees it, and, if it needs one, the admin key in the
+environment variable {KEY_VARIABLE}.
+"""
+_RELOAD_EXAMPLES = """\
+examples:
+  python -m serving reload                            what the last export published
+  python -m serving reload --to 3f2a                  the head whose digest begins with 3f2a, from now on (--list of
+                                                      python -m export.to_onnx shows them)
+  python -m serving reload --url triton:8001 --repository /srv/models
+
+exit status: 0 the server serves it, 1 refused: the server serves as before, 2 wrong arguments,
+130 stopped by Ctrl-C or SIGTERM: rolled back, or, if the new head answered already, older models remain loaded
 """
 
 
@@ -50,8 +68,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line ``argv`` (default: the process's own) and return its exit status."""
     argv = sys.argv[1:] if argv is None else argv
     if argv[:1] == ["reload"]:
-        return reload.main(argv[1:])
-    arguments = _parser().parse_args(argv)
+        return _reload(_reload_parser().parse_args(argv[1:]))
+    return _serve(_serve_parser().parse_args(argv))
+
+
+def _serve(arguments: argparse.Namespace) -> int:
     for number in (signal.SIGINT, signal.SIGTERM):  # SIGINT too: a shell's background job starts with it ignored
         signal.signal(number, signal.default_int_handler)
     server = EmbeddedTriton(
@@ -67,26 +88,55 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         check_host(arguments.host, arguments.expose)
         if arguments.expose:
-            _say(f"warning: {EXPOSE_FLAG} lets other machines reach this server, and {KNOWN_HOLES}")
-        _serve(server, arguments.json)
+            _report(f"warning: {EXPOSE_FLAG} lets other machines reach this server, and {KNOWN_HOLES}")
+        _report(f"starting Triton on {server.repository}: waiting for the models to load")
+        start = time.monotonic()
+        server.start(_report)
+        try:
+            seconds = time.monotonic() - start
+            print(_addresses_json(server) if arguments.json else _addresses(server, seconds), flush=True)
+            server.wait()
+        finally:
+            server.stop()
     except KeyboardInterrupt:
-        _say("stopped")
+        _report("stopped")
         return 0
     except (ServingError, OSError) as error:
-        _say(f"error: {error}")
+        _report(f"error: {error}")
         return 1
 
 
-def _serve(server: EmbeddedTriton, as_json: bool) -> NoReturn:
-    _say(f"starting Triton on {server.repository}: waiting for the models to load")
-    start = time.monotonic()
-    server.start(report=_say)
+def _reload(arguments: argparse.Namespace) -> int:
     try:
-        seconds = time.monotonic() - start
-        print(_addresses_json(server) if as_json else _addresses(server, seconds), flush=True)
-        server.wait(_say)
+        with _interrupted_once():
+            done = rollout(arguments.url, arguments.repository, to=arguments.to, report=_report)
+    except KeyboardInterrupt:
+        _report("stopped")
+        return 130
+    except (ServingError, OSError) as error:
+        _report(f"error: {error}")
+        return 1
+    print(done)
+    return 0
+
+
+@contextmanager
+def _interrupted_once() -> Iterator[None]:
+    """Raise KeyboardInterrupt at the first SIGINT or SIGTERM; ignore others, which would interrupt the rollback."""
+    numbers = (signal.SIGINT, signal.SIGTERM)
+
+    def interrupt(*_: object) -> None:
+        for number in numbers:
+            signal.signal(number, signal.SIG_IGN)
+        _report("interrupted: rolling back")
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, interrupt) for number in numbers}
+    try:
+        yield
     finally:
-        server.stop()
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _addresses(server: EmbeddedTriton, seconds: float) -> str:
@@ -108,36 +158,31 @@ def _addresses_json(server: EmbeddedTriton) -> str:
     )
 
 
-def _say(line: str) -> None:
+def _report(line: str) -> None:
     print(f"serving: {line}", file=sys.stderr, flush=True)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m serving",
-        description=_HELP,
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def _serve_parser() -> argparse.ArgumentParser:
+    parser = _parser("python -m serving", _SERVE_HELP, _SERVE_EXAMPLES)
     parser.add_argument(
         "--repository",
         type=Path,
         default=DEFAULT_REPOSITORY,
         metavar="FOLDER",
-        help="the model repository that `python -m export.to_onnx` wrote (default: %(default)s)",
+        help="model repository that `python -m export.to_onnx` wrote (default: %(default)s)",
     )
-    for name, port, what in (
+    for name, port, service in (
         ("http", 8000, "HTTP/REST"),
         ("grpc", GRPC_PORT, "gRPC, which vizwiz-client uses"),
-        ("metrics", 8002, "metrics in Prometheus's format"),
+        ("metrics", 8002, "Prometheus metrics"),
     ):
-        text = f"port for {what}; 0 takes any free one (default: %(default)s)"
+        text = f"port for {service}; 0 takes any free one (default: %(default)s)"
         parser.add_argument(f"--{name}-port", type=_port, default=port, metavar="PORT", help=text)
     parser.add_argument(
         "--host",
         metavar="ADDRESS",
         default=LOOPBACK,
-        help="IPv4 address for HTTP and gRPC (default: %(default)s); one that other machines reach is refused without "
+        help="IPv4 address for HTTP and gRPC (default: %(default)s); one that other machines can reach needs "
         f"{EXPOSE_FLAG}. Metrics stay on loopback",
     )
     parser.add_argument(
@@ -147,16 +192,33 @@ def _parser() -> argparse.ArgumentParser:
         help=f"let other machines reach the server, although {KNOWN_HOLES}",
     )
     parser.add_argument(
-        "--threads",
-        type=_threads,
-        metavar="N",
-        help="threads that each model computes with (default: one for each core)",
+        "--threads", type=_threads, metavar="N", help="compute threads per model (default: one per core)"
     )
-    parser.add_argument(
-        "--log-verbose", action="store_true", help="let Triton log every step of every request to its log file"
-    )
+    parser.add_argument("--log-verbose", action="store_true", help="let Triton log every step of every request")
     parser.add_argument("--json", action="store_true", help="when ready, print the addresses as one line of JSON")
     return parser
+
+
+def _reload_parser() -> argparse.ArgumentParser:
+    parser = _parser("python -m serving reload", _RELOAD_HELP, _RELOAD_EXAMPLES)
+    parser.add_argument(
+        "--url", metavar="HOST:PORT", help="gRPC address of the server (default: the embedded one of this machine)"
+    )
+    parser.add_argument(
+        "--repository", type=Path, metavar="FOLDER", help="repository that it serves (default: as the server says)"
+    )
+    parser.add_argument(
+        "--to",
+        metavar="DIGEST",
+        type=_digest,
+        help="first let the ensembles of the repository reference this head, which it holds: to go back, or forth",
+    )
+    return parser
+
+
+def _parser(program: str, description: str, epilog: str) -> argparse.ArgumentParser:
+    formatter = argparse.RawDescriptionHelpFormatter
+    return argparse.ArgumentParser(prog=program, description=description, epilog=epilog, formatter_class=formatter)
 
 
 def _port(text: str) -> int:
@@ -171,6 +233,13 @@ def _whole_number(text: str, low: int, high: int) -> int:
     if not text.isdecimal() or not low <= int(text) <= high:
         raise argparse.ArgumentTypeError(f"got {text!r}, expected a whole number from {low} to {high}")
     return int(text)
+
+
+def _digest(text: str) -> str:
+    digits = text.removeprefix(HEAD_PREFIX)
+    if not digits or set(digits) - set("0123456789abcdef"):
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected the first hex digits of a head's digest")
+    return digits
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""The golden request of a head: the question that decides whether a server that has loaded it may answer with it.
+"""The golden request of a head: a smoke test that a server must pass before it serves the head.
 
-It travels in the head's folder (``export/golden.py`` writes and describes it): a photo, a question, the answer that
-PyTorch gives, and how far each probability may be from it.
+The head's folder holds it (``export/golden.py`` writes it): a photo, a question, PyTorch's answer, and the absolute
+tolerance of each probability.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ import numpy.typing as npt
 from tritonclient.grpc import InferInput, InferRequestedOutput
 from tritonclient.utils import np_to_triton_dtype
 
-from serving.errors import ServingError
+from serving import ServingError
 from serving.repository import read_config
 from vizwiz_client.contract import tensors
 from vizwiz_client.contract.errors import VizwizError
-from vizwiz_client.contract.geometry import load_photo, to_pixels
-from vizwiz_client.contract.tokens import pad, tokenize
+from vizwiz_client.contract.image import load_photo, to_pixels
+from vizwiz_client.contract.tokenizer import pad, tokenize
 
 PHOTO_FILE = "golden.jpg"
 REQUEST_FILE = "golden.json"
@@ -35,7 +35,7 @@ Feed = Mapping[str, npt.NDArray[Any]]  # input name -> its tensor, a batch of on
 
 @dataclass(frozen=True)
 class GoldenRequest:
-    """What to ask about the head named ``head``, and what has to come back."""
+    """Request and expected answer of the head named ``head``."""
 
     head: str
     photo: bytes
@@ -44,23 +44,23 @@ class GoldenRequest:
     answer_types: Mapping[str, float]  # each type -> its probability
     answerable: float
     tolerance: float  # of each probability, absolute
-    answers: int  # V, all of which are asked for: NaN hides among those that are not
+    answers: int  # V; all are requested, since NaN would hide among those that are not
 
-    def feed(self, side: int, length: int) -> Feed:
-        """The request as input of any model of the chain.
+    def feed(self, image_size: int, length: int) -> Feed:
+        """Inputs for any model of the ensembles, with a batch of one.
 
         Args:
-            side: S, where the image encoder takes [S, S, 3].
-            length: T, where the text encoder takes [T]; -1 where it takes any, and gets the question's own.
+            image_size: S; the image encoder takes uint8 [S, S, 3].
+            length: T; the text encoder takes int32 [T]. -1 if it takes any length: the question's own.
 
         Raises:
-            ServingError: photo or question cannot be used.
+            ServingError: the photo or the question cannot be used.
         """
         try:
-            pixels, tokens = to_pixels(load_photo(self.photo), side), tokenize(self.question).ids
+            pixels, tokens = to_pixels(load_photo(self.photo), image_size), tokenize(self.question).ids
             tokens = tokens if length < 0 else pad(tokens, length)
         except VizwizError as error:
-            raise ServingError(f"the golden request of {self.head} cannot be asked: {error}") from error
+            raise ServingError(f"the golden request of {self.head} cannot be used: {error}") from error
         return {
             tensors.IMAGE.name: pixels[None],
             tensors.TOKENS.name: np.asarray(tokens, np.int32)[None],
@@ -69,7 +69,7 @@ class GoldenRequest:
         }
 
     def outputs(self) -> list[Any]:
-        """What to ask a model for that gives the head's outputs: every label, and the two that have none."""
+        """The head's outputs: every label of the first two, values of the others."""
         return [
             InferRequestedOutput(tensors.ANSWER.name, class_count=self.answers),
             InferRequestedOutput(tensors.ANSWER_TYPE.name, class_count=len(self.answer_types)),
@@ -77,40 +77,40 @@ class GoldenRequest:
             InferRequestedOutput(tensors.HEAD_ID.name),
         ]
 
-    def problems(self, result: Any) -> list[str]:
-        """How the reply ``result`` (tritonclient's ``InferResult``) is not the answer that is expected."""
+    def differences(self, result: Any) -> list[str]:
+        """Compare ``result`` (tritonclient's ``InferResult``) with the expected answer; return a message each."""
         got = _labelled(result.as_numpy(tensors.ANSWER.name)[0])
         types = _labelled(result.as_numpy(tensors.ANSWER_TYPE.name)[0])
         answerable = float(result.as_numpy(tensors.ANSWERABLE.name)[0, 0])
         head = tensors.head_digest(int(result.as_numpy(tensors.HEAD_ID.name)[0, 0]))
-        found = self._differences("answer", got, self.candidates)
+        found = self._compare("answer", got, self.candidates)
         if not all(math.isfinite(probability) for probability in got.values()):
-            found.append("some probabilities are not numbers")
-        found += self._differences("answer type", types, self.answer_types)
-        if not self._near(answerable, self.answerable):
+            found.append("some probabilities are not finite")
+        found += self._compare("answer type", types, self.answer_types)
+        if not self._is_close(answerable, self.answerable):
             found.append(f"answerable is {answerable:.6f}, expected {self.answerable:.6f}")
         if tensors.HEAD_PREFIX + head != self.head:
             found.append(f"the head that answered is {head}")
         return found
 
-    def _differences(self, what: str, got: Mapping[str, float], expected: Mapping[str, float]) -> list[str]:
+    def _compare(self, what: str, got: Mapping[str, float], expected: Mapping[str, float]) -> list[str]:
         return [
             f"{label!r} has the probability {got[label]:.6f}, expected {probability:.6f}"
             if label in got
             else f"there is no {what} labelled {label!r}"
             for label, probability in expected.items()
-            if not self._near(got.get(label, math.nan), probability)
+            if not self._is_close(got.get(label, math.nan), probability)
         ]
 
-    def _near(self, got: float, expected: float) -> bool:
+    def _is_close(self, got: float, expected: float) -> bool:
         return abs(got - expected) <= self.tolerance + 1e-6  # Triton prints six decimals beside a label
 
 
 def read_golden(repository: Path, head: str) -> GoldenRequest:
-    """Read the golden request that travels with ``head``.
+    """Read the golden request in the folder of ``head``.
 
     Raises:
-        ServingError: it has none, or one that cannot be read.
+        ServingError: it is missing or cannot be read.
     """
     folder = repository / head
     try:
@@ -128,21 +128,21 @@ def read_golden(repository: Path, head: str) -> GoldenRequest:
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ServingError(
-            f"{head} has no golden request that can be asked ({type(error).__name__}: {error}): publish it again with "
+            f"{head} has no usable golden request ({type(error).__name__}: {error}): publish it again with "
             "`python -m export.to_onnx`"
         ) from error
 
 
 def input_tensors(config: Any, feed: Feed) -> list[Any]:
-    """The inputs that a model of this ``config`` takes, out of ``feed``.
+    """Select the inputs that a model of this ``config`` takes from ``feed``, as tritonclient's ``InferInput``.
 
     Raises:
-        ServingError: it takes one that is not there.
+        ServingError: ``feed`` lacks one.
     """
     inputs = []
     for tensor in config.input:
         if tensor.name not in feed:
-            raise ServingError(f"{config.name} takes {tensor.name!r}, which the golden request has not")
+            raise ServingError(f"{config.name} takes {tensor.name!r}, which the golden request lacks")
         array = feed[tensor.name]
         inputs.append(InferInput(tensor.name, list(array.shape), np_to_triton_dtype(array.dtype)))
         inputs[-1].set_data_from_numpy(array)

@@ -1,9 +1,9 @@
-"""Become the program in the arguments, which has our limits and ends with the process that asked for it.
+"""Set limits, then exec the program in the arguments, so that it ends with its parent.
 
     python launch.py PARENT_PID PROGRAM [ARGUMENT ...]
 
-The wish outlives exec (prctl(2), PR_SET_PDEATHSIG); made here, it needs no code between fork and exec of a parent that
-may have threads.
+PR_SET_PDEATHSIG survives exec: prctl(2). A program of its own sets it, because code between fork and exec is not safe
+in a parent with threads.
 """
 
 from __future__ import annotations
@@ -14,31 +14,31 @@ import resource
 import signal
 import sys
 
-NO_CORE = 1  # byte: too small for a file, and the one limit that a pipe in core_pattern heeds (fs/coredump.c)
-STACK_BYTES = 256 << 20  # of a thread; only what is used is there
+NO_CORE = 1  # byte: too small for a file, and the only limit that a pipe in core_pattern respects (fs/coredump.c)
+STACK_BYTES = 256 << 20  # per thread; only used pages take memory
 PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 
 
 def limit() -> None:
-    """Set the limits of this process and of what it starts.
+    """Set the limits of this process and of its children.
 
-    No core: a crash would write the photos and questions in memory to disk. Large stacks: Triton's HTTP puts a body
-    that says it is a form, as curl's do unless told otherwise, on the stack twice, and ends where there is no room.
+    No core dump: it would write photos and questions to disk. Large stacks: Triton copies an HTTP body of a form, which
+    is curl's default content type, to the stack twice, and crashes where it does not fit.
     """
     resource.setrlimit(resource.RLIMIT_CORE, (NO_CORE, NO_CORE))
-    _, most = resource.getrlimit(resource.RLIMIT_STACK)
-    stack = STACK_BYTES if most == resource.RLIM_INFINITY else min(STACK_BYTES, most)
-    resource.setrlimit(resource.RLIMIT_STACK, (stack, most))
+    _, hard = resource.getrlimit(resource.RLIMIT_STACK)
+    stack = STACK_BYTES if hard == resource.RLIM_INFINITY else min(STACK_BYTES, hard)
+    resource.setrlimit(resource.RLIMIT_STACK, (stack, hard))
 
 
 def main(parent: str, *command: str) -> None:
-    """Replace this process by ``command``, which gets SIGTERM when the process ``parent`` ends."""
+    """Replace this process by ``command``, which gets SIGTERM when the parent's thread that started it ends."""
     limit()
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM) != 0:
         sys.exit(f"prctl(PR_SET_PDEATHSIG): {os.strerror(ctypes.get_errno())}")
     if os.getppid() != int(parent):
-        sys.exit("the process that asked for this one ended before it started")
+        sys.exit("the parent process ended before this one started")
     os.execv(command[0], command)
 
 

@@ -1,7 +1,6 @@
-"""A model repository as a server sees it: which ensembles it has, and which models answer for them.
+"""Read a model repository: its ensembles, their steps, and the digests of its models.
 
-``export`` writes it. What is changed here is the one thing that going back to an earlier head changes: the steps of the
-ensembles.
+``export`` writes repositories. This module changes one thing only: the steps of the ensembles, for another head.
 """
 
 from __future__ import annotations
@@ -10,6 +9,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,38 +18,42 @@ from typing import Any
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
 
-from serving.errors import ServingError
+from serving import ServingError
 from vizwiz_client.contract import tensors
 
 DEFAULT_REPOSITORY = Path("triton_models")
 CONFIG_FILE = "config.pbtxt"
 GRAPH_FILE = "model.onnx"
 PYTHON_FILE = "model.py"  # of a model of Triton's Python backend
-VERSION = "1"  # the only one: a changed model is another model
-MADE_FROM_FILE = "made_from.json"  # in the folder of an immutable model: a head's holds what its encoders' hold
+VERSION = "1"  # the only one: models are immutable
+MADE_FROM_FILE = "made_from.json"  # of an immutable model; a head's holds all keys of its encoders'
+IMMUTABLE_MODEL = re.compile(
+    f"({tensors.PREPROCESS_PREFIX}|{tensors.IMAGE_ENCODER_PREFIX}|{tensors.TEXT_ENCODER_PREFIX}|{tensors.HEAD_PREFIX})"
+    "[0-9a-f]{12}"
+)
 
 Configs = dict[str, Any]  # model name -> its ModelConfig message
 
 
 def check_repository(repository: Path) -> None:
-    """Check that ``repository`` has an ensemble to serve.
+    """Check that ``repository`` has the ensemble that clients ask.
 
     Raises:
-        ServingError: it does not.
+        ServingError: it has not.
     """
     if (repository / tensors.ENSEMBLE / CONFIG_FILE).is_file():
         return
     got = "does not exist" if not repository.exists() else f"has no model {tensors.ENSEMBLE}"
     raise ServingError(
-        f"the model repository {repository} {got}: publish one with `python -m export.to_onnx`, or name another one "
-        f"with --repository"
+        f"the model repository {repository} {got}: publish one with `python -m export.to_onnx`, or name another with "
+        "--repository"
     )
 
 
 def ensembles(repository: Path) -> Configs:
-    """The ensembles of ``repository`` in which a head answers, in the order of their names.
+    """The ensembles of ``repository`` that have a head, sorted by name.
 
-    A configuration that cannot be read is not taken for an ensemble's: Triton says what is wrong with it.
+    Skip configurations that cannot be parsed: Triton reports them.
     """
     found = {}
     for path in sorted(repository.glob(f"[!.]*/{CONFIG_FILE}"), key=lambda path: path.parent.name):
@@ -62,13 +66,22 @@ def ensembles(repository: Path) -> Configs:
     return found
 
 
+def ensemble_names(repository: Path) -> list[str]:
+    """The ensembles to serve.
+
+    The one that clients ask comes first, even if its configuration cannot be parsed: Triton then reports why.
+    """
+    ours = [name for name in tensors.ENSEMBLES if (repository / name / CONFIG_FILE).is_file()]
+    return list(dict.fromkeys([tensors.ENSEMBLE, *ours, *ensembles(repository)]))
+
+
 def steps(config: Any) -> list[str]:
-    """The models that an ensemble's ``config`` names."""
+    """The models that an ensemble's ``config`` references."""
     return [step.model_name for step in config.ensemble_scheduling.step]
 
 
-def models_named(configs: Configs) -> list[str]:
-    """The models that any of the ensembles names, each once, in the order of their steps."""
+def referenced_models(configs: Configs) -> list[str]:
+    """The models that any of the ensembles references, without duplicates, in the order of their steps."""
     return list(dict.fromkeys(name for config in configs.values() for name in steps(config)))
 
 
@@ -76,11 +89,11 @@ def read_config(folder: Path) -> Any:
     """Parse the configuration of the model in ``folder``.
 
     Raises:
-        ServingError: it is missing, or is not a configuration.
+        ServingError: it is missing, or cannot be parsed.
     """
     path = folder / CONFIG_FILE
     try:
-        # fields of a newer Triton are left aside here, and kept by nothing: only ensembles are ever written
+        # unknown fields, of a newer Triton, are dropped; only ensembles are ever written back
         return text_format.Parse(path.read_text(encoding="utf-8"), pb.ModelConfig(), allow_unknown_field=True)
     except (OSError, UnicodeDecodeError, text_format.ParseError) as error:
         raise ServingError(
@@ -88,8 +101,11 @@ def read_config(folder: Path) -> Any:
         ) from None
 
 
-def damages(folder: Path) -> list[str]:
-    """Which files of the model in ``folder`` are missing, or are not those that its configuration states digests of.
+def verify_digests(folder: Path) -> list[str]:
+    """Verify the SHA-256 of the graph and label files of the model in ``folder`` against its configuration.
+
+    Returns:
+        One message per file that is missing or differs.
 
     Raises:
         ServingError: the configuration cannot be read.
@@ -97,20 +113,20 @@ def damages(folder: Path) -> list[str]:
     found = []
     config = read_config(folder)
     for key, value in sorted(config.parameters.items()):
-        if (path := _described(folder, config, key)) is None:
+        if (path := _digest_file(folder, config, key)) is None:
             continue
         if not path.is_file():
             found.append(f"{path} is missing")
         elif _sha256(path) != value.string_value:
-            found.append(f"{path} is damaged or another one: its SHA-256 is not the one in {CONFIG_FILE}")
+            found.append(f"{path} is damaged or replaced: its SHA-256 differs from the one in {CONFIG_FILE}")
     return found
 
 
 def find_head(repository: Path, wanted: str) -> str:
-    """The name of the head in ``repository`` whose digest begins with ``wanted``, or whose name that is.
+    """The name of the head in ``repository`` whose name is ``wanted``, or whose digest begins with it.
 
     Raises:
-        ServingError: there is none, or more than one.
+        ServingError: none matches, or more than one.
     """
     heads = sorted(path.parent.name for path in repository.glob(f"{tensors.HEAD_PREFIX}*/{CONFIG_FILE}"))
     found = [head for head in heads if head.startswith(tensors.HEAD_PREFIX + wanted.removeprefix(tensors.HEAD_PREFIX))]
@@ -123,10 +139,10 @@ def find_head(repository: Path, wanted: str) -> str:
 
 
 def with_head(repository: Path, configs: Configs, head: str) -> Configs:
-    """The ensembles ``configs`` as they are when ``head`` answers: with the encoders that it was fitted on.
+    """The ensembles ``configs`` with ``head`` and the encoders that it was fitted on.
 
     Raises:
-        ServingError: those encoders are not in ``repository`` any more.
+        ServingError: those encoders are no longer in ``repository``.
     """
     changed = {}
     for ensemble, config in configs.items():
@@ -135,15 +151,15 @@ def with_head(repository: Path, configs: Configs, head: str) -> Configs:
         for step in changed[ensemble].ensemble_scheduling.step:
             step.model_name = _replacement(repository, step.model_name, head)
         for step in changed[ensemble].ensemble_scheduling.step:
-            step.model_name = _fitting(repository, step.model_name, changed[ensemble])
+            step.model_name = _matching_producer(repository, step.model_name, changed[ensemble])
         _copy_dims(repository, changed[ensemble])
     return changed
 
 
 def write_config(folder: Path, config: Any) -> None:
-    """Replace the configuration of the model in ``folder``: a crash at any moment leaves the old one or the new.
+    """Replace the configuration of the model in ``folder`` atomically.
 
-    The caller holds the repository's lock, so nobody else writes to the staging file.
+    The caller holds the repository's lock, so no other process writes to the staging file.
     """
     path = folder / CONFIG_FILE
     staging = path.with_name(f".{path.name}.partial")
@@ -164,21 +180,26 @@ def write_config(folder: Path, config: Any) -> None:
 
 @contextmanager
 def locked(repository: Path, report: Callable[[str], None]) -> Iterator[None]:
-    """Keep exports, prunings and other swaps out of ``repository``, by the lock (flock) that export takes too."""
+    """Hold the lock (flock) of ``repository``, which exports, prunings and rollouts take.
+
+    Args:
+        repository: the folder to lock.
+        report: called when another process holds the lock.
+    """
     descriptor = os.open(repository, os.O_RDONLY | os.O_DIRECTORY)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            report(f"waiting for an export into {repository}, or another swap, to end")
+            report(f"waiting for an export into {repository}, or another rollout, to end")
             fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
     finally:
         os.close(descriptor)
 
 
-def _described(folder: Path, config: Any, parameter: str) -> Path | None:
-    """The file whose digest the ``parameter`` of ``config`` states, if it states one."""
+def _digest_file(folder: Path, config: Any, parameter: str) -> Path | None:
+    """The file whose digest is the ``parameter`` of ``config``; None for other parameters."""
     if parameter == tensors.MODEL_DIGEST_PARAMETER:
         return folder / VERSION / (PYTHON_FILE if config.backend == "python" else GRAPH_FILE)
     for prefix in (tensors.LABELS_DIGEST_PARAMETER, tensors.FILE_DIGEST_PARAMETER):
@@ -196,7 +217,7 @@ def _sha256(path: Path) -> str:
 
 
 def _replacement(repository: Path, name: str, head: str) -> str:
-    """Which model takes the place of ``name`` in an ensemble whose head becomes ``head``."""
+    """The model that replaces ``name`` in an ensemble whose head becomes ``head``."""
     if name.startswith(tensors.HEAD_PREFIX):
         return head
     for prefix in (tensors.IMAGE_ENCODER_PREFIX, tensors.TEXT_ENCODER_PREFIX):
@@ -206,7 +227,7 @@ def _replacement(repository: Path, name: str, head: str) -> str:
 
 
 def _encoder(repository: Path, prefix: str, current: str, head: str) -> str:
-    """The encoder that ``head`` was fitted on; the current one where the repository does not say."""
+    """The encoder that ``head`` was fitted on; the current one if the repository does not record it."""
     wanted = _made_from(repository / head)
     candidates = [repository / current, *sorted(repository.glob(f"{prefix}*"))]
     for candidate in candidates:
@@ -214,14 +235,14 @@ def _encoder(repository: Path, prefix: str, current: str, head: str) -> str:
         if origin.items() <= wanted.items():
             return candidate.name
     raise ServingError(
-        f"the encoder {prefix}... that {head} was fitted on is not in {repository} any more: export its run again"
+        f"the encoder {prefix}... that {head} was fitted on is no longer in {repository}: export its run again"
     )
 
 
-def _fitting(repository: Path, name: str, ensemble: Any) -> str:
-    """The model of ``name``'s kind whose outputs are as large as what the encoders of ``ensemble`` take.
+def _matching_producer(repository: Path, name: str, ensemble: Any) -> str:
+    """The model of ``name``'s kind whose outputs have the shapes that the encoders of ``ensemble`` take.
 
-    That is ``name`` itself, but for the model that makes pixels, when the encoders of the new head take another size.
+    That is ``name`` itself, except for a preprocessing model when the new encoders take another image size.
     """
     if name.startswith((tensors.HEAD_PREFIX, tensors.IMAGE_ENCODER_PREFIX, tensors.TEXT_ENCODER_PREFIX)):
         return name
@@ -236,7 +257,7 @@ def _fitting(repository: Path, name: str, ensemble: Any) -> str:
         given = {tensor.name: [*tensor.dims] for tensor in read_config(candidate).output}
         if all(given.get(tensor) == dims for tensor, dims in taken.items()):
             return candidate.name
-    raise ServingError(f"no {kind}_... in {repository} makes what the encoders of the head take: export its run again")
+    raise ServingError(f"no {kind}_... in {repository} outputs what the head's encoders take: export its run again")
 
 
 def _made_from(folder: Path) -> Mapping[str, Any]:
@@ -248,7 +269,7 @@ def _made_from(folder: Path) -> Mapping[str, Any]:
 
 
 def _copy_dims(repository: Path, ensemble: Any) -> None:
-    """Give each input of ``ensemble`` the dimensions that the model which takes it has now."""
+    """Set the dimensions of each input of ``ensemble`` to those of the model that takes it."""
     for step in ensemble.ensemble_scheduling.step:
         inputs = {tensor.name: tensor for tensor in read_config(repository / step.model_name).input}
         for name, key in step.input_map.items():

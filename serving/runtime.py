@@ -1,7 +1,7 @@
-"""The parts of Triton in ``nvidia-pytriton``'s wheel, and how they are put together to serve ONNX graphs.
+"""Locate Triton in ``nvidia-pytriton``'s wheel and compose a backends folder that runs ONNX graphs.
 
-The wheel has the server, its Python backend and a stub per Python version, each elsewhere. A backends folder of their
-copies plus ``onnxruntime/model.py`` makes ``backend: "onnxruntime"`` run, in this environment's Python:
+The wheel has the server, its Python backend, and one stub per Python version, in different folders. Copies of them plus
+``onnxruntime/model.py`` make up the backend ``onnxruntime``, which runs in this environment's Python:
 https://github.com/triton-inference-server/backend/blob/main/docs/python_based_backends.md
 """
 
@@ -17,19 +17,19 @@ import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
 
-from serving.errors import ServingError
-from serving.watch import STUB
+from serving import ServingError
 
-OLDEST_GLIBC = (2, 35)  # the wheel's platform tag is manylinux_2_35
+STUB = "triton_python_backend_stub"  # the program that runs a model instance of the Python backend
+MIN_GLIBC = (2, 35)  # the wheel's platform tag is manylinux_2_35
 
 _PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 _OWN_BACKENDS = Path(__file__).with_name("backends")
-_NO_COMMAND = 127  # what the dynamic loader exits with when a library is missing
+_MISSING_LIBRARY = 127  # exit status of the dynamic loader
 
 
 @dataclass(frozen=True)
 class Runtime:
-    """Triton's folder in the wheel, and the folder of the libraries that the wheel brings along."""
+    """Triton's folder in the wheel, and the folder of the wheel's libraries."""
 
     triton: Path
     libraries: Path
@@ -45,23 +45,23 @@ class Runtime:
         return self.triton / "caches"
 
     def environment(self) -> dict[str, str]:
-        """This process's environment, in which copies of the stub find their libraries and this Python."""
+        """Environment variables with which copies of the stub find their libraries and this Python."""
         libraries = [str(self.libraries), *map(str, _libpython_folders()), os.environ.get("LD_LIBRARY_PATH")]
         path = [str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]
         return {
-            # photos of all sizes leave holes in malloc's arenas; with one for each thread, memory goes on growing
+            # photos of many sizes fragment malloc's arenas; with an arena per thread, memory keeps growing
             "MALLOC_ARENA_MAX": "2",
             **os.environ,
             "LD_LIBRARY_PATH": os.pathsep.join(filter(None, libraries)),
             "PATH": os.pathsep.join(path),
-            # ONNX Runtime 1.29 and later report to their maker by default on Linux
+            # ONNX Runtime 1.29 and later send telemetry by default on Linux
             "ORT_DISABLE_TELEMETRY": "1",
         }
 
     def compose_backends(self, folder: Path) -> None:
         """Make ``folder`` a Triton backends folder with the backends ``python`` and ``onnxruntime``.
 
-        Copies, because Triton refuses a library whose real path lies outside.
+        It holds copies, because Triton refuses a library whose real path is outside the folder.
 
         Raises:
             ServingError: this Python has no stub in the wheel.
@@ -80,7 +80,7 @@ def find_runtime() -> Runtime:
     """Find Triton in this environment.
 
     Raises:
-        ServingError: the wrong platform, or a package is not installed.
+        ServingError: the platform is not supported, or a package is not installed.
     """
     check_platform(sys.platform, platform.machine(), platform.libc_ver())
     _package_folder("onnxruntime", "onnxruntime-gpu")
@@ -89,25 +89,25 @@ def find_runtime() -> Runtime:
 
 
 def check_platform(system: str, machine: str, libc: tuple[str, str]) -> None:
-    """Check that the wheel's programs can run on ``system`` and ``machine`` with ``libc`` (name, version).
+    """Check that the wheel's programs run on ``system`` and ``machine`` with ``libc`` (name, version).
 
     Raises:
-        ServingError: they cannot.
+        ServingError: they do not.
     """
     got = f"{system} on {machine} with {' '.join(libc).strip() or 'an unknown C library'}"
     fits = (system, machine, libc[0]) == ("linux", "x86_64", "glibc")
-    if not fits or tuple(int(part) for part in libc[1].split(".")) < OLDEST_GLIBC:
+    if not fits or tuple(int(part) for part in libc[1].split(".")) < MIN_GLIBC:
         raise ServingError(
-            f"the embedded Triton needs Linux on x86_64 with glibc {'.'.join(map(str, OLDEST_GLIBC))} or newer, this "
+            f"the embedded Triton needs Linux on x86_64 with glibc {'.'.join(map(str, MIN_GLIBC))} or newer, this "
             f"is {got}: serve the same repository with NVIDIA's Triton container instead"
         )
 
 
 def check_stub(stub: Path, environment: dict[str, str]) -> None:
-    """Check that the Python backend's stub finds its libraries: without them Triton waits for it in vain.
+    """Check that the Python backend's stub finds its libraries: without them, Triton waits for it in vain.
 
     Raises:
-        ServingError: it does not, or its folder may not hold programs.
+        ServingError: a library is missing, or the stub's folder is mounted noexec.
     """
     try:
         run = subprocess.run([stub], env=environment, capture_output=True, text=True, check=False)
@@ -115,7 +115,7 @@ def check_stub(stub: Path, environment: dict[str, str]) -> None:
         raise ServingError(
             f"{stub.parent} may not hold programs (mounted noexec?): set TMPDIR to a folder that may"
         ) from error
-    if run.returncode == _NO_COMMAND:
+    if run.returncode == _MISSING_LIBRARY:
         raise ServingError(
             f"Triton's Python backend does not start: {run.stderr.strip().rpartition('libraries: ')[2]}; for libpython "
             f"install the package libpython{_PYTHON}, or use a Python built with --enable-shared (uv, conda)"
@@ -130,7 +130,7 @@ def _package_folder(module: str, package: str) -> Path:
 
 
 def _libpython_folders() -> list[Path]:
-    """Where this Python's shared library lies; empty when only the dynamic loader knows, or when there is none."""
+    """Folder of this Python's shared library; empty if the dynamic loader finds it, or if there is none."""
     variables = sysconfig.get_config_vars("LIBDIR", "MULTIARCH", "INSTSONAME")
     folder, architecture, name = (str(variable or "") for variable in variables)
     candidates = [Path(folder), Path(folder, architecture), Path(sys.base_prefix, "lib")]

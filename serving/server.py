@@ -1,66 +1,64 @@
-"""The embedded Triton as a context manager: start it, know when it answers, stop it without a trace."""
+"""The embedded Triton server as a context manager, supervised by a background thread."""
 
 from __future__ import annotations
 
 import http.client
-import json
 import os
-import signal
-import subprocess
-import sys
+import threading
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import NoReturn
 
-from serving import launch, ports
-from serving.admin import (
-    HTTP_HEADER,
+from serving import ServingError
+from serving.access import (
+    ALL_INTERFACES,
     KEY_VARIABLE,
+    LOOPBACK,
     RunningServer,
     admin_key,
-    ask_http,
-    hide_key,
+    check_host,
+    claim_ports,
     restrictions,
     write_record,
 )
-from serving.errors import ServingError
-from serving.log import Log
-from serving.ports import EVERY_INTERFACE, LOOPBACK
-from serving.repository import CONFIG_FILE, check_repository, ensembles
-from serving.runtime import Runtime, check_stub, find_runtime
-from serving.watch import STUB, Served, Watch
-from serving.workspace import LOG_FILE, PREFIX, Workspace, remove_leftovers
-from vizwiz_client.contract.tensors import ENSEMBLE, ENSEMBLES
+from serving.process import DRAIN_TIMEOUT_S, EXIT_TIMEOUT_S, Address, TritonProcess
+from serving.repository import check_repository, ensemble_names
+from serving.runtime import STUB, check_stub, find_runtime
+from serving.workspace import LOG_FILE, PREFIX, Log, Workspace, remove_stale_workspaces
 
-DRAIN_S = 60  # how long requests in flight may take to finish once the server is to stop: a client's default patience
-EXIT_S = 10  # how long the server may then take to end: its backends take about 2
-CONTROL_S = 600  # a model may take that long to load again
-STUB_TIMEOUT_S = 600  # a model may load that long: a large CLIP's file takes a while to read and optimise
-STARTS = 3  # of a server that ended by itself: if none of so many is ready, it stays down
-RECENT_S, MOST_PAUSE_S = 60, 30  # each end in that time doubles the pause before the next start, up to that
-PROBE_INTERVAL_S = 0.05
-REPORT_INTERVAL_S = 5.0
+POLL_INTERVAL_S = 0.5  # between two checks of the processes, the shared memory and the log
+STOP_TIMEOUT_S = DRAIN_TIMEOUT_S + EXIT_TIMEOUT_S + 10  # for the supervisor to stop the server; then it is killed
+STUB_TIMEOUT_S = 600  # for a model to load: a large CLIP's file takes a while to read and optimise
+MAX_RESTARTS = 3  # that fail in a row; then the server stays down
+RECENT_S, MAX_PAUSE_S = 60, 30  # every failure in RECENT_S doubles the pause before a restart, up to MAX_PAUSE_S
 CACHE_BYTES = 64 << 20  # of the response cache, which holds text features: a few KB a question
 
 
 class EmbeddedTriton:
-    """A ``tritonserver`` on loopback that serves the ensemble of a model repository.
+    """Triton on loopback, serving the ensembles of a model repository.
+
+    Use as a context manager, or call :meth:`start` and :meth:`stop`:
 
         with EmbeddedTriton("triton_models") as server:
             client = VizwizClient(server.grpc_url)
 
-    The server ends with the thread that started it, whatever ends that (prctl(2), PR_SET_PDEATHSIG): start it from one
-    that lives as long as the server is needed.
+    A background thread supervises the server. When ``tritonserver`` or a backend process dies, it restarts the server
+    at the same ports, with what the repository names then. The server ends with this process, however that ends.
 
     Args:
-        repository: the model repository that ``python -m export.to_onnx`` writes.
-        http_port, grpc_port, metrics_port: 0 takes any free port.
-        host: the IPv4 address at which HTTP and gRPC listen; metrics stay on loopback.
-        expose: let ``host`` be one that other machines reach, in spite of :data:`serving.ports.KNOWN_HOLES`.
-        threads: threads that each model may compute with; by default one for each core of this process.
-        verbose: let Triton log each step of each request, but no tensor's content.
+        repository: model repository, as ``python -m export.to_onnx`` writes it.
+        http_port: TCP port for HTTP/REST; 0 takes any free port.
+        grpc_port: TCP port for gRPC; 0 takes any free port.
+        metrics_port: TCP port for Prometheus metrics, always on loopback; 0 takes any free port.
+        host: IPv4 address for HTTP and gRPC.
+        expose: allow a ``host`` that other machines can reach, in spite of :data:`serving.access.KNOWN_HOLES`.
+        threads: compute threads per model (default: one per core of this process).
+        verbose: let Triton log every step of every request, without tensor contents.
+
+    Attributes:
+        repository: the model repository.
     """
 
     def __init__(
@@ -79,109 +77,90 @@ class EmbeddedTriton:
         self._ports = {"--http-port": http_port, "--grpc-port": grpc_port, "--metrics-port": metrics_port}
         self._host = host
         self._expose = expose
-        self._threads = threads
+        self._threads = threads or len(os.sched_getaffinity(0))
         self._verbose = verbose
         self._resources = ExitStack()
+        self._process: TritonProcess | None = None
+        self._stopping = threading.Event()
+        self._settled = threading.Event()  # ready, or failed
+        self._ended = threading.Event()  # no supervisor runs
+        self._ended.set()
+        self._error: BaseException | None = None
 
     @property
     def log(self) -> Path:
-        """Triton's log; where it grows beyond 16 MiB, the part before is beside it, in ``server.log.1``."""
+        """Triton's log. Beyond 16 MiB it is rotated to ``server.log.1`` beside it."""
         return self._log.path
 
     @property
     def grpc_url(self) -> str:
-        """Address for gRPC clients, as ``tritonclient.grpc`` takes it."""
-        return f"{self._near}:{self._ports['--grpc-port']}"
+        """``host:port`` for gRPC clients."""
+        return f"{self._local_host}:{self._ports['--grpc-port']}"
 
     @property
     def http_url(self) -> str:
-        """Address for HTTP clients, as ``tritonclient.http`` takes it."""
-        return f"{self._near}:{self._ports['--http-port']}"
+        """``host:port`` for HTTP clients."""
+        return f"{self._local_host}:{self._ports['--http-port']}"
 
     @property
     def metrics_url(self) -> str:
-        """URL of the metrics in Prometheus's format."""
+        """URL of the Prometheus metrics."""
         return f"http://{LOOPBACK}:{self._ports['--metrics-port']}/metrics"
 
-    @property
-    def _id(self) -> str:
-        """What the server calls itself, and no other one does."""
-        return f"triton-{self._workspace.folder.name.removeprefix(PREFIX)}"
-
-    @property
-    def _near(self) -> str:
-        """The address at which this machine reaches the server."""
-        return LOOPBACK if self._host == EVERY_INTERFACE else self._host
-
     def start(self, report: Callable[[str], None] = lambda line: None) -> None:
-        """Start the server and return when the ensemble is ready.
+        """Start the server and its supervisor; return when the ensembles are ready.
 
         Args:
-            report: told what is being waited for, every few seconds, and later what has to be repaired.
+            report: called from the supervisor's thread with progress of the start, and later with every restart.
 
         Raises:
-            ServingError: something is missing, a port is taken, or the models do not load.
+            ServingError: a package is missing, a port is in use, or the models do not load.
         """
-        runtime = find_runtime()
+        self._runtime = find_runtime()
         check_repository(self.repository)
-        ports.check_host(self._host, self._expose)
-        self._ports = ports.claim_ports(self._ports, self._hosts())
-        self._key = admin_key()
-        remove_leftovers()
+        check_host(self._host, self._expose)
+        self._ports = claim_ports(self._ports, self._hosts())
+        key = admin_key()
+        remove_stale_workspaces()
         with ExitStack() as stack:
             self._workspace = stack.enter_context(Workspace())
-            models = self._workspace.folder / "models"
-            models.symlink_to(self.repository.resolve())  # a stub's command line is split at spaces; this has none
-            self._log = Log(self._workspace.folder / LOG_FILE, models, self.repository)
-            self._environment = self._prepare(runtime)
-            self._command = [str(runtime.server), *self._arguments(runtime)]
-            stack.callback(lambda: _kill(vars(self).get("_process")))  # none yet, if stopped just before it starts
-            try:
-                self._launch(report)
-            except ServingError as error:
-                raise self._with_log(error) from error
-            address = RunningServer(self.grpc_url, self.http_url, str(self.repository.resolve()), self._key)
-            write_record(self._workspace.folder, address)
+            self._models = self._workspace.folder / "models"
+            self._models.symlink_to(self.repository.resolve())  # no spaces: Triton splits a stub's arguments there
+            self._log = Log(self._workspace.folder / LOG_FILE, self._models, self.repository)
+            self._environment = self._prepare_backends()
+            identity = f"triton-{self._workspace.folder.name.removeprefix(PREFIX)}"
+            self._address = Address(identity, self.http_url, key)
             self._resources = stack.pop_all()
+        self._resources.callback(self._kill)
+        self._error = None
+        for event in (self._stopping, self._settled, self._ended):
+            event.clear()
+        try:
+            threading.Thread(target=self._run, args=(report,), name="triton supervisor", daemon=True).start()
+            self._settled.wait()
+            if self._error:
+                raise self._error
+            record = RunningServer(self.grpc_url, self.http_url, str(self.repository.resolve()), key)
+            write_record(self._workspace.folder, record)
+        except BaseException:
+            self.stop()
+            raise
 
     def stop(self) -> None:
-        """Let requests in flight finish, end the server, and remove what it left; at once if interrupted again."""
+        """Drain requests in flight, end the server, and remove its workspace; kill it when interrupted again."""
         with self._resources:
-            self._watch.stop()
-            if self._process.poll() is None:  # else another server may have its ports by now
-                self._drain()
-            self._process.terminate()
-            with suppress(subprocess.TimeoutExpired):
-                self._process.wait(EXIT_S)
+            self._stopping.set()
+            # not Thread.join(): once interrupted, it takes the thread for ended (Python 3.10 to 3.12)
+            self._ended.wait(STOP_TIMEOUT_S)
 
-    def wait(self, report: Callable[[str], None] = lambda line: None) -> NoReturn:
-        """Return never; a server that ends by itself is started again, in the same place.
-
-        Args:
-            report: told of each such end.
+    def wait(self) -> NoReturn:
+        """Block while the server is supervised.
 
         Raises:
-            ServingError: it cannot be started again.
+            ServingError: the server died and cannot be restarted.
         """
-        ends: list[float] = []
-        failed = 0
-        while True:
-            self._process.wait()
-            ends = [end for end in ends if time.monotonic() - end < RECENT_S] + [time.monotonic()]
-            told = f"tritonserver {self._outcome()}, unasked; its log says:\n{self._log.complaints()}"
-            if failed == STARTS:
-                raise self._with_log(ServingError(f"{told}\n{STARTS} starts have failed, one after the other"))
-            pause = min(2 ** (len(ends) - 1) - 1, MOST_PAUSE_S)
-            report(f"{told}\nserver log: {self.log}\nstarting it again{f' in {pause} s' if pause else ''}")
-            self._clean_up()
-            time.sleep(pause)
-            try:
-                self._launch(report)
-                failed = 0
-            except ServingError as error:
-                if self._process.poll() is None:
-                    raise self._with_log(error) from error  # it lives, but cannot serve
-                failed += 1
+        self._ended.wait()
+        raise self._error or ServingError("the server is not running: call start() first")
 
     def __enter__(self) -> EmbeddedTriton:
         self.start()
@@ -190,142 +169,122 @@ class EmbeddedTriton:
     def __exit__(self, *_: object) -> None:
         self.stop()
 
-    def _prepare(self, runtime: Runtime) -> dict[str, str]:
-        """Put the backends together and return the environment in which they run."""
+    # The supervisor's thread owns the process: it alone launches, restarts and stops it.
+
+    def _run(self, report: Callable[[str], None]) -> None:
+        try:
+            if self._launch(report):
+                self._settled.set()
+                self._supervise(report)
+        except ServingError as error:
+            self._error = self._with_log(error)
+        except BaseException as error:  # start() or wait() raises it
+            self._error = error
+        finally:
+            self._kill()
+            self._settled.set()
+            self._ended.set()
+
+    def _supervise(self, report: Callable[[str], None]) -> None:
+        """Check the server until it is to stop, then stop it."""
+        failures: list[float] = []  # times of the recent ones, time.monotonic()
+        failed_restarts = 0
+        while not self._stopping.wait(POLL_INTERVAL_S):
+            if (cause := self._check()) is None:
+                continue
+            cause = f"{cause}; its log says:\n{self._log.tail()}"
+            if failed_restarts == MAX_RESTARTS:
+                raise ServingError(f"{cause}\n{MAX_RESTARTS} restarts have failed in a row")
+            start = time.monotonic()
+            failures = [failure for failure in failures if start - failure < RECENT_S] + [start]
+            pause_s = min(2 ** (len(failures) - 1) - 1, MAX_PAUSE_S)
+            report(f"{cause}\nserver log: {self.log}\nrestarting it{f' in {pause_s} s' if pause_s else ''}")
+            self._kill()
+            self._workspace.remove_shared_memory()
+            if self._stopping.wait(pause_s):
+                return
+            try:
+                if self._launch(report):
+                    report(f"ready again, after {time.monotonic() - start:.1f} s")
+                    failed_restarts = 0
+            except ServingError:
+                if self._process and self._process.is_alive():
+                    raise  # the models do not load: another restart would not help
+                failed_restarts += 1
+        if self._process:
+            self._process.stop()
+
+    def _check(self) -> str | None:
+        """Do the housekeeping; return why the server has to be restarted, if it has to."""
+        with suppress(OSError):  # a full disk, for example
+            self._workspace.restrict_shared_memory()  # of models that a rollout has loaded
+            self._log.rotate()
+        with suppress(OSError, http.client.HTTPException, ValueError):  # busy: the next poll asks again
+            return self._process.failure() if self._process else None
+        return None
+
+    def _launch(self, report: Callable[[str], None]) -> bool:
+        """Start the process; return whether it is ready, False when the server is to stop first."""
+        self._process = TritonProcess(
+            [str(self._runtime.server), *self._arguments()],
+            self._environment,
+            self._address,
+            self._workspace,
+            self._log,
+            self._models,
+        )
+        try:
+            ready = self._process.wait_until_ready(self._stopping, report)
+        except ServingError as error:
+            raise ServingError(f"Triton cannot serve {self.repository}: {error}") from error
+        self._workspace.restrict_shared_memory()
+        return ready
+
+    def _kill(self) -> None:
+        if self._process:
+            self._process.kill()
+
+    def _with_log(self, error: ServingError) -> ServingError:
+        """``error``, with the path of a copy of the log, since the log is removed with the workspace."""
+        try:
+            return ServingError(f"{error}\nserver log: {self._log.save()}")
+        except OSError as reason:  # a full disk, for example
+            return ServingError(f"{error}\nserver log: it cannot be saved ({reason})")
+
+    def _prepare_backends(self) -> dict[str, str]:
+        """Compose the backends folder and return the environment for its programs."""
         backends = self._workspace.folder / "backends"
-        runtime.compose_backends(backends)
-        threads = self._threads or len(os.sched_getaffinity(0))
-        environment = runtime.environment() | {"VIZWIZ_SERVING_THREADS": str(threads)}
-        environment.pop(KEY_VARIABLE, None)  # the stubs need not know
+        self._runtime.compose_backends(backends)
+        environment = self._runtime.environment() | {"VIZWIZ_SERVING_THREADS": str(self._threads)}
+        environment.pop(KEY_VARIABLE, None)  # the stubs do not need it
         check_stub(backends / "python" / STUB, environment)
         return environment
 
-    def _launch(self, report: Callable[[str], None]) -> None:
-        """Start the process, wait until it is ready, and watch over it."""
-        with self._log.open() as log:  # a file never blocks the server, as a full pipe would
-            self._process = subprocess.Popen(
-                [sys.executable, "-I", "-S", launch.__file__, str(os.getpid()), *self._command],
-                env=self._environment,
-                cwd=self._workspace.folder,  # where the stubs would find modules first
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                pass_fds=[self._workspace.lock],
-                start_new_session=True,  # Ctrl-C comes to us, and we stop the server in order
-            )
-        self._wait_until_ready(report)
-        if not hide_key(self._process.pid, self._key):
-            report("other users of this machine can read the admin key in the list of processes")
-        served = Served(self._control, self._ensembles)
-        with suppress(OSError, http.client.HTTPException):  # it ended just now: that is noticed elsewhere
-            served()
-        self._tidy()
-        self._watch = Watch(self._process.pid, self._log.models, served, self._tidy, self._control, report)
-        self._watch.start()
-
-    def _tidy(self) -> None:
-        self._workspace.close_shared_memory()
-        self._log.rotate()
-
-    def _with_log(self, error: ServingError) -> ServingError:
-        """``error``, with the place of a copy of the log: the log itself goes with the server."""
-        try:
-            return ServingError(f"{error}\nserver log: {self._workspace.keep_log(self._log.older, self.log)}")
-        except OSError as reason:  # the disk is full, for example
-            return ServingError(f"{error}\nserver log: it cannot be kept ({reason})")
-
-    def _clean_up(self) -> None:
-        """Remove what a server that ended by itself left: its watch, its stubs, its shared memory."""
-        self._watch.stop()
-        _kill(self._process)
-        self._workspace.remove_shared_memory()
-
-    def _arguments(self, runtime: Runtime) -> list[str]:
+    def _arguments(self) -> list[str]:
         return [
-            f"--id={self._id}",
-            f"--model-repository={self._log.models}",
+            f"--id={self._address.id}",
+            f"--model-repository={self._models}",
             f"--backend-directory={self._workspace.folder / 'backends'}",
             "--model-control-mode=explicit",
-            *(f"--load-model={name}" for name in self._ensembles()),  # and their steps with them
-            "--exit-on-error=false",  # it would unload what did load first: seconds, before an error can be told
-            "--disable-auto-complete-config",  # what is served is what config.pbtxt says
+            *(f"--load-model={name}" for name in ensemble_names(self._models)),  # and their steps with them
+            "--exit-on-error=false",  # else it first unloads what did load, which delays the error by seconds
+            "--disable-auto-complete-config",  # serve exactly what config.pbtxt says
             *(f"{flag.replace('port', 'address')}={host}" for flag, host in self._hosts().items()),
             *(f"{flag}={port}" for flag, port in self._ports.items()),
-            *restrictions(self._key),
-            f"--cache-directory={runtime.caches}",
+            *restrictions(self._address.key),
+            f"--cache-directory={self._runtime.caches}",
             f"--cache-config=local,size={CACHE_BYTES}",  # for the models whose config enables it
-            f"--exit-timeout-secs={EXIT_S}",
+            f"--exit-timeout-secs={EXIT_TIMEOUT_S}",
             f"--log-verbose={int(self._verbose)}",
             # backends written in Python take the settings of the backend `python`
             f"--backend-config=python,shm-region-prefix-name={self._workspace.shared_memory_prefix}",
             f"--backend-config=python,stub-timeout-seconds={STUB_TIMEOUT_S}",
         ]
 
-    def _wait_until_ready(self, report: Callable[[str], None]) -> None:
-        start = reported = time.monotonic()
-        while (status := self._readiness()) != http.HTTPStatus.OK:
-            if self._log.size():  # it has read its arguments
-                hide_key(self._process.pid, self._key)
-            if status is not None or self._process.poll() is not None:
-                cause = self._log.cause() or f"tritonserver {self._outcome()}"
-                raise ServingError(
-                    f"Triton cannot serve {self.repository}: {cause}\nits log says:\n{self._log.complaints()}"
-                )
-            now = time.monotonic()
-            if now - reported >= REPORT_INTERVAL_S:
-                report(
-                    f"waiting for {', '.join(self._log.loading() or ['tritonserver'])} to load ({now - start:.0f} s)"
-                )
-                reported = now
-            time.sleep(PROBE_INTERVAL_S)
-
-    def _readiness(self) -> int | None:
-        """The HTTP status of the ensembles; None as long as models load: nothing listens before that is done.
-
-        Nothing of ours: whoever started meanwhile may have taken the port.
-        """
-        try:
-            if json.loads(ask_http(self.http_url, "GET", "")[1]).get("name") != self._id:
-                return None
-            statuses = [ask_http(self.http_url, "GET", f"models/{name}/ready")[0] for name in self._ensembles()]
-        except (OSError, http.client.HTTPException, ValueError):
-            return None
-        return next((status for status in statuses if status != http.HTTPStatus.OK), http.HTTPStatus.OK)
-
-    def _drain(self) -> None:
-        """Take no new request and wait for those in flight.
-
-        Triton's own way, at SIGTERM, fails an ensemble's request that is between two steps (measured on 2.51).
-        """
-        deadline = time.monotonic() + DRAIN_S
-        with suppress(OSError, http.client.HTTPException):  # the server is gone already
-            for name in self._ensembles():
-                self._control("POST", f"repository/models/{name}/unload", DRAIN_S)
-            while b"UNLOADING" in self._control("POST", "repository/index", DRAIN_S)[1] and time.monotonic() < deadline:
-                time.sleep(PROBE_INTERVAL_S)
-
-    def _control(self, method: str, path: str, timeout_s: float = CONTROL_S) -> tuple[int, bytes]:
-        return ask_http(self.http_url, method, path, {HTTP_HEADER: self._key}, timeout_s)
-
-    def _ensembles(self) -> list[str]:
-        """The ensembles to serve; the one that clients ask also where Triton will have to say what is wrong with it."""
-        repository = self._log.models  # as it was at the start, whatever the working directory is now
-        ours = [name for name in ENSEMBLES if (repository / name / CONFIG_FILE).is_file()]
-        return list(dict.fromkeys([ENSEMBLE, *ours, *ensembles(repository)]))
-
     def _hosts(self) -> dict[str, str]:
         return {"--http-port": self._host, "--grpc-port": self._host, "--metrics-port": LOOPBACK}
 
-    def _outcome(self) -> str:
-        code = self._process.poll()
-        if code is None:
-            return "gives no reason"
-        return f"ended with {signal.Signals(-code).name if code < 0 else f'exit status {code}'}"
-
-
-def _kill(process: subprocess.Popen[bytes] | None) -> None:
-    """Kill the server, where there is one, and its stubs: one process group. They may outlive it for a moment."""
-    if process is not None:
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+    @property
+    def _local_host(self) -> str:
+        """Address at which this machine reaches the server."""
+        return LOOPBACK if self._host == ALL_INTERFACES else self._host

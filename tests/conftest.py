@@ -16,14 +16,14 @@ import pytest
 import torch
 from PIL import Image
 
-from export.publication import export_run
+from demo import DEMO_CLIP, ensure_demo_dataset
+from export.publish import export_run
 from serving.server import EmbeddedTriton
-from training.clip_models import FrozenClip, clip, load_clip
-from training.data import DEMO_MANIFEST, read_split
-from training.demo import DEMO_CLIP, ensure_demo_dataset
+from training.backbone import FrozenClip, clip, load_clip
+from training.dataset import DEMO_MANIFEST, read_split
 from training.fit import fit
 from training.recipe import Recipe
-from training.runs import Run, read_run
+from training.run import Run, read_run
 
 for _name in ("grpc_proxy", "http_proxy", "https_proxy", "all_proxy"):  # the tests' own requests go to this machine
     os.environ.pop(_name, None)
@@ -163,7 +163,7 @@ class LiveServer:
     run: Run
     repository: Path
     head: str  # name of the served head
-    image_side: int
+    image_size: int
     grpc_url: str
     http_url: str
 
@@ -178,4 +178,6 @@ def live_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer
     run = read_run(fit(train, val, model, Recipe(epochs=5), place / "runs", place / "cache"))
     names = export_run(run, model, place / "triton_models")
     with EmbeddedTriton(place / "triton_models") as server:
-        yield LiveServer(data, run, place / "triton_models", names.head, model.side, server.grpc_url, server.http_url)
+        yield LiveServer(
+            data, run, place / "triton_models", names.head, model.image_size, server.grpc_url, server.http_url
+        )

@@ -1,1 +1,1 @@
-"""Fits the gated head on frozen CLIP features. Run from the checkout: ``python -m training.fit``."""
+"""Fit and evaluate the gated head on frozen CLIP features; run from the checkout: ``python -m training.fit``."""

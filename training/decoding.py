@@ -1,8 +1,8 @@
-"""Photos decoded in worker processes, ahead of the encoder that wants them.
+"""Decode photos in worker processes.
 
-A worker is a plain child that runs this file: it reads one request per line and answers with pixels. It imports neither
-PyTorch nor the program's main module, uses no shared memory (containers give little), is safe beside CUDA and threads,
-since nothing is forked, and ends with its parent, also one that is killed: its input ends then.
+A worker is a child process that runs this file. It reads one request per line and replies with pixels. Unlike the
+workers of ``multiprocessing`` and PyTorch, it imports neither PyTorch nor the main module, needs no shared memory
+(containers limit it), is not forked from a process with threads and CUDA, and ends when its parent is killed.
 """
 
 from __future__ import annotations
@@ -25,28 +25,28 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from vizwiz_client.contract import geometry
 from vizwiz_client.contract.errors import ImageError
+from vizwiz_client.contract.image import load_photo, to_pixels
 
-TURNS = (0, 90, 180, 270)  # degrees, counter-clockwise, of the upright photo
+ROTATIONS = (0, 90, 180, 270)  # degrees, counter-clockwise, of the upright photo
 _TRANSPOSES = {90: Image.Transpose.ROTATE_90, 180: Image.Transpose.ROTATE_180, 270: Image.Transpose.ROTATE_270}
 
 Pixels = npt.NDArray[np.uint8]
 
 
-def turned_pixels(path: str | Path, side: int, turns: Sequence[int]) -> Pixels:
-    """Decode a photo once and crop each of its ``turns`` (degrees, of TURNS): uint8 [len(turns), side, side, 3].
+def rotated_pixels(path: str | Path, image_size: int, rotations: Sequence[int]) -> Pixels:
+    """Decode a photo once, rotate it by each of ``rotations`` (degrees) and crop it: uint8 [rotations, S, S, 3].
 
     Raises:
         ImageError: the photo cannot be read.
     """
-    upright = geometry.load_photo(path)
-    views = (upright.transpose(_TRANSPOSES[turn]) if turn else upright for turn in turns)
-    return np.stack([geometry.to_pixels(view, side) for view in views])
+    upright = load_photo(path)
+    rotated = (upright.transpose(_TRANSPOSES[degrees]) if degrees else upright for degrees in rotations)
+    return np.stack([to_pixels(photo, image_size) for photo in rotated])
 
 
 class Decoder:
-    """A pool of worker processes; use it in a ``with`` statement."""
+    """Pool of worker processes; a context manager."""
 
     def __init__(self, workers: int) -> None:
         self._idle: SimpleQueue[_Worker] = SimpleQueue()
@@ -55,17 +55,17 @@ class Decoder:
             self._idle.put(worker)
         self._threads = ThreadPoolExecutor(workers)  # each waits for one worker
 
-    def submit(self, path: Path, turns: Sequence[int], pixels: Pixels) -> Future[str | None]:
-        """Decode ``path`` into ``pixels``, uint8 [len(turns), side, side, 3], contiguous.
+    def submit(self, path: Path, rotations: Sequence[int], pixels: Pixels) -> Future[str | None]:
+        """Decode ``path`` into ``pixels``, contiguous uint8 [rotations, S, S, 3].
 
-        The future's result is None, or the reason why the photo cannot be read.
+        The result of the future is None, or the error of a photo that cannot be read.
         """
-        return self._threads.submit(self._decode, path, turns, pixels)
+        return self._threads.submit(self._decode, path, rotations, pixels)
 
-    def _decode(self, path: Path, turns: Sequence[int], pixels: Pixels) -> str | None:
+    def _decode(self, path: Path, rotations: Sequence[int], pixels: Pixels) -> str | None:
         worker = self._idle.get()
         try:
-            return worker.decode(path, turns, pixels)
+            return worker.decode(path, rotations, pixels)
         finally:
             self._idle.put(worker)
 
@@ -81,7 +81,7 @@ class Decoder:
 
 
 class _Worker:
-    """One child process; a new one takes its place when a photo kills it."""
+    """One child process; replaced when a photo crashes it."""
 
     def __init__(self) -> None:
         self._start()
@@ -95,24 +95,24 @@ class _Worker:
             env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
         )
 
-    def decode(self, path: Path, turns: Sequence[int], pixels: Pixels) -> str | None:
+    def decode(self, path: Path, rotations: Sequence[int], pixels: Pixels) -> str | None:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        request = {"path": str(path), "side": pixels.shape[1], "turns": list(turns)}
+        request = {"path": str(path), "image_size": pixels.shape[1], "rotations": list(rotations)}
         try:
             self._process.stdin.write(json.dumps(request).encode() + b"\n")
             self._process.stdin.flush()
             if not (reply := self._process.stdout.readline()):
                 raise EOFError
-            problem: str | None = json.loads(reply)
-            if problem is None and self._read(pixels) != pixels.nbytes:
+            error: str | None = json.loads(reply)
+            if error is None and self._read(pixels) != pixels.nbytes:
                 raise EOFError
-            return problem
+            return error
         except (EOFError, BrokenPipeError):
             self.stop()
             code = self._process.returncode
             self._start()
-            return f"{path}: decoding it ended the worker process (exit status {code})"
+            return f"{path}: the worker process crashed while decoding it (exit status {code})"
 
     def _read(self, pixels: Pixels) -> int:
         assert isinstance(self._process.stdout, io.BufferedReader)
@@ -128,11 +128,11 @@ class _Worker:
 
 
 def serve(requests: BinaryIO, replies: BinaryIO) -> None:
-    """Answer each line of ``requests`` with a line (null, or a problem) and, without a problem, the pixels."""
+    """Reply to each line of ``requests`` with a line, null or an error, and after null with the pixels."""
     for line in requests:
         request = json.loads(line)
         try:
-            pixels = turned_pixels(request["path"], request["side"], request["turns"])
+            pixels = rotated_pixels(request["path"], request["image_size"], request["rotations"])
         except (ImageError, MemoryError) as error:
             replies.write(json.dumps(str(error) or f"{request['path']}: out of memory").encode() + b"\n")
         else:
@@ -142,9 +142,9 @@ def serve(requests: BinaryIO, replies: BinaryIO) -> None:
 
 
 def _main() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle; its end ends the requests
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C; its exit ends the requests
     replies = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # whatever a library prints must not mix with pixels
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what a library prints must not mix with pixels
     try:
         serve(sys.stdin.buffer, replies)
     except BrokenPipeError:  # the parent is gone

@@ -1,11 +1,10 @@
 """Download VizWiz from its official site.
 
     python -m training.download --out VizWiz                     # train, val and test
-    python -m training.download --out VizWiz --splits train val  # what a fit needs
+    python -m training.download --out VizWiz --splits train val  # enough for a fit
 
-Run it again after any interruption: what has arrived is kept. We know of no published checksums, so an archive is
-checked by the size that the server states and by the CRC-32 of every file in it; its SHA-256 is written to
-archives.json, and ``--sha256 train.zip=...`` holds a later download, or a folder that is there already, to it.
+After an interruption, the same command resumes. VizWiz publishes no checksums, so an archive is checked by its size and
+by the CRC-32 of every file in it. Its SHA-256 is recorded in archives.json; ``--sha256 train.zip=...`` verifies it.
 """
 
 from __future__ import annotations
@@ -13,26 +12,47 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import shutil
+import ssl
 import sys
-from pathlib import Path
+import time
+import zipfile
+import zlib
+from http.client import HTTPException
+from pathlib import Path, PurePosixPath
 from typing import Any
+from urllib.error import HTTPError, URLError
+from urllib.request import Request, urlopen
 
-from training.archives import ArchiveError, unpack
-from training.data import DatasetError, read_split
-from training.storage import disk_full_names, file_digest, write_json
-from training.transfer import DownloadError, Transfer, fetch
+from tqdm import tqdm
+
+from training.artifacts import disk_full_names, file_digest, staged_folder, write_json
+from training.dataset import DatasetError, read_split
 from vizwiz_client.contract import streams
 
 BASE_URL = "https://vizwiz.cs.colorado.edu/VizWiz_final"
-ARCHIVES = {  # folder that an archive becomes -> its place under the base URL
+ARCHIVES = {  # folder that an archive is unpacked to -> path of the archive below the base URL
     "Annotations": "vqa_data/Annotations.zip",
     "train": "images/train.zip",
     "val": "images/val.zip",
     "test": "images/test.zip",
 }
 SPLITS = ("train", "val", "test")
-LEDGER = "archives.json"
+MANIFEST = "archives.json"  # in the VizWiz folder: URL, bytes and SHA-256 of each archive
 _SUFFIXES = {"Annotations": (".json",), **dict.fromkeys(SPLITS, (".jpg", ".jpeg", ".png"))}
+_BLOCK = 1 << 20  # bytes
+_TIMEOUT_S = 60.0  # without a byte
+_MAX_WAIT_S = 60.0  # between two attempts
+_RETRYABLE_STATUSES = (408, 425, 429, 500, 502, 503, 504)
+_NETWORK_ERRORS = (URLError, HTTPException, TimeoutError, ConnectionError, ssl.SSLError)
+
+
+class DownloadError(Exception):
+    """A file that cannot be downloaded."""
+
+
+class ArchiveError(DownloadError):
+    """An archive that is damaged or not the expected one."""
 
 
 def download(
@@ -42,103 +62,208 @@ def download(
     base_url: str = BASE_URL,
     sha256: dict[str, str] | None = None,
     keep_archives: bool = False,
-    transfer: Transfer | None = None,
+    retries: int = 8,
+    wait_s: float = 1.0,
 ) -> None:
-    """Download and unpack the annotations and the photos of ``splits`` into the VizWiz folder ``out``.
+    """Download and unpack the annotations and the photos of ``splits``.
 
-    A folder that is there already is left alone. Each folder appears whole or not at all.
+    Folders that exist are kept. Each folder appears complete or not at all.
 
     Args:
-        sha256: the digests that archives must have, by file name, such as ``train.zip``. A folder that is there already
-            is held to what archives.json says of its archive.
-        keep_archives: keep each archive after it is unpacked.
-        transfer: how patiently to download.
+        out: the VizWiz folder to make.
+        splits: whose photos to download.
+        base_url: the official site, or a mirror.
+        sha256: expected digests by archive name, such as ``train.zip``. For a folder that exists, the digest in
+            archives.json is compared.
+        keep_archives: keep each archive after unpacking it.
+        retries: attempts in a row without a new byte, after which an archive is given up.
+        wait_s: seconds before the second attempt; doubles with each, up to 60.
 
     Raises:
-        DownloadError: the server cannot be reached, breaks off again and again or refuses, or the disk is too small.
-        ArchiveError: what arrived is damaged or not what was expected; the archive is removed, so that the next run
-            fetches it again. Or a folder that is there already came from another archive than was expected, or a digest
-            is given for one that is not asked for: nothing is fetched then.
-        DatasetError: what was unpacked is not a readable VizWiz folder.
+        DownloadError: the server fails or refuses, or the disk is too small.
+        ArchiveError: an archive is damaged or has another digest; it is deleted, so the next run downloads it again.
+        DatasetError: the unpacked folder is not a valid VizWiz folder.
     """
     expected = sha256 or {}
-    asked = {folder: Path(ARCHIVES[folder]).name for folder in ("Annotations", *splits)}
-    if unasked := sorted(expected.keys() - asked.values()):
+    names = {folder: Path(ARCHIVES[folder]).name for folder in ("Annotations", *splits)}
+    if unknown := sorted(expected.keys() - names.values()):
         raise ArchiveError(
-            f"a SHA-256 is given for {', '.join(unasked)}, but asked for are {', '.join(asked.values())}: ask for more "
-            "with --splits, or leave that SHA-256 out"
+            f"--sha256 names {', '.join(unknown)}, but this command downloads {', '.join(names.values())}: add the "
+            "split to --splits, or drop the digest"
         )
     out.mkdir(parents=True, exist_ok=True)
-    missing = {folder: name for folder, name in asked.items() if not (out / folder).exists()}
-    for folder, name in asked.items():
-        if folder not in missing:  # all of these first: a wrong one is told before gigabytes are fetched
-            _check_present(out, folder, name, expected.get(name))
+    missing = {folder: name for folder, name in names.items() if not (out / folder).exists()}
+    for folder in names.keys() - missing.keys():  # before the downloads, which take hours
+        _check_existing(out, folder, names[folder], expected.get(names[folder]))
     for folder, name in missing.items():
-        url = f"{base_url.rstrip('/')}/{ARCHIVES[folder]}"
-        archive = out / name
-        fetch(url, archive, transfer or Transfer())
+        url, archive = f"{base_url.rstrip('/')}/{ARCHIVES[folder]}", out / name
+        fetch(url, archive, retries=retries, wait_s=wait_s)
         try:
-            digest = _check_digest(archive, expected.get(name))
+            digest = file_digest(archive)
+            if digest != expected.get(name, digest).lower():
+                raise ArchiveError(f"{name}: SHA-256 is {digest}, expected {expected[name].lower()}")
             files = unpack(archive, out / folder, _SUFFIXES[folder])
         except ArchiveError:
             archive.unlink()
             raise
-        _record(out, archive, url, digest)
+        entry = {"url": url, "bytes": archive.stat().st_size, "sha256": digest}
+        write_json(out / MANIFEST, _read_manifest(out) | {name: entry})
         print(f"{out / folder}: {files} files")
         if not keep_archives:
             archive.unlink()
     for split in splits:
-        print(f"{split}: {len(read_split(out, split, labelled=split != 'test').records)} records, all photos there")
+        print(f"{split}: {len(read_split(out, split, labelled=split != 'test').records)} records, no photo is missing")
 
 
-def _check_present(out: Path, folder: str, archive: str, expected: str | None) -> None:
-    print(f"{out / folder}: there already")
-    if expected is None:
+def fetch(url: str, path: Path, *, retries: int = 8, wait_s: float = 1.0) -> None:
+    """Download ``url`` to ``path``; a partial download in ``path``.part is resumed.
+
+    Args:
+        url: of the file.
+        path: where the complete file goes; an existing file is kept.
+        retries: attempts in a row without a new byte, after which the download is given up.
+        wait_s: seconds before the second attempt; doubles with each, up to 60.
+
+    Raises:
+        DownloadError: no attempt succeeded, the server refuses, or the disk is too small.
+    """
+    if path.exists():
         return
-    recorded = _ledger(out).get(archive, {}).get("sha256")
-    if recorded is None:
-        print(
-            f"{out / folder}: {LEDGER} says nothing of {archive}, so that its SHA-256 cannot be compared; delete the "
-            "folder to have it fetched and compared",
-            file=sys.stderr,
-        )
-    elif recorded != expected.lower():
+    part = path.with_name(f"{path.name}.part")
+    failures, largest = 0, _size(part)
+    while True:
+        try:
+            _transfer(url, part)
+            break
+        except _NETWORK_ERRORS as error:
+            reason = f"HTTP status {error.code}" if isinstance(error, HTTPError) else str(error)
+            if isinstance(error, HTTPError) and error.code not in _RETRYABLE_STATUSES:
+                raise DownloadError(f"{url}: the server answers with {reason}; check --base-url") from error
+            if _size(part) > largest:  # than ever: a server without ranges sends the same bytes again and again
+                failures, largest = 0, _size(part)
+            failures += 1
+            if failures >= retries:
+                raise DownloadError(
+                    f"{url}: gave up after {failures} attempts without a new byte ({reason}); {_size(part)} bytes are "
+                    "kept, the same command resumes"
+                ) from error
+            pause_s = min(wait_s * 2 ** (failures - 1), _MAX_WAIT_S)
+            tqdm.write(f"{path.name}: {reason}; trying again in {pause_s:g} s")
+            time.sleep(pause_s)
+    part.replace(path)
+
+
+def _transfer(url: str, part: Path) -> None:
+    """Append the rest of ``url`` to ``part``, as far as one response goes."""
+    start = _size(part)
+    request = Request(url, headers={"Range": f"bytes={start}-"} if start else {})
+    try:
+        response = urlopen(request, timeout=_TIMEOUT_S)
+    except HTTPError as error:
+        if error.code == 416 and start:  # nothing after ``start``: the file is complete
+            return
+        raise
+    with response:
+        if url.startswith("https:") and not response.url.startswith("https:"):
+            raise DownloadError(f"{url}: the server redirects to {response.url}, which is not encrypted")
+        start = start if response.status == 206 else 0  # else the server sends the whole file
+        length = response.headers["Content-Length"]
+        total = start + int(length) if length else None
+        _check_space(part.parent, (total or start) - start)
+        with (
+            part.open("ab" if start else "wb") as file,
+            tqdm(total=total, initial=start, desc=part.stem, unit="B", unit_scale=True, disable=None) as progress,
+        ):
+            while block := response.read1(_BLOCK):
+                file.write(block)
+                progress.update(len(block))
+    if total is not None and _size(part) < total:
+        raise ConnectionError(f"the connection ended after {_size(part)} of {total} bytes")
+
+
+def unpack(archive: Path, folder: Path, suffixes: tuple[str, ...]) -> int:
+    """Unpack the files with ``suffixes`` into ``folder``, without their folders; returns the number of files.
+
+    ``folder`` appears complete or not at all. Reading a file checks its CRC-32.
+
+    Raises:
+        ArchiveError: not a zip, a damaged or encrypted file, a path outside the folder, no file, or two of one name.
+        DownloadError: the disk is too small.
+    """
+    try:
+        with zipfile.ZipFile(archive) as opened, staged_folder(folder) as staging:
+            members = _members(archive, opened, suffixes)
+            _check_space(folder.parent, sum(member.file_size for member in members.values()))
+            for name, member in tqdm(members.items(), desc=f"unpack {archive.name}", unit=" files", disable=None):
+                with opened.open(member) as source, (staging / name).open("wb") as target:
+                    shutil.copyfileobj(source, target, _BLOCK)
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+        raise ArchiveError(f"{archive}: not a zip archive, or damaged ({error}); run the command again") from error
+    return len(members)
+
+
+def _members(archive: Path, opened: zipfile.ZipFile, suffixes: tuple[str, ...]) -> dict[str, zipfile.ZipInfo]:
+    members: dict[str, zipfile.ZipInfo] = {}
+    for member in opened.infolist():
+        path = PurePosixPath(member.filename)
+        if path.is_absolute() or ".." in path.parts or "\\" in member.filename or ":" in member.filename:
+            raise ArchiveError(f"{archive}: the path {member.filename!r} leads out of the folder")
+        if member.is_dir() or path.name.startswith("._") or path.suffix.lower() not in suffixes:
+            continue  # "._": metadata that macOS adds to an archive
+        if path.name in members:
+            raise ArchiveError(f"{archive}: contains two files named {path.name}")
+        members[path.name] = member
+    if not members:
+        raise ArchiveError(f"{archive}: contains no {' or '.join(suffixes)} file")
+    return members
+
+
+def _check_existing(out: Path, folder: str, archive: str, expected: str | None) -> None:
+    print(f"{out / folder}: exists, not downloaded again")
+    recorded = _read_manifest(out).get(archive, {}).get("sha256")
+    if expected is None or recorded == expected.lower():
+        return
+    if recorded is not None:
         raise ArchiveError(
-            f"{out / folder} was unpacked from a {archive} whose SHA-256 is {recorded}, expected {expected.lower()}: "
-            "delete the folder to have it fetched again"
+            f"{out / folder} was unpacked from a {archive} with SHA-256 {recorded}, expected {expected.lower()}: "
+            "delete the folder to download it again"
+        )
+    print(
+        f"{out / folder}: {MANIFEST} has no SHA-256 of {archive}, so it was not verified; delete the folder to "
+        "download and verify it",
+        file=sys.stderr,
+    )
+
+
+def _read_manifest(out: Path) -> dict[str, dict[str, Any]]:
+    path = out / MANIFEST
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def _check_space(folder: Path, needed: int) -> None:
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise DownloadError(
+            f"{folder} has {free / 1e9:.2f} GB free, {needed / 1e9:.2f} GB are needed: free some, or give --out on "
+            "another disk"
         )
 
 
-def _check_digest(archive: Path, expected: str | None) -> str:
-    digest = file_digest(archive)
-    if expected is not None and digest != expected.lower():
-        raise ArchiveError(f"{archive.name}: SHA-256 is {digest}, expected {expected.lower()}")
-    return digest
-
-
-def _record(out: Path, archive: Path, url: str, digest: str) -> None:
-    entry = {"url": url, "bytes": archive.stat().st_size, "sha256": digest}
-    write_json(out / LEDGER, _ledger(out) | {archive.name: entry})
-
-
-def _ledger(out: Path) -> dict[str, dict[str, Any]]:
-    """What is recorded of the archives that the folders of ``out`` were unpacked from, by file name."""
-    ledger = out / LEDGER
-    known: dict[str, dict[str, Any]] = json.loads(ledger.read_text(encoding="utf-8")) if ledger.exists() else {}
-    return known
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
-    """Read the command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m training.download",
-        description="Download VizWiz (CC BY 4.0) from its official site, check it and unpack it. Run it again after an "
-        "interruption: what has arrived is kept.",
+        description="Download VizWiz (CC BY 4.0) from its official site, verify it and unpack it. After an "
+        "interruption, the same command resumes.",
         epilog="Next: python -m training.fit --data VizWiz --clip ViT-L/14@336px",
     )
-    parser.add_argument("--out", type=Path, default=Path("VizWiz"), help="the VizWiz folder to make (default: VizWiz)")
+    parser.add_argument("--out", type=Path, default=Path("VizWiz"), help="VizWiz folder to make (default: VizWiz)")
     parser.add_argument(
-        "--splits", nargs="+", choices=SPLITS, default=SPLITS, help="whose photos to fetch (default: all three)"
+        "--splits", nargs="+", choices=SPLITS, default=SPLITS, help="splits whose photos to download (default: all)"
     )
     parser.add_argument("--base-url", default=BASE_URL, help=f"a mirror of {BASE_URL}")
     parser.add_argument(
@@ -148,20 +273,15 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         type=_named_digest,
         default=[],
         metavar="FILE=HEX",
-        help="refuse other bytes than these, also where the folder is there already",
+        help="expected digests of archives; verified for folders that exist too",
     )
-    parser.add_argument("--keep-archives", action="store_true", help="keep the archives after they are unpacked")
-    parser.add_argument(
-        "--retries",
-        type=int,
-        default=Transfer.retries,
-        help=f"attempts in a row that bring nothing (default: {Transfer.retries})",
-    )
+    parser.add_argument("--keep-archives", action="store_true", help="keep the archives after unpacking")
+    parser.add_argument("--retries", type=int, default=8, help="attempts in a row without a new byte (default: 8)")
     return parser.parse_args(argv)
 
 
 def _named_digest(text: str) -> tuple[str, str]:
-    names = {Path(place).name for place in ARCHIVES.values()}
+    names = {Path(path).name for path in ARCHIVES.values()}
     name, _, digest = text.partition("=")
     if name not in names or not re.fullmatch(r"[0-9a-fA-F]{64}", digest):
         raise argparse.ArgumentTypeError(f"expected FILE=64 hexadecimal digits, FILE one of {', '.join(sorted(names))}")
@@ -169,7 +289,7 @@ def _named_digest(text: str) -> tuple[str, str]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Entry point of ``python -m training.download``; returns the exit status."""
+    """Run the command; an expected error prints one line and exits with 1."""
     arguments = parse_arguments(argv)
     try:
         with disk_full_names(arguments.out, "--out"):
@@ -179,13 +299,13 @@ def main(argv: list[str] | None = None) -> int:
                 base_url=arguments.base_url,
                 sha256=dict(arguments.sha256),
                 keep_archives=arguments.keep_archives,
-                transfer=Transfer(retries=arguments.retries),
+                retries=arguments.retries,
             )
-    except (DownloadError, ArchiveError, DatasetError, OSError) as error:
+    except (DownloadError, DatasetError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on where it stopped", file=sys.stderr)
+        print("interrupted; the same command resumes", file=sys.stderr)
         return 130
     return 0
 

@@ -1,9 +1,9 @@
-"""Evaluate a fitted run on val, on its held-out part of train, or on the official test.
+"""Evaluate a run on val, on the part of train that it held out, or on the official test.
 
-    python -m training.evaluate                    # the newest run, on the val it was fitted with
-    python -m training.evaluate --split holdout    # on what `python -m training.fit --holdout 0.1` held out
-    python -m training.evaluate --split test       # hidden answers: the two submission files alone
-    python -m training.evaluate --data Other       # the val of another folder, beside that of the fit
+    python -m training.evaluate                    # the newest run, on its val
+    python -m training.evaluate --split holdout    # the part that `python -m training.fit --holdout 0.1` held out
+    python -m training.evaluate --split test       # hidden answers: writes the two submission files only
+    python -m training.evaluate --data Other       # the val of another folder
 
 Features that the fit encoded are read from the cache; the rest takes seconds.
 """
@@ -21,18 +21,15 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from training.artifacts import disk_full_names, staged_files, write_json
+from training.backbone import ClipError, FrozenClip, check_clip_source, choose_device, load_clip
 from training.baselines import features_of, normalised
-from training.clip_models import ClipError, FrozenClip, check_clip_source, choose_device, load_clip
-from training.data import DatasetError, Split, read_split
-from training.evaluation import evaluate, predict
+from training.dataset import HOLDOUT, DatasetError, Split, holdout_rows, read_split, select
 from training.features import SplitFeatures, encode_split
 from training.metrics import answerability, vqa_accuracy
-from training.model_card import describe_scores, write_model_card
-from training.report import write_report
-from training.runs import DEFAULT_RUNS, Run, RunError, annotations_of_fit, newest_run, read_run, read_scores
-from training.splits import HOLDOUT, holdout_rows, take
-from training.storage import disk_full_names, staged_files, write_json
-from training.submission import SubmissionError, write_submissions
+from training.report import describe_scores, write_model_card, write_report
+from training.run import DEFAULT_RUNS, Run, RunError, annotations_of_fit, newest_run, read_run, read_scores
+from training.scoring import SubmissionError, majority_baseline, predict, score, write_submissions
 from vizwiz_client.contract import streams
 
 SPLITS = ("val", HOLDOUT, "test")
@@ -41,28 +38,35 @@ REPORT_FILE = "report.html"
 
 
 class Part(NamedTuple):
-    """Some records of a split. The fit encodes whole splits, so that a part of one is found in its cache."""
+    """Records of a split to evaluate. Features are encoded for the whole split, as the fit does, to share its cache."""
 
     whole: Split
-    split: Split  # the records of the part
-    rows: slice | npt.NDArray[np.int64] = slice(None)  # their places in the whole
+    split: Split  # the records to evaluate
+    rows: slice | npt.NDArray[np.int64] = slice(None)  # their rows in ``whole``
 
 
 def evaluate_run(run: Run, part: Part, clips: Sequence[FrozenClip], cache: Path, out: Path) -> dict[str, Any] | None:
-    """Predict ``part`` with ``run`` and write what can be said of it to ``out``; returns the metrics.
+    """Predict ``part`` with ``run`` and write the results to ``out``.
 
-    A labelled split gets submission files, metrics and a report; the official test, whose answers are hidden, only the
-    submission files, and no metrics are returned.
+    Args:
+        run: the fitted run.
+        part: the records to predict.
+        clips: the CLIPs of the run, in its order.
+        cache: folder of encoded features.
+        out: gets the submission files and, if the records are labelled, metrics.json and report.html.
+
+    Returns:
+        The metrics; None for the official test, whose answers are hidden.
 
     Raises:
         DatasetError: a photo cannot be read.
-        RunError: the run lacks what the evaluation compares with.
+        RunError: metrics.json of the run, which holds its majority answer, cannot be read.
         OSError: ``out`` or ``cache`` cannot be written.
     """
     split = part.split
     labelled = bool(split.records[0].answers)
-    out.mkdir(parents=True, exist_ok=True)  # this and the next are found out now, not after hours of encoding
-    constant = _constant(run, split) if labelled else None
+    out.mkdir(parents=True, exist_ok=True)  # fail now, not after hours of encoding; the next line too
+    majority = read_scores(run.folder)["majority_baseline"]["answer"] if labelled else ""
     encoded = [encode_split(clip, part.whole, cache) for clip in clips]
     features = [SplitFeatures(each.images[part.rows], each.texts[part.rows]) for each in encoded]
     predictions = predict(run.load_ensemble(), features, run.answers, clips[0].device)
@@ -71,26 +75,29 @@ def evaluate_run(run: Run, part: Part, clips: Sequence[FrozenClip], cache: Path,
         write_submissions(staging, images, predictions.answers, predictions.answerable)
         if not labelled:
             return None
-        evaluation = evaluate(run, split, predictions)
-        evaluation.metrics.update(
+        scores = score(run, split, predictions)
+        scores.metrics.update(
             split=split.name,
             data_sha256=split.digest,
             run_sha256=run.digest,
-            constant=constant,
-            baselines=_baselines(run, split, features, clips[0].device),
+            majority_baseline=majority_baseline(majority, split.records),
+            baselines=_score_baselines(run, split, features, clips[0].device),
         )
-        write_json(staging / SCORES_FILE, evaluation.metrics)
-        write_report(staging / REPORT_FILE, run, split, predictions, evaluation)
-    return evaluation.metrics
+        write_json(staging / SCORES_FILE, scores.metrics)
+        write_report(staging / REPORT_FILE, run, split, scores)
+    return scores.metrics
 
 
 def read_part(run: Run, name: str, data: Path | None = None) -> Part:
-    """Read what to evaluate ``run`` on, from ``data`` or from the folder that the run was fitted on.
+    """Read the records to evaluate ``run`` on; if the fit had a ``--limit``, as many of them.
 
-    A fit that was cut to the first records is evaluated on as many.
+    Args:
+        run: the fitted run.
+        name: val, holdout or test.
+        data: VizWiz folder (default: the one of the fit).
 
     Raises:
-        DatasetError: the split is not there, or nothing was held out of the run's train.
+        DatasetError: the split cannot be read, or the run held nothing out of train.
     """
     folder = data or Path(run.config["data"]["folder"])
     limit = run.config["data"].get("limit")
@@ -107,24 +114,29 @@ def read_part(run: Run, name: str, data: Path | None = None) -> Part:
     train = read_split(folder, "train", limit=limit)
     if train.digest != fitted["sha256"]:
         raise DatasetError(
-            f"{folder / 'Annotations' / 'train.json'} is not the file that {run.folder} was fitted on: what it held "
-            "out cannot be told from what it has seen; give the folder of the fit with --data"
+            f"{folder / 'Annotations' / 'train.json'} is not the file that {run.folder} was fitted on, so its held-out "
+            "records are unknown; give the folder of the fit with --data"
         )
     _, rows = holdout_rows(train, settings["fraction"], settings["seed"])
-    return Part(train, replace(take(train, rows), name=HOLDOUT), rows)
+    return Part(train, replace(select(train, rows), name=HOLDOUT), rows)
 
 
 def default_out(run: Run, split: Split) -> Path:
-    """Where the results on ``split`` go: on another val than the fit's, the folder's name ends with its digest."""
-    suffix = "" if _is_of_fit(run, split) else f"-{split.digest[:12]}"
+    """Default folder of the results on ``split``; for another val than the fit's, its name ends with the digest."""
+    suffix = "" if _is_fitted_split(run, split) else f"-{split.digest[:12]}"
     return run.folder / f"evaluation-{split.name}{suffix}"
 
 
 def load_clips_of(run: Run, sources: Sequence[str] | None, device: torch.device) -> list[FrozenClip]:
-    """Load the CLIPs that ``run`` was fitted on, from where the fit had them or from ``sources``, in the run's order.
+    """Load the CLIPs of ``run`` and verify their weights.
+
+    Args:
+        run: the fitted run.
+        sources: names or checkpoint files, in the run's order (default: those of the fit).
+        device: where to load them.
 
     Raises:
-        ClipError: one cannot be loaded, or is another than the fit's.
+        ClipError: a CLIP cannot be loaded, or its weights are not those of the fit.
     """
     expected = run.clips
     names = list(sources) if sources else [str(clip["source"]) for clip in expected]
@@ -142,47 +154,37 @@ def load_clips_of(run: Run, sources: Sequence[str] | None, device: torch.device)
     return clips
 
 
-def _is_of_fit(run: Run, split: Split) -> bool:
-    """Whether the annotations are those of the fit, as any official test counts: a run records nothing of that."""
+def _is_fitted_split(run: Run, split: Split) -> bool:
+    """Whether the annotation file is the fit's. A run records no digest of test, so any test counts as the fit's."""
     return annotations_of_fit(run.config).get(split.name, split.digest) == split.digest
 
 
-def _constant(run: Run, split: Split) -> dict[str, Any]:
-    answer = str(read_scores(run.folder)["constant"]["answer"])
-    return {
-        "answer": answer,
-        **vqa_accuracy([answer] * len(split.records), [record.answers for record in split.records]),
-    }
-
-
-def _baselines(
+def _score_baselines(
     run: Run, split: Split, features: Sequence[SplitFeatures], device: torch.device
 ) -> dict[str, dict[str, float]]:
-    """The scores of the baselines that were fitted with ``run``, by name."""
     given = [record.answers for record in split.records]
     answerable = np.array([bool(record.answerable) for record in split.records])
-    found = {}
+    scores = {}
     for name, baseline in run.load_baselines().items():
         best, confidence = baseline.predict(normalised(features_of(features, device), name))
         answers = [run.answers[index] for index in best.tolist()]
-        found[name] = {**vqa_accuracy(answers, given), **answerability(confidence.cpu().numpy(), answerable)}
-    return found
+        scores[name] = {**vqa_accuracy(answers, given), **answerability(confidence.cpu().numpy(), answerable)}
+    return scores
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m training.evaluate",
-        description="Evaluate a fitted run: submission files, metrics as JSON and one HTML report. On the official "
-        "test, whose answers are hidden, the submission files alone. docs/evaluation.md explains every score.",
-        epilog="The report holds photos of the split: treat it as you treat the photos.",
+        description="Evaluate a run: write submission files, metrics as JSON and an HTML report. The answers of the "
+        "official test are hidden: it gets the submission files only. docs/evaluation.md explains every score.",
     )
     parser.add_argument("--run", type=Path, help="run folder (default: the newest in --runs)")
     parser.add_argument("--runs", type=Path, default=DEFAULT_RUNS, help="where runs are (default: runs)")
     parser.add_argument("--data", type=Path, help="VizWiz folder (default: the one of the fit)")
     parser.add_argument("--split", choices=SPLITS, default="val", help="default: val")
     parser.add_argument(
-        "--clip", action="append", help="the CLIP of the fit, where it is elsewhere now; once for each of a fit on two"
+        "--clip", action="append", help="checkpoint file of the CLIP, if it has moved since the fit; once for each CLIP"
     )
     parser.add_argument("--device", default="auto", help="auto (CUDA where there is one), cpu, cuda, cuda:1, ...")
     parser.add_argument(
@@ -198,7 +200,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 
 
 def run_command(arguments: argparse.Namespace) -> Path:
-    """Do what the command line asks for and return the folder of the results."""
+    """Run the command; returns the folder of the results."""
     run = read_run(arguments.run or newest_run(arguments.runs))
     device = choose_device(arguments.device)
     part = read_part(run, arguments.split, arguments.data)
@@ -207,12 +209,12 @@ def run_command(arguments: argparse.Namespace) -> Path:
     print(f"run: {run.folder}\nsplit: {arguments.split}, {len(part.split.records)} records of {part.whole.folder}")
     metrics = evaluate_run(run, part, clips, arguments.cache, out)
     if metrics is None:
-        print("the answers of this split are hidden: upload the submission files to have them scored")
+        print("the answers of this split are hidden: upload the submission files to the evaluation server")
     else:
         print(describe_scores(metrics))
-        if not _is_of_fit(run, part.split):
-            print("this is another val than the fit's: the model card leaves its scores out")
-        if out.resolve().parent == run.folder.resolve():  # the card tells what lies beside it
+        if not _is_fitted_split(run, part.split):
+            print("this is not the val of the fit: its scores are not added to the model card")
+        if out.resolve().parent == run.folder.resolve():  # the model card lists the evaluations in its folder
             with disk_full_names(run.folder, "--runs"):
                 write_model_card(run.folder)
     for path in sorted(path for path in out.iterdir() if not path.name.startswith(".")):
@@ -221,14 +223,14 @@ def run_command(arguments: argparse.Namespace) -> Path:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command; errors that have a remedy are one line and exit code 2."""
+    """Run the command; an expected error prints one line and exits with 2."""
     try:
         run_command(parse_arguments(argv))
     except (DatasetError, ClipError, RunError, SubmissionError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("stopped; what was encoded is kept", file=sys.stderr)
+        print("interrupted; encoded features are kept", file=sys.stderr)
         return 130
     return 0
 

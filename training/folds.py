@@ -1,138 +1,231 @@
-"""Fit one head, or one per fold, for one CLIP or several, and calibrate the heads."""
+"""Fit the heads of each CLIP, one or one per fold, and calibrate them on the records that they were not fitted on."""
 
 from __future__ import annotations
 
+import io
+import json
+import shutil
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
+from sklearn.linear_model import LogisticRegression
 from tqdm import tqdm
 
+from training.artifacts import digest_of, staged_file
 from training.baselines import Predicted
-from training.calibration import Line, calibrate, find_calibration
-from training.checkpoints import Checkpoints
-from training.fitting import HEADLINE, Examples, Fitted, Row, fit_head
-from training.predictor import ClipEnsemble, Predictor
-from training.recipe import Recipe
-from training.splits import Rows
+from training.dataset import Rows
+from training.model import ClipEnsemble, GatedHead, Predictor
+from training.recipe import PLATT, Recipe
+from training.trainer import HEADLINE, FeatureDataset, FittedHead, Row, fit_head, make_head
 
+UNFINISHED = ".unfinished"  # folder within the runs; the dot keeps it from being taken for a run
 _TRIAL_RECORDS = 1_000  # an accuracy over fewer is too noisy to choose by
 
 Report = Callable[[Row], None]
 
 
+class FinishedHeads:
+    """Heads of a fit of several that are finished; the same fit skips them after an interruption.
+
+    They are files in ``runs/.unfinished/<digest>/``; the digest covers settings, data and CLIPs. As a head depends on
+    nothing else, two equal fits at the same time write the same heads.
+    """
+
+    def __init__(self, runs: Path, config: dict[str, Any]) -> None:
+        """Find the folder of the fit with this configuration."""
+        self._folder = runs / UNFINISHED / digest_of(json.dumps(config, sort_keys=True, default=str))[:16]
+
+    def load(self, name: str, head: GatedHead) -> FittedHead | None:
+        """Load the head ``name`` into ``head``; None if it is not finished or unreadable."""
+        try:
+            state: dict[str, Any] = torch.load(self._folder / f"{name}.pt", weights_only=True)
+        except (FileNotFoundError, UnpicklingError, RuntimeError, EOFError):
+            return None
+        head.load_state_dict(state["weights"])
+        return FittedHead(head.eval().requires_grad_(False), state["history"], state["best"])
+
+    def save(self, name: str, fitted: FittedHead) -> None:
+        """Save the head ``name`` atomically."""
+        content = io.BytesIO()  # PyTorch's own error for a full disk is a RuntimeError
+        torch.save({"weights": fitted.head.state_dict(), "history": fitted.history, "best": fitted.best}, content)
+        with staged_file(self._folder / f"{name}.pt") as staging:
+            staging.write_bytes(content.getbuffer())
+
+    def delete(self) -> None:
+        """Delete all heads."""
+        shutil.rmtree(self._folder, ignore_errors=True)
+        with suppress(OSError):  # missing, or other fits have heads in it
+            self._folder.parent.rmdir()
+
+
+class Calibration(NamedTuple):
+    """Platt scaling (1999) of log-odds x, ``scale * x + offset``; the default is the identity.
+
+    The scale is positive, so no ranking changes.
+    """
+
+    scale: float = 1.0
+    offset: float = 0.0
+
+    def inverse(self) -> Calibration:
+        """The calibration that undoes this one."""
+        return Calibration(1 / self.scale, -self.offset / self.scale)
+
+
+def find_calibration(log_odds: npt.NDArray[np.float32], outcome: npt.NDArray[np.bool_]) -> Calibration:
+    """Maximise the likelihood of ``outcome`` [N] under calibrated ``log_odds`` [N].
+
+    The identity if there is one outcome only, or if the scale would be negative.
+    """
+    if outcome.all() or not outcome.any():
+        return Calibration()
+    line = LogisticRegression(C=np.inf).fit(log_odds.astype(np.float64)[:, None], outcome)
+    scale, offset = float(line.coef_[0, 0]), float(np.ravel(line.intercept_)[0])
+    return Calibration(scale, offset) if scale > 0 else Calibration()
+
+
+def calibrate(head: GatedHead, calibration: Calibration) -> None:
+    """Change the last layer of answerability so that ``head`` computes calibrated log-odds."""
+    with torch.no_grad():
+        head.answerable.weight.mul_(calibration.scale)
+        head.answerable.bias.mul_(calibration.scale).add_(calibration.offset)
+
+
 class FittedPredictor(NamedTuple):
-    """What was fitted on one CLIP."""
+    """The heads of one CLIP."""
 
     predictor: Predictor
-    fits: list[Fitted]  # one per head
-    calibration: Line  # of the log-odds of answerability; part of each head's weights already
+    fits: list[FittedHead]
+    calibration: Calibration  # of the log-odds of answerability; already part of each head's weights
 
 
 def fit_predictor(
     recipe: Recipe,
-    train: Examples,
-    val: Examples,
+    train: FeatureDataset,
+    val: FeatureDataset,
     sizes: tuple[int, int],
     folds: Sequence[Rows],
     *,
-    checkpoints: Checkpoints | None = None,
+    finished: FinishedHeads | None = None,
     name: str = "clip",
     report: Report = lambda row: None,
 ) -> FittedPredictor:
-    """Fit the heads of one CLIP: one, scored on ``val``, or one per fold, each scored on its own share.
+    """Fit the heads of one CLIP: one that is scored on ``val``, or one per fold that is scored on its fold.
 
     Args:
-        sizes: number of answers and of answer types.
-        folds: the rows of ``train`` that each head is not fitted on; empty for one head.
+        recipe: the settings.
+        train: records to fit on.
+        val: records to score a single head on.
+        sizes: number of answers V and of answer types K.
+        folds: rows of ``train`` that each head is not fitted on; empty for a single head.
+        finished: heads of an interrupted fit.
+        name: prefix of the heads' names in ``finished``.
+        report: called with the scores of every epoch.
     """
-    if not folds:
-        fitted = fit_head(recipe, train, val, sizes, checkpoints=checkpoints, name=name, report=report)
-        return FittedPredictor(Predictor([fitted.head]), [fitted], Line())
-    tried: dict[tuple[int, int], Fitted] = {}
 
-    def fit_fold(recipe: Recipe, number: int, report: Report) -> Fitted:
-        """The head of fold ``number``, scored on its share; one that was tried is not fitted again."""
-        if (key := (recipe.min_steps, number)) not in tried:
-            rest = np.setdiff1d(np.arange(len(train)), folds[number])
-            tried[key] = fit_head(
-                recipe,
-                train.take(torch.from_numpy(rest)),
-                train.take(torch.from_numpy(folds[number])),
-                sizes,
-                seed=recipe.seed + number,
-                checkpoints=checkpoints,
-                name=f"{name}-fold{number + 1}" + (f"-{recipe.min_steps}" if recipe != asked else ""),
-                report=report,
-            )
-        else:
-            for row in tried[key].history:
+    def fit_or_load(
+        recipe: Recipe, train: FeatureDataset, val: FeatureDataset, number: int, name: str, report: Report
+    ) -> FittedHead:
+        if finished and (fitted := finished.load(name, make_head(recipe, train, *sizes))):
+            for row in fitted.history:
                 report(row)
-        return tried[key]
+            return fitted
+        fitted = fit_head(recipe, train, val, sizes, seed=recipe.seed + number, report=report)
+        if finished:
+            finished.save(name, fitted)
+        return fitted
 
-    asked = recipe
-    if recipe.doublings:
-        recipe = choose_steps(recipe, folds, lambda longer, number: fit_fold(longer, number, lambda row: None))
-    fits: list[Fitted] = []
-    unseen = np.zeros(len(train), np.float32)  # log-odds, each by the head that was not fitted on the record
-    for number, held in enumerate(tqdm(folds, desc="fold", unit="", disable=None)):
-        fitted = fit_fold(recipe, number, lambda row, fold=number + 1: report({"fold": fold, **row}))  # type: ignore[misc]
+    if not folds:
+        fitted = fit_or_load(recipe, train, val, 0, name, report)
+        return FittedPredictor(Predictor([fitted.head]), [fitted], Calibration())
+    trials: dict[tuple[float, int], FittedHead] = {}
+
+    def fit_fold(candidate: Recipe, number: int, report: Report) -> FittedHead:
+        """Fit the head of a fold, unless it was fitted in a trial with the same weight decay."""
+        if (key := (candidate.weight_decay, number)) in trials:
+            for row in trials[key].history:
+                report(row)
+            return trials[key]
+        held_out = folds[number]
+        rest = np.setdiff1d(np.arange(len(train)), held_out)
+        trials[key] = fit_or_load(
+            candidate,
+            train.select(torch.from_numpy(rest)),
+            train.select(torch.from_numpy(held_out)),
+            number,
+            f"{name}-fold{number + 1}" + (f"-decay{candidate.weight_decay:g}" if candidate != recipe else ""),
+            report,
+        )
+        return trials[key]
+
+    chosen = recipe
+    if recipe.decay_trials:
+        chosen = choose_weight_decay(recipe, folds, lambda tried, number: fit_fold(tried, number, lambda row: None))
+    fits: list[FittedHead] = []
+    log_odds = np.zeros(len(train), np.float32)  # of each record, by the head that was not fitted on it
+    for number, held_out in enumerate(tqdm(folds, desc="fold", unit="", disable=None)):
+        fitted = fit_fold(chosen, number, lambda row, fold=number + 1: report({"fold": fold, **row}))  # type: ignore[misc]
         fits.append(fitted)
         with torch.inference_mode():
-            batches = train.take(torch.from_numpy(held)).batches()
+            batches = train.select(torch.from_numpy(held_out)).batches()
             parts = [fitted.head(batch.texts, batch.images).answerable for batch in batches]
-        unseen[held] = torch.cat(parts).cpu().numpy()
-    # It is learnt from single heads, so that it is each head's: the mean of ten is less sure than any of them.
-    calibration = find_calibration(recipe.calibration, unseen, train.answerable.cpu().numpy())
+        log_odds[held_out] = torch.cat(parts).cpu().numpy()
+    calibration = Calibration()
+    if recipe.calibration == PLATT:  # of single heads: their mean is less confident than each of them
+        calibration = find_calibration(log_odds, train.answerable.cpu().numpy())
     for fitted in fits:
         calibrate(fitted.head, calibration)
     predictor = Predictor([fitted.head for fitted in fits]).to(train.texts.device).eval()
     return FittedPredictor(predictor, fits, calibration)
 
 
-def choose_steps(recipe: Recipe, folds: Sequence[Rows], fit_fold: Callable[[Recipe, int], Fitted]) -> Recipe:
-    """Double the steps as long as held-out records are answered better, on as many folds as hold 1,000 of them.
+def choose_weight_decay(recipe: Recipe, folds: Sequence[Rows], fit_fold: Callable[[Recipe, int], FittedHead]) -> Recipe:
+    """Quadruple the weight decay while held-out records are answered better, on folds that hold out 1,000 of them.
 
-    Few clean records gain by more steps; with many noisy ones the head learns the noise.
+    Many noisy records need more of it than few clean ones.
     """
-    sizes = np.array([len(held) for held in folds])
+    sizes = np.array([len(held_out) for held_out in folds])
     trials = range(min(int(np.searchsorted(np.cumsum(sizes), _TRIAL_RECORDS)) + 1, len(folds)))
 
     def accuracy(candidate: Recipe) -> float:
         scored = [fit_fold(candidate, number).best[HEADLINE] for number in trials]
         return float(np.average(scored, weights=sizes[: len(trials)]))
 
-    records = int(sizes.sum())
     best = accuracy(recipe)
-    for _ in range(recipe.doublings):
-        longer = replace(recipe, min_steps=2 * recipe.steps(records))
-        if (found := accuracy(longer)) <= best:
+    for _ in range(recipe.decay_trials):
+        stronger = replace(recipe, weight_decay=4 * recipe.weight_decay)
+        if (found := accuracy(stronger)) <= best:
             break
-        recipe, best = longer, found
-    print(f"steps of each head: {recipe.steps(records)}; VQA {best:.2f} on held-out records of train")
+        recipe, best = stronger, found
+    print(f"weight decay: {recipe.weight_decay:g}; VQA {best:.2f} on held-out records of train")
     return recipe
 
 
-def join(parts: Sequence[FittedPredictor], device: torch.device) -> ClipEnsemble:
+def average(parts: Sequence[FittedPredictor], device: torch.device) -> ClipEnsemble:
     """Average the predictors of several CLIPs."""
     return ClipEnsemble([part.predictor for part in parts]).to(device).eval().requires_grad_(False)
 
 
 @torch.inference_mode()
-def predict(ensemble: ClipEnsemble, examples: Sequence[Examples]) -> Predicted:
-    """Predict one split, encoded by each of the ensemble's CLIPs."""
+def predict(ensemble: ClipEnsemble, datasets: Sequence[FeatureDataset]) -> Predicted:
+    """Predict the records of one split, encoded by each of the ensemble's CLIPs."""
     best, answerable = [], []
-    for batches in zip(*(each.batches() for each in examples), strict=True):
+    for batches in zip(*(dataset.batches() for dataset in datasets), strict=True):
         result = ensemble([(batch.texts, batch.images) for batch in batches])
         best.append(result.answer.argmax(dim=1))
         answerable.append(result.answerable)
     return Predicted(torch.cat(best), torch.cat(answerable))
 
 
-def summary(parts: Sequence[FittedPredictor], on_val: dict[str, Any]) -> Row:
-    """The scores of what was fitted: those of the kept epoch for one head, else those of the average."""
+def summarise(parts: Sequence[FittedPredictor], on_val: dict[str, Any]) -> Row:
+    """Scores of a fit: of the kept epoch for a single head, else ``on_val``, those of the averaged heads."""
     fits = [fitted for part in parts for fitted in part.fits]
     if len(fits) == 1:
         return fits[0].best

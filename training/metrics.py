@@ -1,7 +1,7 @@
-"""The official VizWiz metrics: VQA accuracy in both circulating versions, and answerability.
+"""Official VizWiz metrics, calibration error and selective accuracy.
 
-Accuracy follows the VQA evaluation (Antol et al., ICCV 2015); answerability follows Gurari et al., CVPR 2018. VizWiz's
-annotated answers are already normalised, so that a prediction alone is.
+VQA accuracy follows the VQA evaluation (Antol et al., ICCV 2015) in both circulating versions; answerability follows
+Gurari et al., CVPR 2018. VizWiz's annotated answers are already normalised, so only predictions are normalised here.
 """
 
 from __future__ import annotations
@@ -16,10 +16,8 @@ import numpy as np
 import numpy.typing as npt
 from sklearn.metrics import average_precision_score
 
-from training.reliability import expected_calibration_error, reliability
-
-# The official table, whose apostrophes are mostly U+2019: a prediction that lacks any one of them gets it. Entries that
-# a lower-cased prediction never reaches (such as I’ve) are left out.
+# The official table of contractions; most of its apostrophes are U+2019. A prediction that lacks one of them gets it.
+# Entries with capitals, such as I’ve, are left out: predictions are lower-cased first.
 _CURLY = """
 couldn’t’ve didn’t doesn’t don’t hadn’t hadn’t’ve hasn’t haven’t he’d he’d’ve he’s how’d how’ll how’s isn’t it’d it’d’ve
 it’ll ma’am mightn’t mightn’t’ve might’ve mustn’t must’ve needn’t not’ve o’clock oughtn’t ’ow’s’at shan’t she’d’ve
@@ -44,16 +42,21 @@ _ARTICLES = {"a", "an", "the"}
 _PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 _COMMA_IN_NUMBER = re.compile(r"\d,\d")
 _PERIOD = re.compile(r"\.(?!\d)")
-_MAX_PERIODS = 32  # the official script passes re.UNICODE, which is 32, in the place of `count`
+_MAX_PERIODS = 32  # the official script passes re.UNICODE, which equals 32, as `count`
 
-_FULL_MARKS = 3  # annotators who must agree for an answer to count in full
+_FULL_MARKS = 3  # matching annotators at which an answer scores 1
+
+CALIBRATION_BINS = 15  # of equal width over [0, 1]: Guo et al., "On Calibration of Modern Neural Networks", ICML 2017
+DECLINE_THRESHOLD = 0.5  # of the calibrated answerability: below it, callers of the exported head decline
+
+_Floats = npt.NDArray[np.floating[Any]]
 
 Scores = npt.NDArray[np.float64]
 
 
 @lru_cache(maxsize=1 << 16)
 def normalise(answer: str) -> str:
-    """The official normalisation of a prediction: punctuation, number words, articles, contractions."""
+    """Normalise a prediction as the official script does: punctuation, number words, articles, contractions."""
     text = answer.replace("\n", " ").replace("\t", " ").strip()
     drop_all = _COMMA_IN_NUMBER.search(text) is not None
     cleaned = text
@@ -65,27 +68,32 @@ def normalise(answer: str) -> str:
 
 
 def accuracy_leave_one_out(prediction: str, answers: Sequence[str]) -> float:
-    """Mean over the annotators of min(matches among the others / 3, 1); ``prediction`` is normalised already."""
+    """Mean over the annotators of min(matches among the others / 3, 1), in [0, 1].
+
+    Args:
+        prediction: already normalised.
+        answers: the annotators' ten answers.
+    """
     matches = answers.count(prediction)
-    agreeing = min(max(matches - 1, 0) / _FULL_MARKS, 1.0)  # leaving out one who gave this answer
+    agreeing = min(max(matches - 1, 0) / _FULL_MARKS, 1.0)  # an annotator who gave this answer is left out
     dissenting = min(matches / _FULL_MARKS, 1.0)
     return (matches * agreeing + (len(answers) - matches) * dissenting) / len(answers)
 
 
 def accuracy_min3(prediction: str, answers: Sequence[str]) -> float:
-    """The older script's min(matches / 3, 1); ``prediction`` is normalised already."""
+    """The older script's min(matches / 3, 1), in [0, 1]; ``prediction`` is already normalised."""
     return min(answers.count(prediction) / _FULL_MARKS, 1.0)
 
 
 class Accuracies(NamedTuple):
-    """Accuracy of each question in [0, 1], float64 [N], in both circulating versions."""
+    """VQA accuracy of N questions, float64 [N] in [0, 1], in both circulating versions."""
 
     leave_one_out: Scores
     min3: Scores
 
 
 def question_accuracies(predictions: Sequence[str], answers: Sequence[Sequence[str]]) -> Accuracies:
-    """Score each of N predictions, which are normalised here, against its annotators' answers."""
+    """VQA accuracy of each of N predictions, which are normalised first."""
     pairs = [(normalise(prediction), given) for prediction, given in zip(predictions, answers, strict=True)]
     return Accuracies(
         np.array([accuracy_leave_one_out(*pair) for pair in pairs], np.float64),
@@ -94,14 +102,14 @@ def question_accuracies(predictions: Sequence[str], answers: Sequence[Sequence[s
 
 
 def vqa_accuracy(predictions: Sequence[str], answers: Sequence[Sequence[str]]) -> dict[str, float]:
-    """Mean accuracy in percent over all questions, in both versions; leave-one-out is the headline."""
+    """Mean VQA accuracy over all questions, in percent, in both versions; leave-one-out is the headline."""
     return _in_percent(question_accuracies(predictions, answers))
 
 
 def vqa_accuracy_by_type(
     predictions: Sequence[str], answers: Sequence[Sequence[str]], answer_types: Sequence[str]
 ) -> dict[str, dict[str, float]]:
-    """:func:`vqa_accuracy` of the questions of each true answer type, with their number, the frequent types first."""
+    """:func:`vqa_accuracy` and the number of questions of each true answer type, most frequent type first."""
     accuracies = question_accuracies(predictions, answers)
     types = np.array(answer_types)
     return {
@@ -118,13 +126,17 @@ def _in_percent(accuracies: Accuracies) -> dict[str, float]:
 
 
 def answerability(confidence: npt.NDArray[np.float32], answerable: npt.NDArray[np.bool_]) -> dict[str, float]:
-    """Score ``confidence`` [N] that a photo can answer against ``answerable`` [N].
+    """Score a predicted answerability.
 
-    Average precision and F1 come in both polarities; the official ones take unanswerable as positive. Average precision
-    has beside it the level that chance reaches. F1 and accuracy are taken at 0.5, which counts as answerable. The
-    calibration error is that of :func:`expected_calibration_error`.
+    Args:
+        confidence: fp32 [N] in [0, 1], the predicted probability that the photo can answer.
+        answerable: bool [N], the annotated label.
+
+    Returns:
+        Average precision and F1 in both polarities (official: unanswerable is positive), the average precision of
+        chance, accuracy in percent and the expected calibration error. A confidence of 0.5 counts as answerable.
     """
-    predicted = confidence >= 0.5
+    predicted = confidence >= DECLINE_THRESHOLD
     return {
         "unanswerable_ap": _average_precision(~answerable, 1 - confidence.astype(np.float64)),  # in fp32, 1 - 1e-9 is 1
         "unanswerable_ap_chance": float(np.mean(~answerable)),
@@ -142,5 +154,97 @@ def _f1(predicted: npt.NDArray[np.bool_], positive: npt.NDArray[np.bool_]) -> fl
 
 
 def _average_precision(positive: npt.NDArray[np.bool_], score: npt.NDArray[Any]) -> float:
-    # Without positives, average precision has no meaning; scikit-learn would warn and return 0.
+    # Average precision is undefined without positives; scikit-learn would warn and return 0.
     return float(average_precision_score(positive, score)) if positive.any() else float("nan")
+
+
+class Reliability(NamedTuple):
+    """Confidence and outcome of the K non-empty confidence bins."""
+
+    confidence: Scores  # [K], mean confidence of the bin
+    observed: Scores  # [K], mean outcome of the bin
+    records: npt.NDArray[np.int64]  # [K]
+
+
+def reliability(
+    confidence: _Floats, outcome: _Floats | npt.NDArray[np.bool_], bins: int = CALIBRATION_BINS
+) -> Reliability:
+    """Bin confidences and compare them with their outcomes.
+
+    Bin k holds the confidences in [k / bins, (k + 1) / bins); the last bin holds 1 too.
+
+    Args:
+        confidence: [N] in [0, 1].
+        outcome: [N] in [0, 1], which may be graded as VQA accuracy is.
+        bins: number of bins of equal width.
+    """
+    confidence = np.asarray(confidence, np.float64)
+    bin_of = np.minimum((confidence * bins).astype(np.int64), bins - 1)
+    count = np.bincount(bin_of, minlength=bins)
+    filled = count > 0
+    sums = (np.bincount(bin_of, values, bins)[filled] for values in (confidence, np.asarray(outcome, np.float64)))
+    mean_confidence, observed = (total / count[filled] for total in sums)
+    return Reliability(mean_confidence, observed, count[filled])
+
+
+def expected_calibration_error(bins: Reliability) -> float:
+    """Mean gap between a bin's confidence and its outcome, weighted by records, in [0, 1]."""
+    return float(np.average(np.abs(bins.confidence - bins.observed), weights=bins.records))
+
+
+class SelectiveAccuracy(NamedTuple):
+    """Accuracy at each coverage; T = distinct answerabilities, used as thresholds, descending."""
+
+    threshold: Scores  # [T], the lowest answerability that is answered
+    coverage: Scores  # [T], share of the questions that are answered
+    accuracy: Scores  # [T], mean VQA accuracy of the answered questions, in [0, 1]
+    answerable: Scores  # [T], share of the answered questions that the photo can answer
+
+
+def selective_accuracy(
+    answerability: _Floats, accuracy: Scores, answerable: npt.NDArray[np.bool_]
+) -> SelectiveAccuracy:
+    """Accuracy against coverage when questions are declined from the lowest answerability upwards.
+
+    "unanswerable" is a correct answer in VizWiz. A head scores well by giving it on the questions that it should
+    decline, so accuracy can fall while the share of answerable questions rises. Look at both.
+
+    Args:
+        answerability: [N], the predicted answerability; questions of equal answerability are declined together.
+        accuracy: float64 [N], VQA accuracy of each question in [0, 1].
+        answerable: bool [N], the annotated label.
+    """
+    order = np.argsort(-np.asarray(answerability, np.float64), kind="stable")
+    descending = np.asarray(answerability, np.float64)[order]
+    last = np.append(np.flatnonzero(np.diff(descending)), len(order) - 1)  # of the questions of equal answerability
+    answered = last + 1
+    return SelectiveAccuracy(
+        descending[last],
+        answered / len(order),
+        np.cumsum(accuracy[order])[last] / answered,
+        np.cumsum(answerable[order])[last] / answered,
+    )
+
+
+def deciles(curve: SelectiveAccuracy) -> list[dict[str, float]]:
+    """Points of ``curve`` nearest to a coverage of 100%, 90%, ... 10%, in percent."""
+    points = [int(np.abs(curve.coverage - tenth / 10).argmin()) for tenth in range(10, 0, -1)]
+    return [_point(curve, point) for point in dict.fromkeys(points)]
+
+
+def at_threshold(curve: SelectiveAccuracy) -> dict[str, float]:
+    """Point of ``curve`` at the threshold of callers: answerability of 0.5 or more is answered."""
+    answered = np.flatnonzero(curve.threshold >= DECLINE_THRESHOLD)
+    if not len(answered):
+        nan = float("nan")
+        return {"threshold": nan, "coverage": 0.0, "vqa_accuracy_leave_one_out": nan, "answerable": nan}
+    return _point(curve, int(answered[-1]))
+
+
+def _point(curve: SelectiveAccuracy, index: int) -> dict[str, float]:
+    return {
+        "threshold": float(curve.threshold[index]),
+        "coverage": 100 * float(curve.coverage[index]),
+        "vqa_accuracy_leave_one_out": 100 * float(curve.accuracy[index]),
+        "answerable": 100 * float(curve.answerable[index]),
+    }

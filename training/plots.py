@@ -1,4 +1,4 @@
-"""The plots of a fit and of an evaluation, as figures that can be written to a file or into a page."""
+"""Matplotlib figures of a fit and of an evaluation."""
 
 from __future__ import annotations
 
@@ -13,20 +13,23 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from training.reliability import DECLINE_BELOW, Coverage, Reliability
+from training.metrics import DECLINE_THRESHOLD, Reliability, SelectiveAccuracy
 
-_BLUE, _ORANGE, _GREY = "#0b5cad", "#c2500a", "#666666"  # told apart with any color vision, by lightness too
+_BLUE, _ORANGE, _GREY = "#0b5cad", "#c2500a", "#666666"  # distinct for every color vision, also by lightness
 
 
-def plot_curves(history: list[dict[str, Any]], kept_epoch: int | None, constant_accuracy: float, path: Path) -> None:
+def plot_curves(history: list[dict[str, Any]], kept_epoch: int | None, majority_accuracy: float, path: Path) -> None:
     """Draw :func:`curves` to a PNG."""
-    curves(history, kept_epoch, constant_accuracy).savefig(path, dpi=120)
+    curves(history, kept_epoch, majority_accuracy).savefig(path, dpi=120)
 
 
-def curves(history: list[dict[str, Any]], kept_epoch: int | None, constant_accuracy: float) -> Figure:
-    """Loss and VQA accuracy (percent) per epoch, with the epoch that is kept and a constant answer marked.
+def curves(history: list[dict[str, Any]], kept_epoch: int | None, majority_accuracy: float) -> Figure:
+    """Loss and VQA accuracy per epoch; one line for each fold and CLIP.
 
-    Rows that name a ``fold`` or a ``clip`` are a line of their own for each.
+    Args:
+        history: a row of scores for each epoch of each head.
+        kept_epoch: the epoch to mark, if there is one.
+        majority_accuracy: VQA accuracy, in percent, of the most frequent answer.
     """
     figure = Figure(figsize=(10, 4), layout="constrained")
     losses, accuracies = figure.subplots(1, 2)
@@ -36,7 +39,7 @@ def curves(history: list[dict[str, Any]], kept_epoch: int | None, constant_accur
 
     _draw(accuracies, history, "vqa_accuracy_leave_one_out", "leave-one-out", _BLUE)
     _draw(accuracies, history, "vqa_accuracy_min3", "min(matches / 3, 1)", _ORANGE)
-    accuracies.axhline(constant_accuracy, color=_GREY, linestyle="--", label="most frequent answer, always")
+    accuracies.axhline(majority_accuracy, color=_GREY, linestyle="--", label="most frequent answer, always")
     scored_on = "each head's share of train" if any("fold" in row for row in history) else "val"
     accuracies.set(title=f"VQA accuracy on {scored_on}", xlabel="epoch", ylabel="percent")
 
@@ -50,7 +53,7 @@ def curves(history: list[dict[str, Any]], kept_epoch: int | None, constant_accur
 
 
 def reliability_plot(answerability: Reliability, answer: Reliability) -> Figure:
-    """How often the answerability and the answer are right, against how sure the run was; the diagonal is honest."""
+    """Reliability diagrams of answerability and answer: observed outcome against mean confidence."""
     figure = Figure(figsize=(10, 4.5), layout="constrained")
     for axes, bins, title, outcome in (
         (figure.add_subplot(1, 2, 1), answerability, "Answerability", "share of photos that can answer"),
@@ -66,16 +69,17 @@ def reliability_plot(answerability: Reliability, answer: Reliability) -> Figure:
     return figure
 
 
-def coverage_plot(curve: Coverage) -> Figure:
-    """Accuracy of what is answered, and its share of answerable photos, as ever more is declined; both in percent."""
+def coverage_plot(curve: SelectiveAccuracy) -> Figure:
+    """Accuracy and share of answerable photos of the answered questions against coverage, all in percent."""
     figure = Figure(figsize=(10, 4), layout="constrained")
     axes = figure.subplots()
     coverage = 100 * curve.coverage
     axes.plot(coverage, 100 * curve.accuracy, color=_BLUE, label="VQA accuracy of the answered (leave-one-out)")
     axes.plot(coverage, 100 * curve.answerable, color=_ORANGE, linestyle="--", label="answered photos that can answer")
-    answered = coverage[curve.threshold >= DECLINE_BELOW]
-    at_line = answered[-1] if len(answered) else 0.0
-    axes.axvline(at_line, color=_GREY, linestyle=":", label=f"declining under {DECLINE_BELOW} (answers {at_line:.0f}%)")
+    answered = coverage[curve.threshold >= DECLINE_THRESHOLD]
+    at_threshold = answered[-1] if len(answered) else 0.0
+    label = f"threshold {DECLINE_THRESHOLD} (answers {at_threshold:.0f}%)"
+    axes.axvline(at_threshold, color=_GREY, linestyle=":", label=label)
     axes.set(xlabel="coverage: questions answered, percent", ylabel="percent", xlim=(0, 101), ylim=(0, 102))
     axes.grid(alpha=0.3)
     axes.legend()
@@ -83,9 +87,9 @@ def coverage_plot(curve: Coverage) -> Figure:
 
 
 def confusion_plot(counts: npt.NDArray[np.int64], names: Sequence[str]) -> Figure:
-    """Records by true (row) and predicted (column) answer type; a row's shades are shares of the row."""
-    side = 2.6 + 0.7 * len(names)
-    figure = Figure(figsize=(side + 1, side), layout="constrained")
+    """Confusion matrix of answer types, true (row) by predicted (column), shaded by share of the row."""
+    inches = 2.6 + 0.7 * len(names)
+    figure = Figure(figsize=(inches + 1, inches), layout="constrained")
     axes = figure.subplots()
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
@@ -98,7 +102,7 @@ def confusion_plot(counts: npt.NDArray[np.int64], names: Sequence[str]) -> Figur
 
 
 def as_svg(figure: Figure) -> bytes:
-    """The figure as SVG that names no other resource; the same figure gives the same bytes."""
+    """Render a figure as self-contained SVG; equal figures give equal bytes."""
     buffer = io.BytesIO()
     with rc_context({"svg.hashsalt": "vizwiz"}):
         figure.savefig(buffer, format="svg", metadata={"Date": None})

@@ -1,7 +1,7 @@
-"""How a head is fitted: one frozen dataclass is the only home of the defaults, and the flags derive from it.
+"""Settings of a fit: one frozen dataclass holds all defaults, and the flags are derived from it.
 
-A recipe is chosen by its name, and any flag overrides one of its settings. A combination that cannot be fitted is
-refused with all of its problems.
+A recipe is selected by name, and a flag overrides one of its settings. Settings that cannot be fitted together are
+refused with all errors at once.
 """
 
 from __future__ import annotations
@@ -12,135 +12,120 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
-from training.answer_types import OFFICIAL, PAPER, TYPE_SETS
-from training.vocabulary import RULES, TOP_K
-
-MAJORITY, ANNOTATORS, ACCURACY = "majority", "annotators", "accuracy"  # targets
-CE, BCE = "ce", "bce"  # answer losses
-JOINED, FEATURES = "joined", "features"  # what answerability is read from
-LABEL = "label"  # answerable targets, beside ANNOTATORS
-BALANCED, NONE = "balanced", "none"
+REPORT_RULE, PAPER, OFFICIAL = "report", "paper", "official"  # rules of the answer list, sets of answer types
+MAJORITY, ACCURACY = "majority", "accuracy"  # targets
+HIDDEN, FEATURES = "hidden", "features"  # inputs of answerability
+LABEL, ANNOTATORS = "label", "annotators"  # targets of answerability
 CONSTANT, COSINE = "constant", "cosine"  # schedules
-RANDOM, PRINCIPAL = "random", "principal"  # where the projection starts
+RANDOM, PRINCIPAL = "random", "principal"  # initial projections
 BEST_EPOCH, LAST_EPOCH = "best", "last"
-TEMPERATURE, PLATT = "temperature", "platt"  # calibrations
-VIEWS = (1, 2, 3, 4)
-FEW_STEPS = 150  # of a fit: on VizWiz `best` takes 222, the others 1,450 and more; on the demo's 3,000 records 36
-_MOST = 1 << 20  # beyond any use, and what memory would answer with an error that names no flag
+NONE, PLATT = "none", "platt"  # calibrations
+FEW_STEPS = 150  # of a fit: on VizWiz `best` takes 222, the others 1,450 and more
+_MAX = 1 << 20  # larger than any useful value; above it, errors of memory would name no flag
 
 
 class RecipeError(Exception):
-    """A combination of settings that cannot be fitted; all its problems are told at once."""
+    """Settings that cannot be fitted; the message lists all errors."""
 
 
-def _knob(default: Any, meaning: str, choices: tuple[Any, ...] | None = None) -> Any:
-    return field(default=default, metadata={"help": meaning, "choices": choices})
+def _option(default: Any, text: str, choices: tuple[Any, ...] | None = None) -> Any:
+    return field(default=default, metadata={"help": text, "choices": choices})
 
 
 @dataclass(frozen=True)
 class Recipe:
     """All settings of a fit; the defaults are the 2023 report's."""
 
-    name: str = _knob("report", "the recipe that the other settings were taken from")
-    epochs: int = _knob(10, "passes over the training records")
-    learning_rate: float = _knob(1e-3, "Adam's step size; the report's text says 0.01, its code uses 0.001")
-    batch_size: int = _knob(128, "records per step")
-    min_steps: int = _knob(0, "steps of a head at least: each epoch goes through few records several times")
-    doublings: int = _knob(0, "how often the steps are doubled at most, while the folds' held-out records gain by it")
-    dropout: float = _knob(0.5, "share of inputs dropped before either linear layer")
-    hidden: int = _knob(512, "width of the joint representation")
-    projection: str = _knob(
+    name: str = _option("report", "the recipe that the other settings were taken from")
+    epochs: int = _option(10, "passes over the training records")
+    learning_rate: float = _option(1e-3, "of Adam; the report's text says 0.01, its code uses 0.001")
+    batch_size: int = _option(128, "records per step")
+    min_steps: int = _option(0, "minimum steps of a head: with few records, an epoch passes over them several times")
+    dropout: float = _option(0.5, "probability of dropping an input of either linear layer")
+    hidden: int = _option(512, "size of the projection")
+    projection: str = _option(
         RANDOM,
-        "initial projection: random, or the principal components of the features, trained more slowly",
+        "random and trained, or the principal components of the features, rotated at random and fixed",
         (RANDOM, PRINCIPAL),
     )
-    seed: int = _knob(0, "seed of the initial weights, the order of the records, the dropout and the folds")
-    vocabulary: str = _knob("report", "rule of the answer list (docs/training.md)", RULES)
-    vocabulary_size: int = _knob(0, "answers that --vocabulary top-k keeps")
-    types: str = _knob(OFFICIAL, "answer types: the 4 official ones or the paper's 7", tuple(TYPE_SETS))
-    views: int = _knob(1, "rotations of each photo, one of which an epoch sees at random", VIEWS)
-    folds: int = _knob(1, "heads, each fitted without its share of train; their probabilities are averaged")
-    targets: str = _knob(
+    seed: int = _option(0, "of the initial weights, the order of the records, the dropout and the folds")
+    vocabulary: str = _option(REPORT_RULE, "rule of the answer list (docs/training.md)", (REPORT_RULE, PAPER))
+    types: str = _option(OFFICIAL, "answer types: the 4 official ones or the paper's 7", (OFFICIAL, PAPER))
+    rotations: int = _option(1, "rotations of each photo; an epoch sees one of them at random", (1, 2, 3, 4))
+    folds: int = _option(1, "heads, each fitted without its fold of train; their probabilities are averaged")
+    targets: str = _option(
         MAJORITY,
-        "what answers are taught: the majority's, all in proportion to the annotators, or by the accuracy each scores",
-        (MAJORITY, ANNOTATORS, ACCURACY),
+        "target answers: the majority's, or all, weighted by the accuracy that each scores",
+        (MAJORITY, ACCURACY),
     )
-    answer_loss: str = _knob(CE, "cross-entropy over all answers, or binary cross-entropy of each", (CE, BCE))
-    label_smoothing: float = _knob(0.0, "share of the answer's target that is spread over all answers")
-    answerable_from: str = _knob(
-        JOINED, "what answerability is read from: what the answers are too, or CLIP's features", (JOINED, FEATURES)
+    answerable_from: str = _option(
+        HIDDEN, "input of answerability: the projection, as for answers, or CLIP's features", (HIDDEN, FEATURES)
     )
-    answerable_targets: str = _knob(
+    answerable_targets: str = _option(
         LABEL, "the official label, or its mean with the share of annotators who found an answer", (LABEL, ANNOTATORS)
     )
-    answerable_weighting: str = _knob(NONE, "weigh answerable and unanswerable records alike", (NONE, BALANCED))
-    weight_decay: float = _knob(0.0, "decoupled weight decay, per unit of learning rate")
-    schedule: str = _knob(CONSTANT, "learning rate: constant, or a cosine down to 0", (CONSTANT, COSINE))
-    ema: float = _knob(0.0, "weight averaging: share of the old average that a step keeps; 0 is none")
-    keep: str = _knob(
+    weight_decay: float = _option(0.0, "L2 penalty of the weights that read the features or the projection")
+    decay_trials: int = _option(
+        0, "maximum number of times the weight decay is quadrupled while held-out records of folds gain"
+    )
+    schedule: str = _option(CONSTANT, "learning rate: constant, or a cosine to 0", (CONSTANT, COSINE))
+    ema: float = _option(0.0, "decay of the weights' moving average; 0 for none")
+    keep: str = _option(
         BEST_EPOCH,
-        "the epoch that is kept: the best on val (of a fold: on its share) or the last",
+        "the epoch to keep: the best on val (with folds: on the head's fold) or the last",
         (BEST_EPOCH, LAST_EPOCH),
     )
-    calibration: str = _knob(NONE, "of answerability, on what each fold was not fitted on", (NONE, TEMPERATURE, PLATT))
+    calibration: str = _option(NONE, "of answerability, on the records that each fold holds out", (NONE, PLATT))
 
     def steps(self, records: int) -> int:
-        """How many steps each head is fitted in, on so many ``records``, a fold's share of which it does not see."""
+        """Number of steps of each head on ``records`` records, whose folds are held out."""
         seen = records - records // self.folds if self.folds > 1 else records
         return self.epochs * self.passes(seen) * math.ceil(seen / self.batch_size)
 
     def passes(self, seen: int) -> int:
-        """How often an epoch of a head goes through the ``seen`` records that it is fitted on."""
+        """Number of passes of an epoch over the ``seen`` records of a head."""
         return max(1, math.ceil(self.min_steps / (self.epochs * math.ceil(seen / self.batch_size))))
 
     def __post_init__(self) -> None:
-        """Check every setting.
+        """Validate every setting.
 
         Raises:
-            RecipeError: lists all settings that are out of range or do not go together.
+            RecipeError: lists all settings that are out of range or conflict.
         """
-        if wrong := [*self._out_of_range(), *self._out_of_choice(), *self._conflicts()]:
-            raise RecipeError("; ".join(wrong))
+        if errors := [*self._out_of_range(), *self._out_of_choice(), *self._conflicts()]:
+            raise RecipeError("; ".join(errors))
 
     def _out_of_range(self) -> Iterator[str]:
-        for name, expected, fine in (
+        for name, expected, valid in (
             ("epochs", "at least 1", self.epochs >= 1),
             ("learning_rate", "above 0 and at most 1", 0 < self.learning_rate <= 1),
-            ("batch_size", f"in 1 to {_MOST:,}", 1 <= self.batch_size <= _MOST),
-            ("min_steps", f"in 0 to {_MOST:,}", 0 <= self.min_steps <= _MOST),
-            ("doublings", "in 0 to 10", 0 <= self.doublings <= 10),
+            ("batch_size", f"in 1 to {_MAX:,}", 1 <= self.batch_size <= _MAX),
+            ("min_steps", f"in 0 to {_MAX:,}", 0 <= self.min_steps <= _MAX),
             ("dropout", "in [0, 1)", 0 <= self.dropout < 1),
-            ("hidden", f"in 1 to {_MOST:,}", 1 <= self.hidden <= _MOST),
+            ("hidden", f"in 1 to {_MAX:,}", 1 <= self.hidden <= _MAX),
             ("seed", "in 0 to 2**32 - 1", 0 <= self.seed < 2**32),
-            ("vocabulary_size", "at least 0", self.vocabulary_size >= 0),
             ("folds", "at least 1", self.folds >= 1),
-            ("label_smoothing", "in [0, 1)", 0 <= self.label_smoothing < 1),
             ("weight_decay", "at least 0 and finite", 0 <= self.weight_decay < math.inf),
+            ("decay_trials", "in 0 to 10", 0 <= self.decay_trials <= 10),
             ("ema", "in [0, 1)", 0 <= self.ema < 1),
         ):
-            if not fine:
+            if not valid:
                 yield f"{flag_of(name)} must be {expected}, got {getattr(self, name)}"
 
     def _out_of_choice(self) -> Iterator[str]:
-        for knob in fields(self):
-            choices = knob.metadata["choices"]
-            if choices and getattr(self, knob.name) not in choices:
+        for option in fields(self):
+            choices = option.metadata["choices"]
+            if choices and getattr(self, option.name) not in choices:
                 listed = ", ".join(map(str, choices))
-                yield f"{flag_of(knob.name)} must be one of {listed}, got {getattr(self, knob.name)}"
+                yield f"{flag_of(option.name)} must be one of {listed}, got {getattr(self, option.name)}"
 
     def _conflicts(self) -> Iterator[str]:
-        if self.vocabulary == TOP_K and self.vocabulary_size == 0:
-            yield "--vocabulary top-k needs --vocabulary-size"
-        if self.vocabulary != TOP_K and self.vocabulary_size > 0:
-            yield f"--vocabulary-size is for --vocabulary top-k, not {self.vocabulary}"
-        if self.answer_loss == BCE and self.label_smoothing > 0:
-            yield "--label-smoothing is for --answer-loss ce: binary cross-entropy has no distribution to smooth"
-        if self.doublings and self.folds == 1:
-            yield "--doublings needs --folds 2 or more, whose held-out records choose (--doublings 0 does without)"
+        if self.decay_trials and self.folds == 1:
+            yield "--decay-trials needs --folds 2 or more, whose held-out records decide (or --decay-trials 0)"
         if self.calibration != NONE and self.folds == 1:
             yield (
-                f"--calibration {self.calibration} needs --folds 2 or more, because one head leaves nothing to "
-                "calibrate on (--calibration none does without)"
+                f"--calibration {self.calibration} needs --folds 2 or more, whose held-out records it is fitted on (or "
+                "--calibration none)"
             )
 
 
@@ -149,20 +134,20 @@ RECIPES = {
     recipe.name: recipe
     for recipe in (
         REPORT,
-        Recipe(name="paper", vocabulary="paper", types=PAPER, views=4, folds=10),
+        Recipe(name="paper", vocabulary=PAPER, types=PAPER, rotations=4, folds=10),
         Recipe(
             name="best",
             epochs=6,
             min_steps=200,
-            doublings=2,
-            learning_rate=5e-3,
+            learning_rate=4e-3,
             batch_size=512,
             projection=PRINCIPAL,
             folds=10,
             targets=ACCURACY,
             answerable_from=FEATURES,
             answerable_targets=ANNOTATORS,
-            weight_decay=1.0,
+            weight_decay=0.005,
+            decay_trials=2,
             schedule=COSINE,
             ema=0.98,
             keep=LAST_EPOCH,
@@ -170,50 +155,47 @@ RECIPES = {
         ),
     )
 }
-SENTENCES = {
+HELP_TEXTS = {
     "report": "the 2023 report's: majority answers of confident annotators, the 4 official types, one head, the epoch "
     "that is best on val",
-    "paper": "Less Is More's (arXiv 2206.05281): its answer list, 7 answer types told by pattern, rotated views of the "
-    "photos, 10 folds averaged",
-    "best": "what measures best on real questions (docs/training.md): targets graded by all ten annotators, averaged "
-    "weights, folds averaged, answerability read from CLIP's features themselves and calibrated",
+    "paper": "Less Is More's (arXiv 2206.05281): its answer list and 7 answer types, rotated photos, 10 folds averaged",
+    "best": "the best measured on real questions (docs/training.md): targets weighted by accuracy, averaged weights, "
+    "folds averaged, answerability from CLIP's features, calibrated",
 }
 
 
 def flag_of(name: str) -> str:
-    """The flag of a setting."""
+    """Flag of a setting."""
     return f"--{name.replace('_', '-')}"
 
 
 def add_recipe_flags(parser: argparse.ArgumentParser) -> None:
-    """Give ``parser`` ``--recipe`` and one flag per setting of :class:`Recipe`."""
-    listed = "".join(f"\n  {name}: {sentence}." for name, sentence in SENTENCES.items())
-    group = parser.add_argument_group(
-        "recipe", f"--recipe is one of{listed} Each of its settings has a flag of its own."
-    )
+    """Add ``--recipe`` and a flag for each setting of :class:`Recipe` to ``parser``."""
+    listed = "".join(f"\n  {name}: {text}." for name, text in HELP_TEXTS.items())
+    group = parser.add_argument_group("recipe", f"--recipe is one of{listed} A flag overrides one of its settings.")
     group.add_argument("--recipe", choices=RECIPES, default="report", help="default: report")
-    for knob in _settings():
-        defaults = {name: getattr(recipe, knob.name) for name, recipe in RECIPES.items()}
-        same = len(set(defaults.values())) == 1
-        shown = defaults["report"] if same else ", ".join(f"{name} {value}" for name, value in defaults.items())
+    for option in _settings():
+        defaults = {name: getattr(recipe, option.name) for name, recipe in RECIPES.items()}
+        equal = len(set(defaults.values())) == 1
+        shown = defaults["report"] if equal else ", ".join(f"{name} {value}" for name, value in defaults.items())
         group.add_argument(
-            flag_of(knob.name),
-            type=type(knob.default),
-            choices=knob.metadata["choices"],
-            metavar=None if knob.metadata["choices"] else type(knob.default).__name__.upper(),
-            help=f"{knob.metadata['help']} (default: {shown})",
+            flag_of(option.name),
+            type=type(option.default),
+            choices=option.metadata["choices"],
+            metavar=None if option.metadata["choices"] else type(option.default).__name__.upper(),
+            help=f"{option.metadata['help']} (default: {shown})",
         )
 
 
 def recipe_from(arguments: argparse.Namespace) -> Recipe:
-    """Build the recipe that the flags of :func:`add_recipe_flags` ask for.
+    """The recipe that the flags of :func:`add_recipe_flags` select.
 
     Raises:
         RecipeError: the settings cannot be fitted together.
     """
-    asked = {knob.name: getattr(arguments, knob.name) for knob in _settings()}
-    return replace(RECIPES[arguments.recipe], **{name: value for name, value in asked.items() if value is not None})
+    given = {option.name: getattr(arguments, option.name) for option in _settings()}
+    return replace(RECIPES[arguments.recipe], **{name: value for name, value in given.items() if value is not None})
 
 
 def _settings() -> list[Any]:
-    return [knob for knob in fields(Recipe) if knob.name != "name"]
+    return [option for option in fields(Recipe) if option.name != "name"]

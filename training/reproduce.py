@@ -3,7 +3,7 @@
     python -m training.reproduce --data VizWiz --clip ViT-L/14@336px
     python -m training.reproduce --data VizWiz --clip RN50x64
 
-The report's scores on val were 54.21 and 52.21. Encoding 24,842 photos takes most of the time, and is done once.
+The report's scores on val are 54.21 and 52.21. Encoding 24,842 photos takes most of the time, once.
 """
 
 from __future__ import annotations
@@ -14,22 +14,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from training.archives import ArchiveError
+from training.artifacts import disk_full_names, staged_file
+from training.backbone import ClipError, FrozenClip, check_clip_source, choose_device, clip_name, load_clip
 from training.baselines import LABELS
-from training.checkpoints import FitRunningError
-from training.clip_models import ClipError, FrozenClip, check_clip_source, choose_device, clip_name, load_clip
-from training.data import DatasetError, read_split
-from training.download import BASE_URL, download
+from training.dataset import HOLDOUT, DatasetError, read_split
+from training.download import BASE_URL, DownloadError, download
 from training.evaluate import evaluate_run, read_part
 from training.fit import checked_recipe, fit, next_step
-from training.fitting import DivergedError
-from training.model_card import write_model_card
 from training.recipe import Recipe, RecipeError, add_recipe_flags
-from training.runs import DEFAULT_RUNS, RunError, read_run
-from training.splits import HOLDOUT
-from training.storage import disk_full_names, staged_file
-from training.submission import SubmissionError
-from training.transfer import DownloadError
+from training.report import write_model_card
+from training.run import DEFAULT_RUNS, RunError, read_run
+from training.scoring import SubmissionError
+from training.trainer import DivergedError
 from vizwiz_client.contract import streams
 
 TABLE_FILE = "reproduction.md"
@@ -54,7 +50,7 @@ class Published(NamedTuple):
     clip: str
     split: str
     vqa: float
-    answerability: float  # as published: the report and the paper do not name it alike
+    answerability: float  # the report and the paper name the metric differently
 
 
 PUBLISHED = (
@@ -76,20 +72,14 @@ def reproduce(
     holdout_fraction: float,
     runs: Path,
     cache: Path,
-    *,
-    resume: bool = False,
 ) -> Path:
-    """Fit on ``data``, evaluate on val and on the held-out part, and print the comparison; returns the run folder.
-
-    Args:
-        resume: go on where a killed fit of the same settings and data was.
+    """Fit, evaluate on val and on the held-out part of train, and print the comparison; returns the run folder.
 
     Raises:
-        DatasetError: the data cannot be read, or gives nothing to hold out.
-        FitRunningError: another process is fitting the same among ``runs``.
+        DatasetError: the data cannot be read, or are too few to hold out a part.
     """
     train, val = (read_split(data, name) for name in _NEEDED)
-    folder = fit(train, val, clips, recipe, runs, cache, holdout=holdout_fraction, resume=resume)
+    folder = fit(train, val, clips, recipe, runs, cache, holdout=holdout_fraction)
     run = read_run(folder)
     measured = {}
     for name in ("val", HOLDOUT):
@@ -106,14 +96,14 @@ def reproduce(
 
 
 def comparison(measured: dict[str, dict[str, Any]], clips: Sequence[str]) -> str:
-    """A Markdown table of ``measured`` metrics by split, beside what was published for the same CLIPs, or for all."""
+    """Markdown table of ``measured`` metrics by split, beside the published scores of the same CLIPs, or of all."""
     same = [entry for entry in PUBLISHED if entry.clip in clips] or PUBLISHED
     rows = [
         _HEADER,
         *(_measured_row(name, metrics, " + ".join(clips)) for name, metrics in measured.items()),
         *(
             _baseline_row(name, scores, f"always {scores['answer']!r}")
-            for name, scores in ((name, metrics["constant"]) for name, metrics in measured.items())
+            for name, scores in ((name, metrics["majority_baseline"]) for name, metrics in measured.items())
         ),
         *(
             _baseline_row(name, scores, LABELS[baseline])
@@ -152,7 +142,7 @@ def download_missing(data: Path, base_url: str) -> None:
     """Fetch the annotations and the photos of train and val, where one of these folders is missing.
 
     Raises:
-        DownloadError, ArchiveError: as :func:`training.download.download`.
+        DownloadError: as :func:`training.download.download`.
     """
     missing = [name for name in ("Annotations", *_NEEDED) if not (data / name).exists()]
     if missing:
@@ -162,13 +152,13 @@ def download_missing(data: Path, base_url: str) -> None:
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
-    """Read the command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m training.reproduce",
         description="Download what is missing of VizWiz, encode, fit, evaluate on val and on a held-out part of train, "
         "and print the scores beside the 2023 report's and the paper's.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="docs/evaluation.md says how the scores compare.",
+        epilog="docs/evaluation.md explains how the scores compare.",
     )
     parser.add_argument("--data", type=Path, required=True, help="VizWiz folder; what it lacks is downloaded into it")
     parser.add_argument(
@@ -183,43 +173,37 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         "--cache", type=Path, default=Path(".cache/features"), help="encoded features (default: .cache/features)"
     )
     parser.add_argument("--base-url", default=BASE_URL, help=f"a mirror of {BASE_URL}")
-    parser.add_argument(
-        "--resume", action="store_true", help="go on where a killed fit of the same settings and data was"
-    )
     add_recipe_flags(parser)
-    parser.set_defaults(limit=None)  # every record is fitted on; the check that is shared with training.fit asks
+    parser.set_defaults(limit=None)  # for checked_recipe, which training.fit shares
     return parser.parse_args(argv)
 
 
 def run_command(arguments: argparse.Namespace) -> Path:
-    """Do what the command line asks for and return the run folder."""
-    recipe = checked_recipe(arguments)  # like the rest, before gigabytes are fetched
+    """Run the command; returns the run folder."""
+    recipe = checked_recipe(arguments)  # before gigabytes are downloaded
     device = choose_device(arguments.device)
     for source in arguments.clip:
         check_clip_source(source)
     download_missing(arguments.data, arguments.base_url)
     clips = [load_clip(source, device) for source in arguments.clip]
-    folder = reproduce(
-        arguments.data, clips, recipe, arguments.holdout, arguments.runs, arguments.cache, resume=arguments.resume
-    )
+    folder = reproduce(arguments.data, clips, recipe, arguments.holdout, arguments.runs, arguments.cache)
     print(f"run folder: {folder}\n{next_step(folder)}")
     return folder
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command; errors that have a remedy are one line and exit code 2."""
+    """Run the command; an expected error prints one line and exits with 2."""
     try:
         run_command(parse_arguments(argv))
     except (
-        *(DatasetError, ClipError, RecipeError, DivergedError, FitRunningError, RunError),
-        *(DownloadError, ArchiveError, SubmissionError, OSError),
+        *(DatasetError, ClipError, RecipeError, DivergedError, RunError),
+        *(DownloadError, SubmissionError, OSError),
     ) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(
-            "stopped; what was downloaded and encoded and every finished epoch are kept: the same command with "
-            "--resume goes on from there",
+            "interrupted; downloads, encoded features and finished heads are kept, the same command continues",
             file=sys.stderr,
         )
         return 130

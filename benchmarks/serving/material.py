@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from vizwiz_client.contract import tensors
-from vizwiz_client.contract.geometry import load_photo, to_pixels
-from vizwiz_client.contract.tokens import pad, tokenize
+from vizwiz_client.contract.image import load_photo, to_pixels
+from vizwiz_client.contract.tokenizer import pad, tokenize
 
 # Of the 8,000 questions of VizWiz's test split, how many need each of the lengths in which they are sent.
 LENGTH_SHARES = dict(zip(tensors.TOKEN_LENGTHS, (0.557, 0.354, 0.072, 0.017), strict=True))

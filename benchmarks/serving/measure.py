@@ -21,8 +21,8 @@ from benchmarks.serving.plan import PACES, Cell
 from benchmarks.serving.processes import Generator, Server, counters, plain, triton
 from benchmarks.serving.statistics import Look, memory_slope, summarise
 from benchmarks.serving.watch import Watch, look
-from export.publication import EXPORT_FORMAT
-from training.storage import write_json
+from export.publish import EXPORT_FORMAT
+from training.artifacts import write_json
 from vizwiz_client.contract import tensors
 
 Results = dict[str, Any]  # key of a measurement -> its figures

@@ -13,17 +13,16 @@ from pathlib import Path
 import torch
 
 from benchmarks.architectures import write_full_size
-from export.publication import export_run
+from demo import DEMO_CLIP, ensure_demo_dataset
+from export.publish import export_run
 from export.targets import Precision, Target, recommend, this_machine
-from training.clip_models import FrozenClip, load_clip
-from training.data import read_split
-from training.demo import DEMO_CLIP, ensure_demo_dataset
+from training.artifacts import staged_folder
+from training.backbone import FrozenClip, load_clip
+from training.dataset import read_split
 from training.fit import fit
-from training.head import GatedHead
-from training.predictor import ClipEnsemble, Predictor
+from training.model import ClipEnsemble, GatedHead, Predictor
 from training.recipe import Recipe
-from training.runs import Run, newest_run, read_run, write_run
-from training.storage import staged_folder
+from training.run import Run, newest_run, read_run, write_run
 
 ANSWERS = 5_860  # V of the 2023 report's head
 MODELS = ("demo", "ViT-B/32", "ViT-L/14@336px")
@@ -60,7 +59,7 @@ def prepare(name: str, cache: Path, precision: Precision | None = None) -> Serve
             _fit_wide(load_clip(checkpoint), folder, demo_photos(cache))
         run = read_run(newest_run(folder / "wide"))
         export_run(run, str(checkpoint), repository, target)  # keeps what is published already
-    return Served(name, checkpoint, run.folder, repository, target, int(run.clips[0]["side"]))
+    return Served(name, checkpoint, run.folder, repository, target, int(run.clips[0]["image_size"]))
 
 
 def demo_photos(cache: Path) -> Path:
@@ -73,7 +72,7 @@ def _fit_wide(clip: FrozenClip, folder: Path, data: Path) -> None:
     train, val = (read_split(data, split, limit=_RECORDS) for split in ("train", "val"))
     run = read_run(fit(train, val, clip, Recipe(epochs=20), folder / "runs", folder / "features"))
     answers = run.answers + [f"filler {number}" for number in range(ANSWERS - len(run.answers))]
-    predictor = Predictor([_widened(run)], run.load_predictor().calibration)
+    predictor = Predictor([_widened(run)])
     config = {key: value for key, value in run.config.items() if key not in ("format", "files")}
     with staged_folder(folder / "wide" / run.folder.name) as staging:
         write_run(staging, config, ClipEnsemble([predictor]), answers)
@@ -82,7 +81,7 @@ def _fit_wide(clip: FrozenClip, folder: Path, data: Path) -> None:
 def _widened(run: Run) -> GatedHead:
     narrow = run.load_predictor().heads[0]
     weights = narrow.state_dict()
-    wide = GatedHead(run.clips[0]["width"], ANSWERS, len(run.answer_types)).eval().requires_grad_(False)
+    wide = GatedHead(run.clips[0]["embed_dim"], ANSWERS, len(run.answer_types)).eval().requires_grad_(False)
     with torch.no_grad():
         for name, parameter in wide.state_dict().items():
             if parameter.shape == weights[name].shape:

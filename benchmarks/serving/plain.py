@@ -17,8 +17,8 @@ import uvicorn
 from fastapi import FastAPI, Form, UploadFile
 from PIL import Image
 
-from training.clip_models import clip
-from training.runs import read_run
+from training.backbone import clip
+from training.run import read_run
 
 
 def create_app(checkpoint: Path, run_folder: Path, bf16: bool) -> FastAPI:

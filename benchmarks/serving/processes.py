@@ -18,7 +18,7 @@ from typing import IO
 from benchmarks.serving.job import Job, Record
 from benchmarks.serving.models import Served
 from serving import launch
-from serving.ports import LOOPBACK, claim_ports
+from serving.access import LOOPBACK, claim_ports
 
 READY_WITHIN_S = 300
 STOP_WITHIN_S = 60

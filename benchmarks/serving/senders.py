@@ -20,9 +20,8 @@ from tritonclient.grpc.aio import InferenceServerClient
 
 from benchmarks.serving.job import BARE, Job
 from benchmarks.serving.material import draw_questions, photo_files, pixels, stacked_tokens
-from export.runtimes import Graph, open_graph
-from export.targets import TARGETS
-from serving.control import DIRECT_CHANNEL
+from export.targets import TARGETS, Graph, open_graph
+from serving.rollout import DIRECT_CHANNEL
 from vizwiz_client.contract import tensors
 
 Send = Callable[[int], Awaitable[None]]  # sends the request of this number, and raises if the answer is not one

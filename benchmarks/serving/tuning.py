@@ -23,8 +23,9 @@ from typing import Any
 from benchmarks.serving.job import Job
 from benchmarks.serving.processes import Generator, triton
 from benchmarks.serving.statistics import summarise
-from export.repository import CONFIG_FILE, write_config
-from serving.errors import ServingError
+from export.repository import write_config_file
+from export.triton_config import CONFIG_FILE
+from serving import ServingError
 from serving.repository import check_repository, read_config
 from vizwiz_client.contract import tensors
 
@@ -127,7 +128,7 @@ def copy_changed(repository: Path, copy: Path, setting: Setting) -> None:
         config = read_config(model)
         if model.name.startswith(ENCODERS):
             setting.change(config)
-        write_config(copy / model.name / CONFIG_FILE, config)
+        write_config_file(copy / model.name / CONFIG_FILE, config)
 
 
 def _job(arguments: argparse.Namespace, url: str, concurrency: int, turn: int) -> Job:

@@ -1,4 +1,4 @@
-"""Ask a Triton server about photos.
+"""Client of a Triton server that answers questions about photos.
 
     from vizwiz_client import VizwizClient
 
@@ -6,15 +6,12 @@
         answer = client.ask("img.jpg", "what is this?")
         print("cannot tell" if answer.declined else answer.answer)
 
-No torch, and no work at import: NumPy and Pillow load with the first client, the gRPC stack with the first request.
+Imports no torch. NumPy and Pillow are imported with the first client, the gRPC stack with the first request.
 """
 
-from vizwiz_client._answer import Answer, Candidate, Timings
-from vizwiz_client._async_client import AsyncVizwizClient
-from vizwiz_client._client import VizwizClient
-from vizwiz_client._served import Served
+from vizwiz_client._client import AsyncVizwizClient, VizwizClient
+from vizwiz_client._results import Answer, Candidate, Check, ModelInfo, Status, Timings
 from vizwiz_client._settings import Tls
-from vizwiz_client._status import Check, Status
 from vizwiz_client.contract.errors import (
     ContractMismatch,
     DeadlineExceeded,
@@ -39,10 +36,10 @@ __all__ = [
     "ContractMismatch",
     "DeadlineExceeded",
     "ImageError",
+    "ModelInfo",
     "ModelMissing",
     "Overloaded",
     "QuestionError",
-    "Served",
     "ServerError",
     "ServerFault",
     "ServerUnavailable",

@@ -1,45 +1,55 @@
-"""The synchronous client: photos and questions in, answers out."""
+"""The public clients: synchronous and asynchronous, with the same arguments, answers and errors."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Literal, overload
 
-from vizwiz_client._answer import Answer
-from vizwiz_client._settings import DEFAULT_RETRIES, DEFAULT_TIMEOUT_S, DEFAULT_URL, Settings, Tls
-from vizwiz_client._status import DEFAULT_MAX_LATENCY_S, Status
-from vizwiz_client._threads import ThreadIo, as_async, iterate, run
+from vizwiz_client._results import Answer, ModelInfo, Status
+from vizwiz_client._settings import (
+    DEFAULT_MAX_LATENCY_S,
+    DEFAULT_RETRIES,
+    DEFAULT_TIMEOUT_S,
+    DEFAULT_URL,
+    Settings,
+    Tls,
+)
+from vizwiz_client._threads import ThreadIo, iterate, run, to_async_iterator
 from vizwiz_client.contract.errors import VizwizError
 
 if TYPE_CHECKING:
-    from vizwiz_client._served import Served
-    from vizwiz_client.contract.geometry import Photo
+    from vizwiz_client.contract.image import Photo
+
+    Pairs = Iterable[tuple[Photo, str]]
+    AsyncPairs = Pairs | AsyncIterable[tuple[Photo, str]]
 
 
 class VizwizClient:
-    """Asks the Triton server at ``url`` about photos. Safe to share between threads.
+    """Client of a Triton server that answers questions about photos. Thread-safe.
 
         with VizwizClient("localhost:8001") as client:
             answer = client.ask("img.jpg", "what is this?")
 
-    A photo is a path, the bytes of a file, a binary file object, a PIL image, or a NumPy array uint8 [H, W, 3] (RGB) or
-    [H, W] (grey): see :func:`vizwiz_client.contract.geometry.load_photo`.
+    The connection opens with the first question, which also verifies that the served model fits this client. Create a
+    client once and share it between threads.
+
+    Photos (``Photo``) are paths, the bytes of a file, binary file objects, PIL images, or NumPy arrays uint8 [H, W, 3]
+    (RGB) or [H, W] (grey). Questions are text of at most 5,000 characters; the model reads the first 75 tokens, about
+    50 words.
 
     Args:
         url: "host:port", Triton's gRPC port.
-        timeout_s: seconds for a whole call, retries included: of ``ask`` and ``ask_batch`` from the call to the
-            answers, of ``ask_many`` for each of its requests.
-        retries: how often a request is sent again when the server cannot be reached or its queue is full, after a pause
-            that doubles. What the server refuses, fails at or is too slow for is not sent again.
-        tls: encrypts the connection; None sends photos and questions in the clear.
-        headers: sent with each request, for a gateway that wants to know who asks.
-        fast_decode: let the JPEG decoder shrink large photos: several times faster, not quite the same pixels.
+        timeout_s: deadline of a call in seconds, retries included. It covers the whole of ``ask`` and ``ask_batch``,
+            and each request of ``ask_many``.
+        retries: maximum number of retries if the server is unavailable or its queue is full, with exponential backoff.
+            Other errors and timeouts are not retried.
+        tls: certificates of an encrypted connection; None sends photos and questions in the clear.
+        headers: metadata of every request, such as ``{"authorization": "Bearer ..."}``.
+        fast_decode: let the JPEG decoder shrink large photos: several times faster, but the pixels differ slightly.
 
     Raises:
-        WrongServer: ``url`` is no "host:port".
-        ValueError: another argument cannot be used.
-
-    The connection opens with the first question, when the server's model is checked against this client as well.
+        WrongServer: ``url`` is not "host:port".
+        ValueError: another argument is invalid.
     """
 
     def __init__(
@@ -52,7 +62,7 @@ class VizwizClient:
         headers: Mapping[str, str] | None = None,
         fast_decode: bool = False,
     ) -> None:
-        from vizwiz_client._core import Core  # NumPy and Pillow load with the first client, not with the package
+        from vizwiz_client._core import Core  # imports NumPy and Pillow
 
         settings = Settings(url, timeout_s, retries, tls, headers or {}, fast_decode)
         self._io = ThreadIo(settings)
@@ -65,54 +75,241 @@ class VizwizClient:
         self.close()
 
     def close(self) -> None:
-        """Close the connection and end its threads; calls under way end with ServerUnavailable."""
+        """Close the connection and stop the threads. Calls in progress raise ServerUnavailable."""
         self._io.close()
 
-    def check(self) -> Served:
-        """Read from the server what it serves, and check that it fits. Raises a ServerError."""
+    def check(self) -> ModelInfo:
+        """Read the served model's configuration and verify that it fits this client.
+
+        Returns:
+            The configuration: image size, batch size, contract version and model names.
+
+        Raises:
+            ServerError: the server is unavailable, or its model does not fit (ContractMismatch, ModelMissing).
+        """
         return run(self._core.check())
 
     def status(self, *, max_latency_s: float = DEFAULT_MAX_LATENCY_S) -> Status:
-        """Ask the server, and about a built-in picture, whether server, models, contract and latency are right.
+        """Check server, models, contract and latency, by asking about a built-in photo.
 
-        Never raises a ServerError: what is wrong is in the result, with what to do. ``max_latency_s``: an answer that
-        takes longer, in seconds, is not right.
+        Args:
+            max_latency_s: the largest median latency, in seconds, that passes the latency check.
+
+        Returns:
+            The result of each check; each failed one says what to do. No ServerError is raised.
+
+        Raises:
+            ValueError: ``max_latency_s`` is not over 0.
         """
-        return run(self._core.status(max_latency_s))
+        from vizwiz_client._status import read_status
+
+        return run(read_status(self._core, max_latency_s))
 
     def ask(self, image: Photo, question: str, *, top: int = 1) -> Answer:
-        """Ask one question about one photo; ``top`` is how many candidate answers to return.
+        """Ask one question about one photo.
 
-        A question has at most 5,000 characters, of which the model reads the first 75 tokens, about 50 words.
+        Args:
+            image: the photo: path, bytes, file object, PIL image or NumPy array uint8 [H, W, 3] or [H, W].
+            question: the question, at most 5,000 characters.
+            top: number of candidate answers to return.
 
-        Raises ImageError, QuestionError or a ServerError.
+        Returns:
+            The answer, with ``top`` candidates.
+
+        Raises:
+            ImageError: the photo cannot be used.
+            QuestionError: the question has no words, or is too long.
+            ServerError: the server did not answer.
+            ValueError: ``top`` is under 1.
         """
         return run(self._core.ask(image, question, top))
 
     @overload
-    def ask_batch(
-        self, pairs: Iterable[tuple[Photo, str]], *, top: int = ..., return_errors: Literal[False] = ...
+    def ask_batch(self, pairs: Pairs, *, top: int = ..., return_errors: Literal[False] = ...) -> list[Answer]: ...
+
+    @overload
+    def ask_batch(self, pairs: Pairs, *, top: int = ..., return_errors: bool) -> list[Answer | VizwizError]: ...
+
+    def ask_batch(self, pairs: Pairs, *, top: int = 1, return_errors: bool = False) -> list[Any]:
+        """Ask about a list of (photo, question) pairs, in requests as large as the server accepts.
+
+        Args:
+            pairs: photos and questions, as for :meth:`ask`.
+            top: number of candidate answers to return for each pair.
+            return_errors: put the ImageError or QuestionError of a refused pair in its place, and answer the others.
+
+        Returns:
+            One answer for each pair, in order; equal to those of :meth:`ask`.
+
+        Raises:
+            ImageError, QuestionError: a pair was refused, and ``return_errors`` is False.
+            ServerError: the server did not answer, whatever ``return_errors`` is.
+            ValueError: ``top`` is under 1.
+        """
+        return run(self._core.ask_batch(to_async_iterator(pairs), top, return_errors))
+
+    def ask_many(self, pairs: Pairs, *, top: int = 1) -> Iterator[Answer | VizwizError]:
+        """Ask about a stream of (photo, question) pairs of any length, in bounded memory.
+
+        Photos are decoded while the server computes. ``pairs`` is read a few dozen ahead, so it must not wait for
+        answers. File objects, PIL images and arrays are copied when they are read from ``pairs``.
+
+        Args:
+            pairs: photos and questions, as for :meth:`ask`.
+            top: number of candidate answers for each pair.
+
+        Yields:
+            For each pair, in order, its answer or its error. A ServerError takes the place of every answer of its
+            request (16 pairs); the next requests are sent all the same.
+
+        Raises:
+            ValueError: ``top`` is under 1.
+        """
+        return iterate(self._core.ask_many(to_async_iterator(pairs), top))
+
+
+class AsyncVizwizClient:
+    """:class:`VizwizClient` for asyncio: same arguments, same answers, same errors.
+
+        async with AsyncVizwizClient("localhost:8001") as client:
+            answer = await client.ask("img.jpg", "what is this?")
+
+    Share it between the tasks of one event loop. Threads decode the photos, so the loop keeps running. Cancelling a
+    task cancels its request.
+
+    Args:
+        url: "host:port", Triton's gRPC port.
+        timeout_s: deadline of a call in seconds, retries included. It covers the whole of ``ask`` and ``ask_batch``,
+            and each request of ``ask_many``.
+        retries: maximum number of retries if the server is unavailable or its queue is full, with exponential backoff.
+        tls: certificates of an encrypted connection; None sends photos and questions in the clear.
+        headers: metadata of every request.
+        fast_decode: let the JPEG decoder shrink large photos: several times faster, but the pixels differ slightly.
+
+    Raises:
+        WrongServer: ``url`` is not "host:port".
+        ValueError: another argument is invalid.
+    """
+
+    def __init__(
+        self,
+        url: str = DEFAULT_URL,
+        *,
+        timeout_s: float = DEFAULT_TIMEOUT_S,
+        retries: int = DEFAULT_RETRIES,
+        tls: Tls | None = None,
+        headers: Mapping[str, str] | None = None,
+        fast_decode: bool = False,
+    ) -> None:
+        from vizwiz_client._core import Core  # imports NumPy and Pillow
+        from vizwiz_client._tasks import TaskIo  # imports asyncio
+
+        settings = Settings(url, timeout_s, retries, tls, headers or {}, fast_decode)
+        self._io = TaskIo(settings)
+        self._core = Core(settings, self._io)
+
+    async def __aenter__(self) -> AsyncVizwizClient:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the connection and stop tasks and threads. Calls in progress raise ServerUnavailable."""
+        await self._io.close()
+
+    async def check(self) -> ModelInfo:
+        """Read the served model's configuration and verify that it fits this client.
+
+        Returns:
+            The configuration: image size, batch size, contract version and model names.
+
+        Raises:
+            ServerError: the server is unavailable, or its model does not fit (ContractMismatch, ModelMissing).
+        """
+        return await self._core.check()
+
+    async def status(self, *, max_latency_s: float = DEFAULT_MAX_LATENCY_S) -> Status:
+        """Check server, models, contract and latency, by asking about a built-in photo.
+
+        Args:
+            max_latency_s: the largest median latency, in seconds, that passes the latency check.
+
+        Returns:
+            The result of each check; each failed one says what to do. No ServerError is raised.
+
+        Raises:
+            ValueError: ``max_latency_s`` is not over 0.
+        """
+        from vizwiz_client._status import read_status
+
+        return await read_status(self._core, max_latency_s)
+
+    async def ask(self, image: Photo, question: str, *, top: int = 1) -> Answer:
+        """Ask one question about one photo.
+
+        Args:
+            image: the photo: path, bytes, file object, PIL image or NumPy array uint8 [H, W, 3] or [H, W].
+            question: the question, at most 5,000 characters.
+            top: number of candidate answers to return.
+
+        Returns:
+            The answer, with ``top`` candidates.
+
+        Raises:
+            ImageError: the photo cannot be used.
+            QuestionError: the question has no words, or is too long.
+            ServerError: the server did not answer.
+            ValueError: ``top`` is under 1.
+        """
+        return await self._core.ask(image, question, top)
+
+    @overload
+    async def ask_batch(
+        self, pairs: AsyncPairs, *, top: int = ..., return_errors: Literal[False] = ...
     ) -> list[Answer]: ...
 
     @overload
-    def ask_batch(
-        self, pairs: Iterable[tuple[Photo, str]], *, top: int = ..., return_errors: bool
+    async def ask_batch(
+        self, pairs: AsyncPairs, *, top: int = ..., return_errors: bool
     ) -> list[Answer | VizwizError]: ...
 
-    def ask_batch(self, pairs: Iterable[tuple[Photo, str]], *, top: int = 1, return_errors: bool = False) -> list[Any]:
-        """Ask one question about each photo; answers come in the order of ``pairs``, as :meth:`ask` would give them.
+    async def ask_batch(self, pairs: AsyncPairs, *, top: int = 1, return_errors: bool = False) -> list[Any]:
+        """Ask about a list of (photo, question) pairs: see :meth:`VizwizClient.ask_batch`.
 
-        Sends as many pairs in a request as the server takes. With ``return_errors`` a pair that cannot be used puts its
-        ImageError or QuestionError in its answer's place, and the others are answered; without it the first such error
-        is raised. A ServerError is always raised.
+        Args:
+            pairs: photos and questions, as for :meth:`ask`; an iterable or an asynchronous iterable.
+            top: number of candidate answers to return for each pair.
+            return_errors: put the ImageError or QuestionError of a refused pair in its place, and answer the others.
+
+        Returns:
+            One answer for each pair, in order.
+
+        Raises:
+            ImageError, QuestionError: a pair was refused, and ``return_errors`` is False.
+            ServerError: the server did not answer, whatever ``return_errors`` is.
+            ValueError: ``top`` is under 1.
         """
-        return run(self._core.ask_batch(as_async(pairs), top, return_errors))
+        return await self._core.ask_batch(_to_async_iterator(pairs), top, return_errors)
 
-    def ask_many(self, pairs: Iterable[tuple[Photo, str]], *, top: int = 1) -> Iterator[Answer | VizwizError]:
-        """Ask about any number of pairs; yields, in their order, an answer each, or the error in its place.
+    def ask_many(self, pairs: AsyncPairs, *, top: int = 1) -> AsyncGenerator[Answer | VizwizError, None]:
+        """Ask about a stream of (photo, question) pairs of any length: see :meth:`VizwizClient.ask_many`.
 
-        Reads ``pairs`` a few dozen ahead and decodes photos while the server works, so that neither waits for the other
-        and memory stays bounded. File objects, PIL images and arrays are read when they are taken from ``pairs``. A
-        ServerError takes the place of each answer of its request; whether to go on is the caller's decision.
+        Leaving the ``async for`` early leaves a few requests in progress until the client is closed, unless the
+        generator is closed (``contextlib.aclosing``).
+
+        Args:
+            pairs: photos and questions, as for :meth:`ask`; an iterable or an asynchronous iterable.
+            top: number of candidate answers for each pair.
+
+        Yields:
+            For each pair, in order, its answer or its error.
+
+        Raises:
+            ValueError: ``top`` is under 1.
         """
-        return iterate(self._core.ask_many(as_async(pairs), top))
+        return self._core.ask_many(_to_async_iterator(pairs), top)
+
+
+def _to_async_iterator(pairs: AsyncPairs) -> AsyncIterator[tuple[Photo, str]]:
+    return aiter(pairs) if isinstance(pairs, AsyncIterable) else to_async_iterator(pairs)

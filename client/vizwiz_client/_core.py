@@ -1,7 +1,10 @@
-"""All of the client but its input and output: the synchronous and the asynchronous client run this same code.
+"""The client without its input and output: shared by the synchronous and the asynchronous client.
 
-Its coroutines await the methods of an :class:`Io` alone. Those of the synchronous client never suspend, so that it can
-drive the coroutines without an event loop.
+Coroutines here await the methods of an :class:`Io` alone. The synchronous client's methods never suspend, so it drives
+these coroutines without an event loop (``_threads.run``).
+
+A question goes through :meth:`Core._ask_group`: `_prepare` (decode, resize, tokenise), `_infer` (request), `_call`
+(retries within the deadline).
 """
 
 from __future__ import annotations
@@ -10,43 +13,44 @@ import os
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol, TypeVar
 
-from vizwiz_client import _prepare
-from vizwiz_client._answer import Answer, Timings
-from vizwiz_client._failures import Failure, explain, pauses, speaks_http
-from vizwiz_client._prepare import Item
-from vizwiz_client._served import Served, read_served
-from vizwiz_client._settings import Settings
-from vizwiz_client._status import Status, read_status
-from vizwiz_client.contract import tensors
-from vizwiz_client.contract.errors import ContractMismatch, ImageError, ServerError, VizwizError
-from vizwiz_client.contract.geometry import Photo
+import numpy as np
+import numpy.typing as npt
 
-STREAM_BATCH = 16  # questions in a request of ask_many: keeps a server busy, and few photos wait in memory
-GROUPS_UNDER_WAY = 3  # of ask_many: one computed, one waiting at the server, one in preparation
-PROBE_S = 1.0  # how long an address that does not speak gRPC is asked whether it speaks HTTP
+from vizwiz_client._failures import Failure, backoff_delays, to_exception
+from vizwiz_client._results import Answer, ModelInfo, Timings
+from vizwiz_client._settings import Settings
+from vizwiz_client.contract import tensors
+from vizwiz_client.contract.errors import ContractMismatch, ImageError, QuestionError, ServerError, VizwizError
+from vizwiz_client.contract.image import Photo, load_photo, materialize, to_pixels
+from vizwiz_client.contract.tokenizer import Tokens, pad, tokenize
+
+STREAM_BATCH = 16  # questions in a request of ask_many: enough to keep a server busy, few enough to hold in memory
+MAX_GROUPS = 3  # requests of ask_many in progress: one computed, one queued at the server, one in preparation
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
 Pair = tuple[Photo, str]
-Kept = tuple[Photo | ImageError, str]
+Materialized = tuple[Photo | ImageError, str]
+Pixels = npt.NDArray[np.uint8]
 Outcome = Answer | VizwizError
 
 
 class Job(Awaitable[T_co], Protocol[T_co]):
-    """Work that goes on beside the caller's."""
+    """A coroutine running in the background."""
 
     def done(self) -> bool:
-        """Whether it ended, so that awaiting it takes no time."""
+        """Whether awaiting it takes no time."""
 
     def cancel(self) -> object:
-        """Give it up: nobody will wait for it."""
+        """Cancel it; its result is not needed."""
 
 
 class Io(Protocol):
-    """What the two clients do differently."""
+    """Input and output of a client: ``ThreadIo`` or ``TaskIo``."""
 
     async def call(self, method: str, arguments: dict[str, Any]) -> Any:
         """Call this method of tritonclient's client. Raises Failure."""
@@ -55,28 +59,33 @@ class Io(Protocol):
         """Wait."""
 
     async def work(self, tasks: Sequence[Callable[[], T]]) -> list[T]:
-        """Run tasks, several at once, and return what each returns."""
+        """Run functions in parallel threads, and return their results in order."""
 
     def start(self, job: Callable[[], Coroutine[Any, Any, T]]) -> Job[T]:
-        """Begin a job."""
+        """Run a coroutine in the background."""
+
+
+@dataclass(frozen=True, eq=False)
+class Item:
+    """A photo and its question, ready to send."""
+
+    pixels: Pixels  # [S, S, 3]
+    tokens: Tokens
+    prepare_s: float
 
 
 class Core:
-    """The questions of one client; what it knows of the server is read with the first."""
+    """The questions of one client; the model's configuration is read with the first."""
 
     def __init__(self, settings: Settings, io: Io) -> None:
-        self._settings = settings
+        self.settings = settings
         self._io = io
-        self._served: Served | None = None
+        self._model_info: ModelInfo | None = None
 
-    async def check(self) -> Served:
-        """Read the server's configuration, whether or not it is known already."""
-        self._served = None
-        return await self._contract(self._deadline())
-
-    async def status(self, max_latency_s: float) -> Status:
-        """Check server, models, contract and latency."""
-        return await read_status(self, self._settings.url, max_latency_s)
+    async def check(self) -> ModelInfo:
+        """Read the served model's configuration, even if it is known already."""
+        self._model_info = None
+        return await self._get_model_info(self._deadline())
 
     async def call(self, method: str, arguments: dict[str, Any]) -> Any:
         """Call this method of tritonclient's client, with retries, within a deadline. Raises a ServerError."""
@@ -87,7 +96,7 @@ class Core:
         """Ask one question."""
         _check_top(top)
         (outcome,) = await self._ask_group([(image, question)], top, self._deadline(), strict=True)
-        return _answer(outcome)
+        return _raise_error(outcome)
 
     async def ask_batch(self, pairs: AsyncIterator[Pair], top: int, return_errors: bool) -> list[Any]:
         """Ask about all pairs within one deadline."""
@@ -96,28 +105,31 @@ class Core:
         try:
             async for outcome in stream:
                 if isinstance(outcome, ServerError) or not return_errors:
-                    _answer(outcome)
+                    _raise_error(outcome)
                 outcomes.append(outcome)
         finally:
             await stream.aclose()
         return outcomes
 
     def ask_many(self, pairs: AsyncIterator[Pair], top: int) -> AsyncGenerator[Outcome, None]:
-        """Ask about pairs as they come, each request within a deadline of its own."""
+        """Ask about a stream of pairs; each request has a deadline of its own."""
         return self._stream(pairs, top, STREAM_BATCH, None, strict=False)
 
     async def _stream(
         self, pairs: AsyncIterator[Pair], top: int, size: int | None, deadline: float | None, *, strict: bool
     ) -> AsyncGenerator[Outcome, None]:
-        """Answer in order, while the next groups are under way. ``size``: of a group; None is what the server takes."""
+        """Yield outcomes in order, with up to MAX_GROUPS requests in progress.
+
+        ``size``: pairs in a request; None for the model's max_batch_size.
+        """
         _check_top(top)
         jobs: deque[Job[list[Outcome]]] = deque()
         groups = self._groups(pairs, size, deadline)
         try:
             async for group in groups:
                 jobs.append(self._io.start(partial(self._ask_group, group, top, deadline, strict=strict)))
-                del group  # its photos need not wait until the next group is read
-                while jobs and (len(jobs) == GROUPS_UNDER_WAY or jobs[0].done()):
+                del group  # frees its photos while the next group is read
+                while jobs and (len(jobs) == MAX_GROUPS or jobs[0].done()):
                     for outcome in await jobs.popleft():
                         yield outcome
             while jobs:
@@ -130,12 +142,12 @@ class Core:
 
     async def _groups(
         self, pairs: AsyncIterator[Pair], size: int | None, deadline: float | None
-    ) -> AsyncGenerator[list[Kept], None]:
-        group: list[Kept] = []
+    ) -> AsyncGenerator[list[Materialized], None]:
+        group: list[Materialized] = []
         async for image, question in pairs:
             if size is None:
-                size = (await self._contract(deadline or self._deadline())).max_batch_size
-            group.append((_prepare.kept(image), question))
+                size = (await self._get_model_info(deadline or self._deadline())).max_batch_size
+            group.append((_catch(materialize, image), question))
             if len(group) == size:
                 yield group
                 group = []
@@ -143,11 +155,11 @@ class Core:
             yield group
 
     async def _ask_group(
-        self, pairs: Sequence[Kept], top: int, deadline: float | None, *, strict: bool
+        self, pairs: Sequence[Materialized], top: int, deadline: float | None, *, strict: bool
     ) -> list[Outcome]:
-        """Answer ``pairs``; an error stands in the place of each answer that it prevents.
+        """Ask about ``pairs``; an error takes the place of every answer that it prevents.
 
-        ``strict``: the first pair that cannot be used is all that is returned, and nothing is asked.
+        ``strict``: if a pair is refused, nothing is sent, and the first error is the only outcome.
         """
         start = time.perf_counter()
         deadline = deadline or self._deadline()
@@ -156,45 +168,56 @@ class Core:
             prepared = await self._prepare(pairs, deadline)
             if strict and (refused := [item for item in prepared if isinstance(item, VizwizError)]):
                 return [refused[0]]
-            answers = iter(
-                await self._infer([item for item in prepared if isinstance(item, Item)], top, deadline, start)
-            )
+            items = [item for item in prepared if isinstance(item, Item)]
+            answers = iter(await self._infer(items, top, deadline, start))
         except ServerError as error:
             return [item if isinstance(item, VizwizError) else error for item in prepared]
         return [item if isinstance(item, VizwizError) else next(answers) for item in prepared]
 
-    async def _prepare(self, pairs: Sequence[Kept], deadline: float) -> Sequence[Item | VizwizError]:
+    async def _prepare(self, pairs: Sequence[Materialized], deadline: float) -> Sequence[Item | VizwizError]:
+        """Tokenise the questions and turn the photos into pixels; a refused pair becomes its error."""
         start = time.perf_counter()
-        (tokens,) = await self._io.work([partial(_prepare.tokens, [question for _, question in pairs])])
-        token_s = time.perf_counter() - start
-        photos = {id(image): image for image, _ in pairs}  # asked about several times, a photo is decoded once
-        # what is wrong with a single photo is said before the server is called, unless its decoding needs the side
-        if self._served is None and len(pairs) == 1 and not self._settings.fast_decode:
-            photos = dict(zip(photos, await self._io.work([partial(_prepare.loaded, *photos.values())]), strict=True))
-        refusals = [_refusal(ids, photos[id(image)]) for ids, (image, _) in zip(tokens, pairs, strict=True)]
+        (tokens,) = await self._io.work([partial(_tokenize_all, [question for _, question in pairs])])
+        tokenize_s = time.perf_counter() - start
+        photos = {id(image): image for image, _ in pairs}  # a photo with several questions is decoded once
+        # A single photo is decoded before the model's image size is known: a refused one never waits for the server.
+        # fast_decode needs the image size to decode.
+        if self._model_info is None and len(pairs) == 1 and not self.settings.fast_decode:
+            photos = dict(zip(photos, await self._io.work([partial(_decode, *photos.values())]), strict=True))
+        refusals = [_first_error(ids, photos[id(image)]) for ids, (image, _) in zip(tokens, pairs, strict=True)]
         if all(refusals):
             return [error for error in refusals if error]
-        side = (await self._contract(deadline)).image_side
+        image_size = (await self._get_model_info(deadline)).image_size
         tasks = [
-            partial(_in_time, deadline, partial(_prepare.pixels, photo, side, self._settings.fast_decode))
-            for photo in photos.values()
+            partial(to_item_pixels, photo, image_size, self.settings.fast_decode, deadline) for photo in photos.values()
         ]
         try:
-            pixels = dict(zip(photos, await self._io.work(tasks), strict=True))
+            timed = dict(zip(photos, await self._io.work(tasks), strict=True))
         except Failure as failure:
-            raise await self._explain(failure, 0, None) from None
-        return [_prepare.item(pixels[id(image)], ids, token_s) for ids, (image, _) in zip(tokens, pairs, strict=True)]
+            raise self._to_exception(failure, None) from None
+        items: list[Item | VizwizError] = []
+        for ids, (image, _) in zip(tokens, pairs, strict=True):
+            pixels, seconds = timed[id(image)]
+            if isinstance(ids, QuestionError):
+                items.append(ids)
+            elif isinstance(pixels, ImageError):
+                items.append(pixels)
+            else:
+                items.append(Item(pixels, ids, seconds + tokenize_s))
+        return items
 
     async def _infer(self, items: Sequence[Item], top: int, deadline: float, start: float) -> list[Answer]:
-        from vizwiz_client import _wire
+        from vizwiz_client import _protocol
 
         answers: list[Answer] = []
-        size = (await self._contract(deadline)).max_batch_size if items else 1
+        size = (await self._get_model_info(deadline)).max_batch_size if items else 1
         for first in range(0, len(items), size):
             batch, request_id = items[first : first + size], os.urandom(8).hex()
-            arguments = _wire.infer_arguments(*_prepare.stack(batch), top) | {"request_id": request_id}
+            image = np.stack([item.pixels for item in batch])
+            tokens = np.stack([pad(item.tokens.ids, tensors.CONTEXT_LENGTH) for item in batch])
+            arguments = _protocol.infer_arguments(image, tokens, top) | {"request_id": request_id}
             result, request_s = await self._call("infer", arguments, deadline, request_id)
-            replies = _wire.read_reply(result, self._settings.url)
+            replies = _protocol.read_reply(result, self.settings.url)
             total_s = time.perf_counter() - start
             answers += [
                 Answer(
@@ -207,19 +230,24 @@ class Core:
             ]
         return answers
 
-    async def _contract(self, deadline: float) -> Served:
-        served = self._served  # read once: another thread may forget it meanwhile
-        if served is None:
+    async def _get_model_info(self, deadline: float) -> ModelInfo:
+        info = self._model_info  # read once: another thread may reset it meanwhile
+        if info is None:
             response, _ = await self._call("get_model_config", {"model_name": tensors.ENSEMBLE}, deadline)
-            self._served = served = read_served(response.config, self._settings.url)
-        return served
+            from vizwiz_client._protocol import read_model_info
+
+            self._model_info = info = read_model_info(response.config, self.settings.url)
+        return info
 
     async def _call(
         self, method: str, arguments: dict[str, Any], deadline: float, request_id: str | None = None
     ) -> tuple[Any, float]:
-        """Call until it is answered, refused, or too late; return the reply and the seconds of the last attempt."""
-        arguments = arguments | {"headers": dict(self._settings.headers)}
-        for pause in [*pauses(self._settings.retries), None]:
+        """Call with retries; return the reply and the seconds of the last attempt.
+
+        Other errors than an unavailable server, and timeouts, are not retried.
+        """
+        arguments = arguments | {"headers": dict(self.settings.headers)}
+        for delay in [*backoff_delays(self.settings.retries), None]:
             start = time.monotonic()
             try:
                 if start >= deadline:
@@ -227,38 +255,63 @@ class Core:
                 reply = await self._io.call(method, arguments | {"client_timeout": deadline - start})
                 return reply, time.monotonic() - start
             except Failure as failure:
-                left_s = deadline - time.monotonic()
-                # a model whose configuration was read, and is away: its server stops, or repairs itself
-                may_pass = failure.passing or (failure.status == "NOT_FOUND" and method == "infer")
-                if not may_pass or pause is None or pause >= left_s:
-                    raise await self._explain(failure, left_s, request_id) from None  # its text says it all
-            await self._io.sleep(pause)
+                # NOT_FOUND of a model whose configuration was read: the server is stopping, or restarting
+                retryable = failure.retryable or (failure.status == "NOT_FOUND" and method == "infer")
+                if not retryable or delay is None or delay >= deadline - time.monotonic():
+                    raise self._to_exception(failure, request_id) from None
+            await self._io.sleep(delay)
         raise AssertionError("unreachable")
 
-    async def _explain(self, failure: Failure, left_s: float, request_id: str | None) -> ServerError:
-        http = False
-        if failure.passing and not failure.queue_full and self._settings.tls is None:
-            (http,) = await self._io.work([partial(speaks_http, self._settings.url, max(0.1, min(PROBE_S, left_s)))])
-        error = explain(failure, self._settings, tensors.ENSEMBLE, http, request_id)
+    def _to_exception(self, failure: Failure, request_id: str | None) -> ServerError:
+        error = to_exception(failure, self.settings, tensors.ENSEMBLE, request_id)
         if isinstance(error, ContractMismatch):
-            self._served = None  # another model is served now: its configuration is read before the next question
+            self._model_info = None  # the model was replaced: read its configuration before the next question
         return error
 
     def _deadline(self) -> float:
-        return time.monotonic() + self._settings.timeout_s
+        return time.monotonic() + self.settings.timeout_s
 
 
-def _in_time(deadline: float, task: Callable[[], T]) -> T:
+def to_item_pixels(
+    photo: Photo | ImageError, image_size: int, fast_decode: bool, deadline: float
+) -> tuple[Pixels | ImageError, float]:
+    """Pixels uint8 [image_size, image_size, 3] of ``photo``, or its error, and the seconds taken. Raises Failure."""
     if time.monotonic() >= deadline:
         raise Failure("DEADLINE_EXCEEDED", "the time was up before all photos were decoded")
-    return task()
+    start = time.perf_counter()
+    if isinstance(photo, ImageError):
+        return photo, 0.0
+    draft_size = image_size if fast_decode else None
+    pixels = _catch(lambda photo: to_pixels(load_photo(photo, draft_size), image_size), photo)
+    return pixels, time.perf_counter() - start
 
 
-def _refusal(tokens: object, photo: object) -> VizwizError | None:
-    return next((each for each in (tokens, photo) if isinstance(each, VizwizError)), None)
+def _decode(photo: Photo | ImageError) -> Photo | ImageError:
+    return photo if isinstance(photo, ImageError) else _catch(load_photo, photo)
 
 
-def _answer(outcome: Outcome) -> Answer:
+def _tokenize_all(questions: Sequence[str]) -> list[Tokens | QuestionError]:
+    tokens: list[Tokens | QuestionError] = []
+    for question in questions:
+        try:
+            tokens.append(tokenize(question))
+        except QuestionError as error:
+            tokens.append(error)
+    return tokens
+
+
+def _catch(function: Callable[[Photo], T], photo: Photo) -> T | ImageError:
+    try:
+        return function(photo)
+    except ImageError as error:
+        return error
+
+
+def _first_error(*values: object) -> VizwizError | None:
+    return next((value for value in values if isinstance(value, VizwizError)), None)
+
+
+def _raise_error(outcome: Outcome) -> Answer:
     if isinstance(outcome, VizwizError):
         raise outcome
     return outcome

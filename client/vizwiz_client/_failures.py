@@ -1,23 +1,25 @@
-"""Triton's and gRPC's errors as this package's, and which of them are worth asking again."""
+"""Map errors of Triton and gRPC to this package's exceptions, and decide which requests to retry."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
+from ipaddress import ip_address
 from typing import Any
 
-from vizwiz_client._proxy import describe_route
 from vizwiz_client._settings import Settings
 from vizwiz_client.contract import errors
 from vizwiz_client.contract.errors import ServerError
 
-_QUEUE_TEXTS = ("Exceeds maximum queue size", "Request timeout expired")  # Triton's, both with status UNAVAILABLE
-_GATEWAY_FAILED = (502, 503, 504)  # what a proxy, which may well speak gRPC too, says of a server that is away
-_FIRST_PAUSE_S = 0.25
-_LONGEST_PAUSE_S = 4.0
+_QUEUE_FULL = ("Exceeds maximum queue size", "Request timeout expired")  # Triton's texts, both with UNAVAILABLE
+_FIRST_DELAY_S = 0.25
+_MAX_DELAY_S = 4.0
+# https://github.com/grpc/grpc/blob/master/doc/environment_variables.md: the first that is set counts
+_PROXY_VARIABLES = ("grpc_proxy", "https_proxy", "http_proxy")
 
 
 class Failure(Exception):
-    """One request that failed: a gRPC status code's name, and what the server or gRPC says."""
+    """A failed request: the name of a gRPC status code, and the message of the server or of gRPC."""
 
     def __init__(self, status: str, message: str) -> None:
         super().__init__(status, message)
@@ -25,87 +27,79 @@ class Failure(Exception):
         self.message = message
 
     @classmethod
-    def of(cls, error: Any) -> Failure:
-        """What tritonclient's InferenceServerException says."""
+    def from_triton(cls, error: Any) -> Failure:
+        """Convert tritonclient's ``InferenceServerException``."""
         return cls((error.status() or "UNKNOWN").removeprefix("StatusCode."), error.message() or "no message")
 
     @property
-    def queue_full(self) -> bool:
-        """Whether Triton refused the request because too many were waiting, or let it wait too long."""
-        return self.passing and any(queue in self.message for queue in _QUEUE_TEXTS)
-
-    @property
-    def passing(self) -> bool:
-        """Whether the same request may be answered a moment later; asking twice is safe, an answer changes nothing."""
+    def retryable(self) -> bool:
+        """Whether a retry may succeed. Retries are safe: requests change nothing on the server."""
         return self.status == "UNAVAILABLE"
 
+    @property
+    def is_queue_full(self) -> bool:
+        """Whether Triton rejected the request because its queue was full, or because it waited there too long."""
+        return self.retryable and any(text in self.message for text in _QUEUE_FULL)
 
-def pauses(retries: int) -> Iterator[float]:
-    """Seconds to wait before each retry: doubling, and spread, so that clients that failed together come apart.
+
+def backoff_delays(retries: int) -> Iterator[float]:
+    """Seconds to wait before each retry: exponential backoff with jitter.
 
     https://aws.amazon.com/builders-library/timeouts-retries-and-backoff-with-jitter/
     """
     import random
 
     for retry in range(retries):
-        yield random.uniform(0.5, 1.0) * min(_FIRST_PAUSE_S * 2**retry, _LONGEST_PAUSE_S)
+        yield random.uniform(0.5, 1.0) * min(_FIRST_DELAY_S * 2**retry, _MAX_DELAY_S)
 
 
-def explain(failure: Failure, settings: Settings, model: str, speaks_http: bool, request_id: str | None) -> ServerError:
-    """The error to raise for ``failure``; its text ends with what the server said and the request's id."""
-    kind, text = _unavailable(failure, settings, speaks_http) if failure.passing else _refused(failure, settings, model)
+def to_exception(failure: Failure, settings: Settings, model: str, request_id: str | None) -> ServerError:
+    """The exception to raise for ``failure``; its text ends with the server's message and the request id."""
+    kind, text = _unavailable(failure, settings) if failure.retryable else _refused(failure, settings, model)
     return kind(f"{text} ({failure.status}: {failure.message})", request_id=request_id)
 
 
-def closed() -> ServerError:
-    """The error of every call on a closed client."""
+def client_closed() -> ServerError:
+    """The exception of every call on a closed client."""
     return errors.ServerUnavailable("this client is closed; make a new one, and close it after its last answer")
 
 
-def speaks_http(url: str, timeout_s: float) -> bool:
-    """Ask the address itself: gRPC words this differently for each server, and some words fit a failing proxy too."""
-    import http.client  # as long to import as the rest of the package
-
-    connection = http.client.HTTPConnection(url, timeout=timeout_s)
+def is_loopback(url: str) -> bool:
+    """Whether the host of "host:port" is "localhost", in 127.0.0.0/8, or ::1."""
+    host = url.rpartition(":")[0].strip("[]").partition("%")[0]
     try:
-        connection.request("GET", "/v2/health/live")
-        response = connection.getresponse()
-        response.close()
-    except (OSError, UnicodeError, http.client.HTTPException):  # UnicodeError: a host such as 10.0.0..5
-        return False
-    finally:
-        connection.close()
-    return response.status not in _GATEWAY_FAILED
+        address = ip_address(host)
+    except ValueError:
+        return host.lower().rstrip(".") == "localhost"
+    return (getattr(address, "ipv4_mapped", None) or address).is_loopback
 
 
-def _unavailable(failure: Failure, settings: Settings, speaks_http: bool) -> tuple[type[ServerError], str]:
-    url = describe_route(settings.url)
-    if failure.queue_full:
+def _unavailable(failure: Failure, settings: Settings) -> tuple[type[ServerError], str]:
+    url = _describe(settings.url)
+    if failure.is_queue_full:
         return errors.Overloaded, f"the server at {url} has too many requests waiting; ask again in a moment"
-    if speaks_http:
-        return errors.WrongServer, (
-            f"{settings.url} speaks HTTP, not gRPC; give Triton's gRPC port (8001 by default, 8000 is its HTTP port)"
-        )
     if "CERTIFICATE_VERIFY_FAILED" in failure.message:
         return errors.ServerUnavailable, (
-            f"the certificate of {url} is not to be trusted; give the authority that signed it, Tls(ca=...), and the "
-            "host that it names"
+            f"the certificate of {url} is not trusted; pass the authority that signed it, Tls(ca=...), and the host "
+            "name that it was issued for"
         )
+    # Of an HTTP server gRPC says no more than "Socket closed", so that this names the usual mistake every time.
+    hint = "start it with `python -m serving`, or give its gRPC port (8001 by default; 8000 is HTTP)"
     if settings.tls is None:
-        hint = "start it with `python -m serving`, or give its address (and, where it uses TLS, its authority)"
+        hint += "; a server with TLS needs Tls(ca=...)"
     else:
-        hint = "start it, give its address, or check that it uses TLS, and whether it wants a certificate from you, too"
+        hint += "; does it use TLS, and does it require a client certificate?"
     return errors.ServerUnavailable, f"no server is ready at {url}; {hint}"
 
 
 def _refused(failure: Failure, settings: Settings, model: str) -> tuple[type[ServerError], str]:
-    url = describe_route(settings.url)
+    url = _describe(settings.url)
     known: dict[str, tuple[type[ServerError], str]] = {
         "DEADLINE_EXCEEDED": (
             errors.DeadlineExceeded,
             f"no answer from {url} within {settings.timeout_s:g} s; allow more time, or send less at once",
         ),
-        "CANCELLED": (errors.ServerUnavailable, f"the request to {url} was cut off; ask again"),
+        "CANCELLED": (errors.ServerUnavailable, f"the request to {url} was cancelled; ask again"),
         "UNIMPLEMENTED": (errors.WrongServer, f"the gRPC server at {url} is not Triton; give Triton's address"),
         "NOT_FOUND": (
             errors.ModelMissing,
@@ -116,7 +110,15 @@ def _refused(failure: Failure, settings: Settings, model: str) -> tuple[type[Ser
             errors.ContractMismatch,
             f"Triton at {url} refused the request; was its model replaced by one of another shape? Ask again",
         ),
-        "UNAUTHENTICATED": (errors.ServerFault, f"{url} wants to know who asks; give it the headers that it expects"),
-        "PERMISSION_DENIED": (errors.ServerFault, f"{url} does not let you ask; give it the headers that it expects"),
+        "UNAUTHENTICATED": (errors.ServerFault, f"{url} requires authentication; pass the headers that it expects"),
+        "PERMISSION_DENIED": (errors.ServerFault, f"{url} denies access; pass the headers that it expects"),
     }
     return known.get(failure.status, (errors.ServerFault, f"the server at {url} failed; its log says why"))
+
+
+def _describe(url: str) -> str:
+    """``url``, and the variable that names a proxy, where gRPC may take one."""
+    variable = next((name for name in _PROXY_VARIABLES if name in os.environ), None)
+    if is_loopback(url) or not variable or not os.environ[variable]:
+        return url
+    return f"{url} (the environment variable {variable} names a proxy; no_proxy lists hosts to reach without it)"

@@ -1,4 +1,4 @@
-"""What a client is told when it is made, checked at once: an address that cannot be one is no reason to wait."""
+"""The arguments of a client, validated when it is created."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from pathlib import Path
 from vizwiz_client.contract.errors import WrongServer
 
 DEFAULT_URL = "localhost:8001"
-DEFAULT_TIMEOUT_S = 60.0  # a full batch on a large CLIP and a CPU takes as long
+DEFAULT_TIMEOUT_S = 60.0  # about what a full batch takes on a large CLIP and a CPU
 DEFAULT_RETRIES = 2
+DEFAULT_MAX_LATENCY_S = 1.0  # longer breaks a person's train of thought (Nielsen, Usability Engineering, 1993, ch. 5)
 
 # https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md: keys ending in "-bin" carry bytes, "grpc-" is gRPC's
 _HEADER_NAME = re.compile(r"(?!grpc-)[0-9a-z_.-]+(?<!-bin)")
@@ -24,13 +25,18 @@ _ADDRESS = re.compile(r"(?:[^/\s:\[\]@]+|\[[0-9A-Fa-f:.]+(?:%\w+)?\]):([0-9]{1,5
 
 @dataclass(frozen=True)
 class Tls:
-    """Files in PEM format for an encrypted connection.
+    """Certificates of an encrypted connection, as PEM files.
 
-    ``ca``: certificates of the authorities that may vouch for the server; None for the public ones that gRPC carries.
-    ``cert`` and ``key``: this client's certificate (its chain) and private key, for a server that asks for one (mutual
-    TLS); both or neither. The server's certificate has to name the host of the address.
+    The files are read once; a renewed certificate needs a new client. The server's certificate must name the host of
+    the client's ``url``.
 
-    Raises ValueError: one of ``cert`` and ``key`` alone, or a file that cannot be read or is not PEM.
+    Args:
+        ca: certificates of the authorities to trust; None for the public ones that gRPC carries.
+        cert: this client's certificate chain, for a server that requires one (mutual TLS).
+        key: the private key of ``cert``.
+
+    Raises:
+        ValueError: one of ``cert`` and ``key`` is missing, or a file cannot be read or is not PEM.
     """
 
     ca: str | os.PathLike[str] | None = None
@@ -45,15 +51,17 @@ class Tls:
 
     @cached_property
     def contents(self) -> tuple[bytes | None, bytes | None, bytes | None]:
-        """What is in ``ca``, ``key`` and ``cert``: read once, so that a renewed file needs a new client."""
+        """Contents of ``ca``, ``key`` and ``cert``, in the order of ``grpc.ssl_channel_credentials``."""
         return _pem("ca", self.ca), _pem("key", self.key), _pem("cert", self.cert)
 
 
 @dataclass(frozen=True)
 class Settings:
-    """The arguments of a client, valid.
+    """The arguments of a client; see :class:`vizwiz_client.VizwizClient`.
 
-    Raises WrongServer: ``url`` is no "host:port". ValueError: another argument cannot be used.
+    Raises:
+        WrongServer: ``url`` is not "host:port".
+        ValueError: another argument is invalid.
     """
 
     url: str

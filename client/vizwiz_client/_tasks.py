@@ -10,14 +10,14 @@ from importlib import import_module
 from typing import Any, Generic, TypeVar
 
 from vizwiz_client import _forks
-from vizwiz_client._failures import Failure, closed
+from vizwiz_client._failures import Failure, client_closed
 from vizwiz_client._settings import Settings
 
 T = TypeVar("T")
 
 
 class TaskJob(Generic[T]):
-    """A job in a task of its own."""
+    """A coroutine running as a task."""
 
     def __init__(self, task: asyncio.Task[T]) -> None:
         self.done = task.done
@@ -32,24 +32,24 @@ class TaskJob(Generic[T]):
 
 
 class TaskIo:
-    """One connection and the tasks and threads beside it, of the event loop in which it is first used."""
+    """A connection, tasks and a thread pool, bound to the event loop of the first call."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._closed = False
-        self.start_over()
+        self.reset()
         _forks.register(self)
 
-    def start_over(self) -> None:
-        """Begin again without threads and connection, and in any event loop."""
+    def reset(self) -> None:
+        """Drop connection, threads and event loop: they are the parent's in a forked child."""
         self._loop: asyncio.AbstractEventLoop | None = None
         self._end: asyncio.Future[None] | None = None  # done when the client is closed
         self._connection: Any = None
         self._jobs: set[asyncio.Task[Any]] = set()
-        self._threads = ThreadPoolExecutor(os.cpu_count(), "vizwiz-decode")  # none starts before its first task
+        self._threads = ThreadPoolExecutor(os.cpu_count(), "vizwiz-decode")  # starts no thread before its first task
 
     async def close(self) -> None:
-        """End what is under way, then the threads."""
+        """End the calls in progress, then the threads."""
         self._closed = True
         if self._end is not None and not self._end.done():
             self._end.set_result(None)
@@ -66,19 +66,19 @@ class TaskIo:
         try:
             return await self._until_closed(getattr(connection, method)(**arguments))
         except InferenceServerException as error:
-            raise Failure.of(error) from error
+            raise Failure.from_triton(error) from error
 
     async def sleep(self, seconds: float) -> None:
         """Wait."""
         await self._until_closed(asyncio.sleep(seconds))
 
     async def work(self, tasks: Sequence[Callable[[], T]]) -> list[T]:
-        """Run tasks in as many threads as there are cores; Pillow decodes without the interpreter's lock."""
+        """Run functions in as many threads as there are cores; Pillow releases the GIL while it decodes."""
         loop = self._own_loop()
         return await self._until_closed(asyncio.gather(*(loop.run_in_executor(self._threads, task) for task in tasks)))
 
     def start(self, job: Callable[[], Coroutine[Any, Any, T]]) -> TaskJob[T]:
-        """Begin a job as a task."""
+        """Run a coroutine as a task."""
         task = self._own_loop().create_task(job())
         self._jobs.add(task)
         task.add_done_callback(self._jobs.discard)
@@ -88,32 +88,33 @@ class TaskIo:
         self._own_loop()
         _forks.check_connectable()
         if self._connection is None:
-            # imported in a thread: it takes a sixth of a second, in which the event loop has better things to do
+            # imported in a thread: it would block the event loop for a sixth of a second
             (aio,) = await self.work([lambda: import_module("tritonclient.grpc.aio")])
-            from vizwiz_client import _wire
+            from vizwiz_client import _protocol
 
-            if self._connection is None:  # no other task was faster
-                self._connection = aio.InferenceServerClient(**_wire.connection_arguments(self._settings))
+            if self._connection is None:  # no other task connected meanwhile
+                self._connection = aio.InferenceServerClient(**_protocol.connection_arguments(self._settings))
         self._own_loop()
         return self._connection
 
     async def _until_closed(self, awaitable: Awaitable[T]) -> T:
-        """Await, and cancel it when this task is cancelled, or the client closed: then raise ServerUnavailable."""
+        """Await; cancel it when this task is cancelled, and when the client is closed: then raise ServerUnavailable."""
         assert self._end is not None
         work = asyncio.ensure_future(awaitable)
-        work.add_done_callback(lambda work: work.cancelled() or work.exception())  # else asyncio logs it as forgotten
+        # retrieves the exception, or asyncio logs that it never was
+        work.add_done_callback(lambda work: work.cancelled() or work.exception())
         try:
             await asyncio.wait((work, self._end), return_when=asyncio.FIRST_COMPLETED)
         finally:
             work.cancel()
         if self._closed and (not work.done() or work.cancelled() or work.exception()):
-            raise closed()
+            raise client_closed()
         return work.result()
 
     def _own_loop(self) -> asyncio.AbstractEventLoop:
         loop = asyncio.get_running_loop()
         if self._closed:
-            raise closed() from None
+            raise client_closed() from None
         if self._loop not in (None, loop):
             raise RuntimeError("this client belongs to another event loop; make one in each loop")
         if self._end is None:

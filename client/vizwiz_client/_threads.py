@@ -9,29 +9,29 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from vizwiz_client import _forks
-from vizwiz_client._failures import Failure, closed
+from vizwiz_client._failures import Failure, client_closed
 from vizwiz_client._settings import Settings
 
 if TYPE_CHECKING:
     from concurrent.futures import Future, ThreadPoolExecutor
 
-MAX_JOBS = 256  # threads start as they are needed; most of them wait for a reply
+MAX_JOBS = 256  # threads, started on demand; most of them wait for a reply
 
 T = TypeVar("T")
 
 
 def run(coroutine: Coroutine[Any, Any, T]) -> T:
-    """Run a coroutine that never suspends, because its input and output is :class:`ThreadIo`'s."""
+    """Run a coroutine that never suspends: one that awaits only :class:`ThreadIo`'s methods."""
     try:
         coroutine.send(None)
     except StopIteration as stop:
         result: T = stop.value
         return result
-    raise AssertionError(f"{coroutine} waits for an event loop")
+    raise AssertionError(f"{coroutine} awaits something else than ThreadIo")
 
 
 def iterate(stream: AsyncGenerator[T, None]) -> Iterator[T]:
-    """The items of a stream that never suspends; it is closed with the iterator."""
+    """Iterate over an asynchronous generator that never suspends; it is closed with the iterator."""
     try:
         while True:
             try:
@@ -43,14 +43,14 @@ def iterate(stream: AsyncGenerator[T, None]) -> Iterator[T]:
         run(stream.aclose())
 
 
-async def as_async(items: Iterable[T]) -> AsyncIterator[T]:
-    """``items``, for an ``async for``."""
+async def to_async_iterator(items: Iterable[T]) -> AsyncIterator[T]:
+    """Wrap ``items`` for an ``async for``."""
     for item in items:
         yield item
 
 
 class ThreadJob(Generic[T]):
-    """A job in another thread; awaiting it blocks this one."""
+    """A coroutine running in another thread; awaiting it blocks this one."""
 
     def __init__(self, future: Future[T]) -> None:
         self._future = future
@@ -58,46 +58,46 @@ class ThreadJob(Generic[T]):
 
     def done(self) -> bool:
         """Whether awaiting it takes no time."""
-        return self._is_lost() or self._future.done()
+        return self._is_inherited() or self._future.done()
 
     def cancel(self) -> None:
-        """Give it up."""
-        if not self._is_lost():
+        """Cancel it, if it has not begun."""
+        if not self._is_inherited():
             self._future.cancel()
 
     def __await__(self) -> Generator[Any, None, T]:
         yield from ()
-        if self._is_lost():
+        if self._is_inherited():
             raise _forks.error()
         return self._future.result()
 
-    def _is_lost(self) -> bool:
-        """Whether its thread is the parent's; its locks may be held for ever."""
+    def _is_inherited(self) -> bool:
+        """Whether this is a forked child, which has no such thread; the locks it held stay locked."""
         return self._process != os.getpid()
 
 
 class ThreadIo:
-    """One connection and the threads beside it, made when first needed; safe to share between threads."""
+    """A connection and thread pools, created on first use. Thread-safe."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._closed = threading.Event()
-        self.start_over()
+        self.reset()
         _forks.register(self)
 
-    def start_over(self) -> None:
-        """Begin again without threads and connection."""
+    def reset(self) -> None:
+        """Drop connection, threads and locks without touching them: they are the parent's in a forked child."""
         was_closed = self._closed.is_set()
-        self._closed = threading.Event()  # the lock in the old one may be a lost thread's
+        self._closed = threading.Event()  # the old one's lock may be held by a thread that the child lacks
         if was_closed:
             self._closed.set()
-        self._lock = threading.RLock()  # a signal's handler may close the client in the middle of a call
+        self._lock = threading.RLock()  # reentrant: a signal handler may close the client during a call
         self._connection: Any = None
         self._decoders: ThreadPoolExecutor | None = None
         self._jobs: ThreadPoolExecutor | None = None
 
     def close(self) -> None:
-        """End what is under way, then the threads."""
+        """End the calls in progress, then the threads."""
         with self._lock:
             self._closed.set()
             if self._connection is not None:
@@ -105,7 +105,7 @@ class ThreadIo:
         if self._decoders is not None:
             self._decoders.shutdown(cancel_futures=True)
         if self._jobs is not None:
-            self._jobs.shutdown()  # those that have not begun find the client closed
+            self._jobs.shutdown()  # pending jobs raise when they start
 
     async def call(self, method: str, arguments: dict[str, Any]) -> Any:
         """Call this method of tritonclient's client. Raises Failure, or ServerUnavailable when closed or forked."""
@@ -115,9 +115,9 @@ class ThreadIo:
         try:
             return getattr(connection, method)(**arguments)
         except Exception as error:
-            self._check()  # what gRPC raises when its channel is closed is different in each phase
+            self._check()  # a closed channel raises different errors in each phase
             if isinstance(error, InferenceServerException):
-                raise Failure.of(error) from error
+                raise Failure.from_triton(error) from error
             raise
 
     async def sleep(self, seconds: float) -> None:
@@ -126,7 +126,7 @@ class ThreadIo:
         self._check()
 
     async def work(self, tasks: Sequence[Callable[[], T]]) -> list[T]:
-        """Run tasks in as many threads as there are cores; Pillow decodes without the interpreter's lock."""
+        """Run functions in as many threads as there are cores; Pillow releases the GIL while it decodes."""
         self._check()
         if len(tasks) == 1:
             return [tasks[0]()]
@@ -138,10 +138,10 @@ class ThreadIo:
         try:
             return [future.result() for future in futures]
         except CancelledError:
-            raise closed() from None
+            raise client_closed() from None
 
     def start(self, job: Callable[[], Coroutine[Any, Any, T]]) -> ThreadJob[T]:
-        """Begin a job in another thread."""
+        """Run a coroutine in another thread."""
         with self._open():
             self._jobs = self._jobs or _pool(MAX_JOBS, "vizwiz-request")
             return ThreadJob(self._jobs.submit(lambda: run(job())))
@@ -151,11 +151,11 @@ class ThreadIo:
         _forks.check_connectable()
         from tritonclient.grpc import InferenceServerClient
 
-        from vizwiz_client import _wire
+        from vizwiz_client import _protocol
 
         with self._open():
             if self._connection is None:
-                self._connection = InferenceServerClient(**_wire.connection_arguments(self._settings))
+                self._connection = InferenceServerClient(**_protocol.connection_arguments(self._settings))
             return self._connection
 
     @contextmanager
@@ -166,10 +166,10 @@ class ThreadIo:
 
     def _check(self) -> None:
         if self._closed.is_set():
-            raise closed() from None
+            raise client_closed() from None
 
 
 def _pool(threads: int, name: str) -> ThreadPoolExecutor:
-    from concurrent.futures import ThreadPoolExecutor  # brings `logging`, which asking one question does without
+    from concurrent.futures import ThreadPoolExecutor  # imports logging, which a single question does not need
 
     return ThreadPoolExecutor(threads, name)

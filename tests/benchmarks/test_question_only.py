@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from benchmarks.question_only import divide, plain
-from training.data import Record
+from training.dataset import Record
 
 
 @pytest.mark.parametrize(

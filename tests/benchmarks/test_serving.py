@@ -28,12 +28,12 @@ from benchmarks.serving.processes import Generator, plain
 from benchmarks.serving.statistics import Look, cpu_between, memory_slope, summarise
 from benchmarks.serving.tables import tables
 from benchmarks.serving.watch import Sample
+from demo import DEMO_CLIP
 from export.targets import Target
 from tests.conftest import LiveServer
-from training.demo import DEMO_CLIP
 from vizwiz_client import VizwizClient
 from vizwiz_client.contract import tensors
-from vizwiz_client.contract.tokens import tokenize
+from vizwiz_client.contract.tokenizer import tokenize
 
 JOB = Job(tensors.ENSEMBLE, photos="", side=96)
 
@@ -48,7 +48,7 @@ def generator() -> Iterator[Generator]:
 @pytest.fixture
 def served(live_server: LiveServer) -> Served:
     target = Target("portable", "fp32")
-    return Served("demo", DEMO_CLIP, live_server.run.folder, live_server.repository, target, live_server.image_side)
+    return Served("demo", DEMO_CLIP, live_server.run.folder, live_server.repository, target, live_server.image_size)
 
 
 def test_figures_of_known_times() -> None:

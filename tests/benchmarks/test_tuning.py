@@ -11,7 +11,7 @@ from tritonclient.grpc import model_config_pb2 as pb
 
 from benchmarks.serving import tuning
 from benchmarks.serving.tuning import Column, Setting, copy_changed, settings
-from export.repository import CONFIG_FILE
+from export.triton_config import CONFIG_FILE
 from serving.repository import check_repository
 from tests.conftest import LiveServer
 

@@ -10,17 +10,17 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from tests.client.in_a_loop import InALoop
-from tests.client.stand_in import StandIn, serve
+from tests.client.blocking_client import BlockingClient
+from tests.client.fake_server import FakeServer, serve
 from vizwiz_client import VizwizClient
 
-KINDS = (VizwizClient, InALoop)
+KINDS = (VizwizClient, BlockingClient)
 Connect = Callable[..., Any]  # the arguments of a client -> one that is closed after the test
 
 
 @pytest.fixture
-def stand_in() -> Iterator[StandIn]:
-    servicer = StandIn()
+def fake_server() -> Iterator[FakeServer]:
+    servicer = FakeServer()
     server, _ = serve(servicer)
     yield servicer
     servicer.gate.set()  # a test that failed may have left requests waiting at it
@@ -35,8 +35,8 @@ def connect(request: pytest.FixtureRequest) -> Iterator[Connect]:
 
 
 @pytest.fixture
-def client(connect: Connect, stand_in: StandIn) -> Any:
-    return connect(stand_in.url, timeout_s=20)
+def client(connect: Connect, fake_server: FakeServer) -> Any:
+    return connect(fake_server.url, timeout_s=20)
 
 
 @pytest.fixture

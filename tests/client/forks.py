@@ -5,7 +5,6 @@ It is a process of its own because a fork takes along whatever else the tests ha
 
 from __future__ import annotations
 
-import gc
 import itertools
 import json
 import multiprocessing
@@ -19,7 +18,7 @@ from typing import Any
 from PIL import Image
 from tritonclient.grpc import InferenceServerClient
 
-from tests.client.in_a_loop import InALoop
+from tests.client.blocking_client import BlockingClient
 from vizwiz_client import VizwizClient
 
 LIMIT_S = 60  # a child that takes longer hangs, and is killed
@@ -29,7 +28,7 @@ METHODS = ("ask", "ask_batch", "ask_many", "check", "status")
 Outcomes = dict[str, str]  # what was tried -> "fine", or the error
 
 
-class Tasks(InALoop):
+class Tasks(BlockingClient):
     """An asynchronous client whose children have an event loop, too."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
@@ -101,24 +100,6 @@ def used(client: Any, url: str) -> Outcomes:
     told["process"] = ask_in_process(client)
     told["grandchild"] = fork(lambda: ask_in_child(client))
     return told | {"new client": fork(lambda: ask(type(client)(url), "ask_batch"))}
-
-
-def closed(client: Any, url: str) -> Outcomes:
-    ask(client, "ask_batch")
-    other = type(client)(url)
-    ask(other, "ask_batch")
-    other.close()
-    return {method: ask_in_child(other, method) for method in METHODS}
-
-
-def finished(client: Any, url: str) -> Outcomes:
-    """Another client was used and closed: gRPC may still be about to end."""
-    other = type(client)(url)
-    ask(other, "ask_batch")
-    other.close()
-    del other
-    gc.collect()
-    return {method: ask_in_child(client, method) for method in METHODS}
 
 
 def left(client: Any, url: str) -> Outcomes:

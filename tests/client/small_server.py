@@ -16,7 +16,7 @@ import pytest
 from serving.server import EmbeddedTriton
 from tests.serving import tiny_repository
 from vizwiz_client.contract import tensors
-from vizwiz_client.contract.tokens import END_OF_TEXT
+from vizwiz_client.contract.tokenizer import END_OF_TEXT
 
 
 def write_small_repository(folder: Path) -> None:
@@ -53,7 +53,7 @@ class SmallServer(EmbeddedTriton):
         deadline = time.monotonic() + 60
         try:
             while not self._stands_still():
-                assert self._process.poll() is None, "the server ended"
+                assert self._process.is_alive(), "the server ended"
                 assert time.monotonic() < deadline, "the server does not stand still"
                 time.sleep(0.01)
             yield
@@ -67,6 +67,6 @@ class SmallServer(EmbeddedTriton):
         return all(thread.read_text().rpartition(")")[2].split()[0] == "T" for thread in threads)
 
     def kill(self) -> None:
-        """End it as the kernel does when memory is short."""
-        os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
+        """Kill it, as the kernel does when memory is short, and do not restart it."""
+        self._stopping.set()
+        self._process.kill()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.client.stand_in import StandIn
+from tests.client.fake_server import FakeServer
 from vizwiz_client import AsyncVizwizClient
 
 
@@ -21,41 +21,41 @@ async def eventually(condition: Callable[[], bool]) -> bool:
     return condition()
 
 
-def test_tasks_are_answered_side_by_side(stand_in: StandIn, photos: list[Path]) -> None:
-    stand_in.gate.clear()
+def test_tasks_are_answered_side_by_side(fake_server: FakeServer, photos: list[Path]) -> None:
+    fake_server.gate.clear()
 
     async def ask() -> None:
-        async with AsyncVizwizClient(stand_in.url, timeout_s=120) as client:
+        async with AsyncVizwizClient(fake_server.url, timeout_s=120) as client:
             questions = [asyncio.create_task(client.ask(photo, "what?")) for photo in photos[:4]]
-            assert await eventually(lambda: len(stand_in.request_ids) == 4), "one waits for another's answer"
-            stand_in.gate.set()
+            assert await eventually(lambda: len(fake_server.request_ids) == 4), "one waits for another's answer"
+            fake_server.gate.set()
             await asyncio.gather(*questions)
 
     asyncio.run(ask())
 
 
-def test_the_event_loop_goes_on_meanwhile(stand_in: StandIn, photos: list[Path]) -> None:
-    stand_in.gate.clear()
+def test_the_event_loop_goes_on_meanwhile(fake_server: FakeServer, photos: list[Path]) -> None:
+    fake_server.gate.clear()
 
     async def ask() -> None:
-        async with AsyncVizwizClient(stand_in.url, timeout_s=20) as client:
+        async with AsyncVizwizClient(fake_server.url, timeout_s=20) as client:
             question = asyncio.create_task(client.ask(photos[0], "what?"))
             for _ in range(10):
                 await asyncio.sleep(0.01)
-            stand_in.gate.set()  # a loop that waits for the answer does not come here
+            fake_server.gate.set()  # a loop that waits for the answer does not come here
             await question
 
     asyncio.run(ask())
 
 
-def test_pairs_may_be_asynchronous(stand_in: StandIn, photos: list[Path]) -> None:
+def test_pairs_may_be_asynchronous(fake_server: FakeServer, photos: list[Path]) -> None:
     async def pairs() -> AsyncIterator[tuple[Path, str]]:
         for photo in photos:
             await asyncio.sleep(0)
             yield photo, "what?"
 
     async def ask() -> None:
-        async with AsyncVizwizClient(stand_in.url) as client:
+        async with AsyncVizwizClient(fake_server.url) as client:
             expected = [await client.ask(photo, "what?") for photo in photos]
             assert await client.ask_batch(pairs()) == expected
             assert [outcome async for outcome in client.ask_many(pairs())] == expected
@@ -63,26 +63,26 @@ def test_pairs_may_be_asynchronous(stand_in: StandIn, photos: list[Path]) -> Non
     asyncio.run(ask())
 
 
-def test_a_cancelled_task_cancels_its_request(stand_in: StandIn, photos: list[Path]) -> None:
-    stand_in.gate.clear()
+def test_a_cancelled_task_cancels_its_request(fake_server: FakeServer, photos: list[Path]) -> None:
+    fake_server.gate.clear()
 
     async def ask() -> None:
-        async with AsyncVizwizClient(stand_in.url, timeout_s=120) as client:
+        async with AsyncVizwizClient(fake_server.url, timeout_s=120) as client:
             question = asyncio.create_task(client.ask(photos[0], "what?"))
-            assert await eventually(lambda: bool(stand_in.request_ids))
+            assert await eventually(lambda: bool(fake_server.request_ids))
             question.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await question
-            assert await eventually(lambda: stand_in.over == stand_in.request_ids), "the server was not told"
+            assert await eventually(lambda: fake_server.over == fake_server.request_ids), "the server was not told"
 
     asyncio.run(ask())
 
 
-def test_a_stream_left_early_ends_with_the_client(stand_in: StandIn, photos: list[Path]) -> None:
+def test_a_stream_left_early_ends_with_the_client(fake_server: FakeServer, photos: list[Path]) -> None:
     async def ask() -> None:
-        async with AsyncVizwizClient(stand_in.url, timeout_s=120) as client:
+        async with AsyncVizwizClient(fake_server.url, timeout_s=120) as client:
             async for _ in client.ask_many((photo, "what?") for photo in photos * 20):
-                stand_in.gate.clear()
+                fake_server.gate.clear()
                 break
             start = time.monotonic()
         assert time.monotonic() - start < 60, "it waited for answers that do not come"
@@ -93,8 +93,8 @@ def test_a_stream_left_early_ends_with_the_client(stand_in: StandIn, photos: lis
     asyncio.run(ask())
 
 
-def test_another_event_loop_is_refused(stand_in: StandIn, photos: list[Path]) -> None:
-    client = AsyncVizwizClient(stand_in.url)
+def test_another_event_loop_is_refused(fake_server: FakeServer, photos: list[Path]) -> None:
+    client = AsyncVizwizClient(fake_server.url)
 
     async def first() -> None:
         await client.ask(photos[0], "what?")

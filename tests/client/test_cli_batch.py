@@ -12,20 +12,17 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
 
-from tests.client.stand_in import StandIn
-from tests.contract.bad_photos import PNG_WITHOUT_PALETTE
+from tests.client.fake_server import FakeServer
 from vizwiz_client import VizwizClient, cli
-from vizwiz_client.cli import _exits
-from vizwiz_client.cli._batch import COLUMNS
-from vizwiz_client.cli._journal import SUFFIX, Journal
-from vizwiz_client.cli._progress import Progress
+from vizwiz_client.cli import _output
+from vizwiz_client.cli._batch import COLUMNS, JOURNAL_SUFFIX, lock
 
 PROGRAM = [sys.executable, "-c", "import sys; from vizwiz_client.cli import main; sys.exit(main())"]
 MANY = 400  # rows: 25 requests, so that a run is under way for a while
@@ -62,7 +59,7 @@ def questions(photos: list[Path], count: int) -> list[Row]:
 
 def wait_for_rows(process: subprocess.Popen[Any], output: Path, count: int = 2) -> None:
     """Wait until ``process`` has kept more than ``count`` rows; it must not have ended by then."""
-    journal = output.with_name(output.name + SUFFIX)
+    journal = output.with_name(output.name + JOURNAL_SUFFIX)
     deadline = time.monotonic() + 120
     while not journal.exists() or journal.read_bytes().count(b"\n") <= count + 1:
         assert process.poll() is None
@@ -81,11 +78,11 @@ def running(*command: str, stderr: int | None = None) -> Iterator[subprocess.Pop
 
 
 @pytest.fixture
-def batch(stand_in: StandIn, capsys: pytest.CaptureFixture[str]):
+def batch(fake_server: FakeServer, capsys: pytest.CaptureFixture[str]):
     """Run ``vizwiz-client batch``; return exit status, standard output, lines on standard error."""
 
     def run(*arguments: object) -> tuple[int, str, list[str]]:
-        status = cli.main(["batch", *map(str, arguments), "--url", stand_in.url])
+        status = cli.main(["batch", *map(str, arguments), "--url", fake_server.url])
         output = capsys.readouterr()
         return status, output.out, output.err.splitlines()
 
@@ -110,32 +107,26 @@ class TestFormats:
         assert all(row["answer"] and not row["error"] for row in found)
         assert not list(folder.glob("*.part")) + list(folder.glob(".*"))
 
-    def test_answers_are_the_librarys(self, batch, stand_in: StandIn, photos: list[Path]) -> None:
+    def test_answers_are_the_librarys(self, batch, fake_server: FakeServer, photos: list[Path]) -> None:
         rows = questions(photos, 5)
         path = write_json_lines(photos[0].parent / "q.jsonl", rows)
         _, out, _ = batch(path, "--top", 2)
-        with VizwizClient(stand_in.url) as client:
+        with VizwizClient(fake_server.url) as client:
             for row, line in zip(rows, out.splitlines(), strict=True):
                 expected = client.ask(photos[0].parent / row["photo"], row["question"], top=2).to_dict()
                 found = json.loads(line)
                 for name in set(COLUMNS) - {"error", "request_id"}:
                     assert found[name] == expected[name]
 
-    def test_csv_from_a_pipe_to_a_pipe(self, stand_in: StandIn, photos: list[Path]) -> None:
+    def test_csv_from_a_pipe_to_a_pipe(self, fake_server: FakeServer, photos: list[Path]) -> None:
         rows = questions(photos, 3)
         given = write_csv(photos[0].parent / "q.csv", rows).read_bytes()
-        command = [*PROGRAM, "batch", "-", "--photos", str(photos[0].parent), "--url", stand_in.url]
+        command = [*PROGRAM, "batch", "-", "--photos", str(photos[0].parent), "--url", fake_server.url]
         environment = os.environ | {"PYTHONIOENCODING": "ascii"}  # a file has its own encoding
         done = subprocess.run(command, input=b"\xef\xbb\xbf" + given, capture_output=True, check=True, env=environment)
         found = list(csv.DictReader(io.StringIO(done.stdout.decode(), newline="")))
         assert [row["id"] for row in found] == [row["id"] for row in rows]
         assert done.stderr == b"3 of 3 rows answered\n"  # no progress where there is no terminal
-
-    def test_json_out_of_csv(self, batch, photos: list[Path]) -> None:
-        path = write_csv(photos[0].parent / "q.csv", questions(photos, 2))
-        _, out, notes = batch(path, "--json", "--quiet")
-        assert [json.loads(line)["error"] for line in out.splitlines()] == [None, None]
-        assert notes == []
 
     def test_the_column_may_be_called_image_as_vizwiz_does(self, batch, photos: list[Path], tmp_path: Path) -> None:
         path = write_json_lines(tmp_path / "q.jsonl", [{"image": photos[0].name, "question": "what?", "n": {"m": [1]}}])
@@ -161,97 +152,60 @@ class TestErrors:
         rows[1]["photo"], rows[2]["question"] = "missing.jpg", " "
         path = write_csv(tmp_path / "q.csv", rows)
         status, _, notes = batch(path, "-o", tmp_path / "a.csv")
-        assert status == _exits.SOME_FAILED
-        assert notes == [f"2 of 4 rows answered; the column error of {tmp_path / 'a.csv'} says why the others were not"]
+        assert status == _output.SOME_FAILED
+        assert notes == [f"2 of 4 rows answered; see the column error of {tmp_path / 'a.csv'}"]
         found = read(tmp_path / "a.csv")
         assert [bool(row["answer"]) for row in found] == [True, False, False, True]
         assert "missing.jpg: cannot be read (No such file" in found[1]["error"]
         assert "expected words" in found[2]["error"]
-
-    def test_a_photo_that_its_decoder_trips_over(self, batch, photos: list[Path], tmp_path: Path) -> None:
-        photos[1].write_bytes(PNG_WITHOUT_PALETTE)
-        status, _, _ = batch(write_csv(tmp_path / "q.csv", questions(photos, 4)), "-o", tmp_path / "a.csv")
-        assert status == _exits.SOME_FAILED
-        assert [bool(row["answer"]) for row in read(tmp_path / "a.csv")] == [True, False, True, True]
 
     @pytest.mark.parametrize(
         ("content", "text"),
         [
             ("a,b\n1,2\n", "line 1: got the columns 'a', 'b', expected photo or image, and question"),
             ("photo, question\n", "line 1: got the columns 'photo', ' question', expected"),
-            ("\n\nphoto\n", "line 3: got the columns 'photo', expected photo or image, and question"),
-            ("photo,id,question,id\n", "line 1: more than one column named 'id'; rename or remove all but one"),
-            ("photo,question,,\n", "line 1: more than one column named ''"),
-            ("id;photo;question\n", "line 1: semicolons between the columns, expected commas; save it with commas"),
-            ('"image"\t"question"\na.jpg\twhat, now?\n', "line 1: tabs between the columns, expected commas"),
-            ("", "is empty, expected a CSV header, or JSON Lines"),
-            (" \n\n", "is empty"),
-            ("photo,question\na.jpg\n", "line 2: got 1 cells, expected 2 as the header has"),
-            ("photo,question\na.jpg,what, now?\n", "line 2: got 3 cells, expected 2"),
-            ('photo,question\na.jpg,"what\n', "not CSV"),
-            ('\ufeff\nphoto,question\n\na.jpg,"what\nis\nthis?"\n\na.jpg\n', "line 8: got 1 cells"),
-            ('photo,question\na.jpg,"what\nis\nthis?",b\n', "lines 2 to 4: got 3 cells"),
-            ('photo,question\na.jpg,b\na.jpg,"what\nis this\n', "lines 3 to 4: not CSV: unexpected end of data"),
-            ('"photo\n",question\na.jpg,b\n', "lines 1 to 2: got the columns 'photo\\n', 'question'"),
-            pytest.param(
-                f"photo,question\na.jpg,{'b' * 200_000}\n",
-                "line 2: not CSV: field larger than field limit",
-                id="long cell",
+            (
+                "id;photo;question\n",
+                "line 1: got the columns 'id;photo;question', expected photo or image, and question, sep",
             ),
-            pytest.param("a" * 10_000_001, "line 1: longer than 10,000,000 characters; is it text?", id="long line"),
+            ("photo,id,question,id\n", "line 1: more than one column 'id'; rename or remove all but one"),
+            ("", "is empty, expected a CSV header or JSON Lines"),
+            (" \n\n", "is empty"),
+            ("photo,question\na.jpg\n", "line 2: got 1 cells, expected 2 as in the header"),
+            ("photo,question\na.jpg,what, now?\n", "line 2: got 3 cells, expected 2"),
+            ('\ufeff\nphoto,question\n\na.jpg,"what\nis\nthis?"\n\na.jpg\n', "line 8: got 1 cells"),
+            ('photo,question\na.jpg,b\na.jpg,"what\nis this\n', "line 4: not CSV: unexpected end of data"),
+            pytest.param("a" * 10_000_001, "line 1: longer than 10,000,000 bytes; is it text?", id="long line"),
             ("photo,question,answer\na.jpg,b,c\n", "the answers need the column answer; rename it in the input"),
             ('{"photo": "a.jpg", "question": "b"}\n{"photo"', "line 2: not JSON"),
             ('{"photo": "a.jpg", "question": "b"}\n[1]\n', "line 2: got [1], expected a JSON object"),
-            ('{"photo": "a.jpg", "question": 3}\n', "line 1: question is 3, expected a text"),
+            ('{"photo": "a.jpg", "question": 3}\n', "line 1: question is 3, expected text"),
             ('\n{"photo": "a.jpg", "question": "b"}\n\n{"photo": "a.jpg"}\n', "line 4: got the columns 'photo'"),
-            ('{"photo": "a.jpg", "question": "b", "photo": "c"}\n', "line 1: not JSON (more than one key 'photo')"),
             pytest.param(
-                '{"photo": "a.jpg", "question": "b", "n": ' + "[" * 100_000,
-                "line 1: nested deeper than 100 levels",
-                id="deep list",
+                '{"photo": "a.jpg", "question": "b", "n": ' + "[" * 100_000, "line 1: not JSON (", id="deep list"
             ),
-            pytest.param(
-                '{"photo": "a.jpg", "question": "b", "n": ' + '{"a":' * 100_000,
-                "line 1: nested deeper than 100 levels",
-                id="deep object",
-            ),
-            (f'{{"photo": "a.jpg", "question": {"[" * 100}{"]" * 100}}}', "line 1: nested deeper than 100 levels"),
-            pytest.param(
-                f'{{"photo": "a.jpg", "n": {"9" * 5_000}}}',
-                "line 1: not JSON (a number of 5,000 digits, expected at most",
-                id="long number",
-            ),
-            ('{"photo": "a.jpg", "question": "b", "n": 1e999}', "line 1: not JSON (the number 1e999 is too large)"),
-            ('{"photo": "a.jpg", "question": "b"\n', "line 1: not JSON"),
-            ('[{"photo": "a.jpg"}]', "a JSON array, expected JSON Lines, one object a line: jq -c '.[]' makes them"),
+            ('[{"photo": "a.jpg"}]', "a JSON array, expected one object a line: jq -c '.[]' converts it"),
             ("photo,question\r\na.jpg,b\r\n\r\na.jpg,señor\n", "line 4: byte 0xf1 is not UTF-8; save it as UTF-8"),
-            pytest.param(
-                "photo,question\n" + "a.jpg,b\n" * 5_000 + "a.jpg,señor\n",
-                "line 5002: byte 0xf1 is not UTF-8",
-                id="long file",
-            ),
         ],
     )
     def test_a_file_that_cannot_be_used_is_refused_whole(
-        self, batch, stand_in: StandIn, tmp_path: Path, content: str, text: str
+        self, batch, fake_server: FakeServer, tmp_path: Path, content: str, text: str
     ) -> None:
         path = tmp_path / "q"
         path.write_text(content, encoding="latin-1" if "ñ" in content else "utf-8")
         status, out, notes = batch(path, "-o", tmp_path / "a.csv")
-        assert (status, out, stand_in.config_reads) == (_exits.USAGE, "", 0)
+        assert (status, out, fake_server.config_reads) == (_output.USAGE, "", 0)
         assert text in notes[0]
         assert os.listdir(tmp_path) == ["q"]  # noqa: PTH208 - nothing else was written
 
-    @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be"])
-    @pytest.mark.parametrize("content", ["photo,question\na.jpg,b\n", '{"photo": "a.jpg", "question": "b"}\n'])
-    def test_utf_16_is_named(self, batch, tmp_path: Path, content: str, encoding: str) -> None:
-        (tmp_path / "q").write_text(content, encoding=encoding)
+    @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le"])
+    def test_utf_16(self, batch, tmp_path: Path, encoding: str) -> None:
+        (tmp_path / "q").write_text("photo,question\na.jpg,b\n", encoding=encoding)
         status, _, notes = batch(tmp_path / "q")
-        assert status == _exits.USAGE
-        assert "UTF-16" in notes[0]
+        assert status == _output.USAGE
         assert "save it as UTF-8 (in Excel: CSV UTF-8; in PowerShell: -Encoding utf8)" in notes[0]
 
-    def test_a_hundred_levels_of_json_are_kept(self, batch, photos: list[Path], tmp_path: Path) -> None:
+    def test_unusual_json_is_copied(self, batch, photos: list[Path], tmp_path: Path) -> None:
         nested = json.loads("[" * 99 + "]" * 99)
         row = {"photo": photos[0].name, "question": "what?", "n": nested, "number": 10**999, "nan": float("nan")}
         path = write_json_lines(tmp_path / "q.jsonl", [row])
@@ -259,18 +213,15 @@ class TestErrors:
         (found,) = read(tmp_path / "a.jsonl")
         assert json.dumps({name: found[name] for name in row}) == json.dumps(row)
 
-    def test_no_such_file(self, batch, tmp_path: Path) -> None:
-        assert "none.csv: cannot be read (No such file or directory)" in batch(tmp_path / "none.csv")[2][0]
-
     def test_an_output_that_is_there_already(self, batch, photos: list[Path], tmp_path: Path) -> None:
         path, output = write_csv(tmp_path / "q.csv", questions(photos, 1)), tmp_path / "a.csv"
         output.write_text("mine")
-        expected = [f"Error: {output} is there already; remove it, or choose another name"]
-        assert batch(path, "-o", output) == (_exits.USAGE, "", expected)
+        expected = [f"Error: {output} exists; remove it, or choose another output"]
+        assert batch(path, "-o", output) == (_output.USAGE, "", expected)
         assert output.read_text() == "mine"
 
 
-class TestGoingOn:
+class TestResume:
     @pytest.fixture
     def rows(self, photos: list[Path]) -> list[Row]:
         return questions(photos, 40)
@@ -279,26 +230,27 @@ class TestGoingOn:
     def path(self, rows: list[Row], tmp_path: Path) -> Path:
         return write_csv(tmp_path / "q.csv", rows)
 
-    def test_server_trouble_ends_it_and_the_same_command_goes_on(
-        self, batch, stand_in: StandIn, path: Path, tmp_path: Path, rows: list[Row]
+    def test_a_server_error_ends_it_and_the_same_command_resumes(
+        self, batch, fake_server: FakeServer, path: Path, tmp_path: Path, rows: list[Row]
     ) -> None:
         output = tmp_path / "a.csv"
-        stand_in.failure, stand_in.failures_left = (grpc.StatusCode.INTERNAL, "out of memory"), 1
+        fake_server.failure, fake_server.failures_left = (grpc.StatusCode.INTERNAL, "out of memory"), 1
         status, _, notes = batch(path, "-o", output)
-        assert status == _exits.WRONG_SERVER
-        assert re.sub(r"\d+", "N", notes[0]).startswith("Stopped after N rows, kept in ")
-        assert notes[0].endswith("a.csv.part; the same command goes on there")
+        assert status == _output.WRONG_SERVER
+        assert re.sub(r"\d+", "N", notes[0]).startswith("Stopped after N rows; the same command resumes from ")
+        assert notes[0].endswith("a.csv.part")
         assert "out of memory" in notes[1]
         assert not output.exists()
         assert batch(path, "-o", output)[0] == 0
         assert [row["id"] for row in read(output)] == [row["id"] for row in rows]
 
-    def test_two_runs_do_not_share_a_file(self, batch, stand_in: StandIn, path: Path, tmp_path: Path) -> None:
+    def test_two_runs_do_not_share_a_file(self, batch, fake_server: FakeServer, path: Path, tmp_path: Path) -> None:
         output = tmp_path / "a.csv"
-        with closing(Journal(output, {})):
+        with output.with_name("a.csv.part").open("a+b") as journal:
+            lock(journal)
             status, _, notes = batch(path, "-o", output)
-        assert status == _exits.USAGE
-        assert notes == [f"Error: {output}.part: another run is writing it; wait for it, or choose another name"]
+        assert status == _output.USAGE
+        assert notes == [f"Error: {output}.part: another run is writing it; wait for it, or choose another output"]
         output.with_name("a.csv.part").unlink()
         assert batch(path, "-o", output)[0] == 0
 
@@ -311,11 +263,13 @@ class TestGoingOn:
         assert synced[0] == (tmp_path / "a.csv").stat().st_size
         assert len(synced) == 2, "the folder too"
 
-    def test_it_is_written_down_with_keep_going(self, batch, stand_in: StandIn, path: Path, tmp_path: Path) -> None:
-        stand_in.failure, stand_in.failures_left = (grpc.StatusCode.INTERNAL, "out of memory"), 1
+    def test_it_is_written_down_with_keep_going(
+        self, batch, fake_server: FakeServer, path: Path, tmp_path: Path
+    ) -> None:
+        fake_server.failure, fake_server.failures_left = (grpc.StatusCode.INTERNAL, "out of memory"), 1
         status, _, _ = batch(path, "-o", tmp_path / "a.csv", "--keep-going")
         failed = [bool(row["error"]) for row in read(tmp_path / "a.csv")]
-        assert status == _exits.WRONG_SERVER
+        assert status == _output.WRONG_SERVER
         assert 0 < sum(failed) < len(failed) == 40
 
     def test_after_kill_9(self, live_server, photos: list[Path], tmp_path: Path) -> None:
@@ -334,8 +288,8 @@ class TestGoingOn:
         with journal.open("ab") as file:
             file.write(b'[{"id": "torn')
         done = subprocess.run(command, capture_output=True, text=True)
-        assert done.returncode == _exits.SOME_FAILED
-        assert done.stderr.startswith("299 of 300 rows answered; the column error")
+        assert done.returncode == _output.SOME_FAILED
+        assert done.stderr.startswith("299 of 300 rows answered; see the column error")
         found = read(output)
         assert [row["question"] for row in found] == [row["question"] for row in rows]
         requests = {json.loads(line)[1]["request_id"] for line in kept[1:]} - {None}
@@ -343,73 +297,40 @@ class TestGoingOn:
         assert not journal.exists()
 
     def test_other_input_or_options_are_refused(
-        self, batch, stand_in: StandIn, photos: list[Path], tmp_path: Path
+        self, batch, fake_server: FakeServer, photos: list[Path], tmp_path: Path
     ) -> None:
         path, output = write_csv(tmp_path / "q.csv", questions(photos, MANY)), tmp_path / "a.csv"
-        stand_in.delay_s = 0.5
-        with running(*PROGRAM, "batch", str(path), "-o", str(output), "--url", stand_in.url) as process:
+        fake_server.delay_s = 0.5
+        with running(*PROGRAM, "batch", str(path), "-o", str(output), "--url", fake_server.url) as process:
             wait_for_rows(process, output)
         status, _, notes = batch(path, "-o", output, "--top", 3)
-        assert status == _exits.USAGE
-        assert "was begun with --top 1, --photos" in notes[0]
+        assert status == _output.USAGE
+        assert "resume with the options of its first run, or remove it" in notes[0]
         write_csv(path, [row | {"question": "another?"} for row in read(path)])
         status, _, notes = batch(path, "-o", output)
-        assert status == _exits.USAGE
+        assert status == _output.USAGE
         assert notes[0].endswith("a.csv.part was begun with other input; remove it to begin again")
 
-    def test_options_may_change_while_no_row_is_done(
-        self, batch, stand_in: StandIn, photos: list[Path], tmp_path: Path
-    ) -> None:
-        path, output = write_csv(tmp_path / "q.csv", questions(photos, 3)), tmp_path / "a.csv"
-        stand_in.failure = (grpc.StatusCode.UNAVAILABLE, "stopping")
-        assert batch(path, "-o", output)[0] == _exits.TRY_LATER
-        stand_in.failure = None
-        status, _, notes = batch(path, "-o", output, "--top", 3)
-        assert (status, [row["question"] for row in read(output)]) == (0, [row["question"] for row in read(path)]), (
-            notes
-        )
-
     @pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
-    def test_ctrl_c_says_how_to_go_on(self, stand_in: StandIn, photos: list[Path], tmp_path: Path) -> None:
+    def test_ctrl_c_says_how_to_go_on(self, fake_server: FakeServer, photos: list[Path], tmp_path: Path) -> None:
         path, output = write_csv(tmp_path / "q.csv", questions(photos, MANY)), tmp_path / "a.csv"
-        stand_in.delay_s = 0.5
+        fake_server.delay_s = 0.5
         heeding = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "  # a shell's & ignores it
-        command = [*PROGRAM[:2], heeding + PROGRAM[2], "batch", str(path), "-o", str(output), "--url", stand_in.url]
+        command = [*PROGRAM[:2], heeding + PROGRAM[2], "batch", str(path), "-o", str(output), "--url", fake_server.url]
         with running(*command, stderr=subprocess.PIPE) as process:
             wait_for_rows(process, output)
             process.send_signal(signal.SIGINT)
             said = process.communicate(timeout=60)[1]
-        assert process.returncode == _exits.INTERRUPTED
-        assert re.fullmatch(r"Stopped after \d+ rows, kept in .*a.csv.part; the same command goes on there\n", said)
+        assert process.returncode == _output.INTERRUPTED
+        assert re.fullmatch(r"Stopped after \d+ rows; the same command resumes from .*a.csv.part\n", said)
 
 
-class TestProgress:
-    def terminal(self, monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
-        """Standard error as a terminal; inside the test, since pytest puts its own there between set-up and call."""
-        terminal = io.StringIO()
-        terminal.isatty = lambda: True  # type: ignore[method-assign]
-        monkeypatch.setattr(sys, "stderr", terminal)
-        monkeypatch.setenv("TERM", "xterm")
-        return terminal
-
-    def test_on_a_terminal(self, stand_in: StandIn, photos: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
-        path = write_csv(photos[0].parent / "q.csv", questions(photos, 8))
-        shown = self.terminal(monkeypatch)
-        cli.main(["batch", str(path), "-o", str(path.with_name("a.csv")), "--url", stand_in.url])
-        lines = shown.getvalue().split("\r")
-        assert re.fullmatch(r"12%, 1 of 8 rows, [\d.]+ a second, \d+ s left", lines[1])
-        assert lines[-2:] == [" " * len(lines[1]), "8 of 8 rows answered\n"]  # cleared before what comes after it
-
-    def test_going_on_without_a_total(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        shown = self.terminal(monkeypatch)
-        Progress(None, 5, quiet=False).update(1_005, 3)
-        assert re.fullmatch(r"\r1,005 rows, 3 failed, [\d,.]+ a second", shown.getvalue())
-
-    @pytest.mark.parametrize(("quiet", "term"), [(True, "xterm"), (False, "dumb")])
-    def test_not_where_it_would_be_in_the_way(self, quiet: bool, term: str, monkeypatch: pytest.MonkeyPatch) -> None:
-        shown = self.terminal(monkeypatch)
-        monkeypatch.setenv("TERM", term)
-        progress = Progress(8, 0, quiet=quiet)
-        progress.update(1, 0)
-        progress.close()
-        assert shown.getvalue() == ""
+def test_progress_on_a_terminal(fake_server: FakeServer, photos: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_csv(photos[0].parent / "q.csv", questions(photos, 8))
+    terminal = io.StringIO()
+    terminal.isatty = lambda: True  # type: ignore[method-assign]
+    monkeypatch.setattr(sys, "stderr", terminal)
+    cli.main(["batch", str(path), "-o", str(path.with_name("a.csv")), "--url", fake_server.url])
+    shown = terminal.getvalue().split("\r")
+    assert any("/8" in line for line in shown)
+    assert shown[-1] == "8 of 8 rows answered\n"  # the bar is cleared

@@ -13,9 +13,10 @@ from typing import Any
 
 import pytest
 
-from tests.client.stand_in import StandIn
+from tests.client.fake_server import FakeServer
 from vizwiz_client import cli
-from vizwiz_client.cli import _exits
+from vizwiz_client.cli import _output
+from vizwiz_client.contract.streams import OUTPUT_LOST
 
 PROGRAM = "import sys; from vizwiz_client.cli import main; sys.exit(main())"
 ROWS = 40  # three requests
@@ -32,12 +33,12 @@ def folder(photos: list[Path]) -> Path:
 
 
 @pytest.fixture
-def shell(stand_in: StandIn, folder: Path):
+def shell(fake_server: FakeServer, folder: Path):
     """Run a bash script in ``folder`` that calls ``vizwiz-client`` as ``client``; a pipe fails where a part does."""
 
     def run(script: str) -> subprocess.CompletedProcess[str]:
         script = f'set -o pipefail\nclient() {{ "$PYTHON" -c "$PROGRAM" "$@"; }}\n{script}'
-        variables = {"PYTHON": sys.executable, "PROGRAM": PROGRAM, "VIZWIZ_URL": stand_in.url}
+        variables = {"PYTHON": sys.executable, "PROGRAM": PROGRAM, "VIZWIZ_URL": fake_server.url}
         done = subprocess.run(
             ["bash", "-c", script], cwd=folder, env=os.environ | variables, capture_output=True, text=True, timeout=100
         )
@@ -73,48 +74,38 @@ class TestClosedAndFull:
         if output == "> /dev/full" and not Path("/dev/full").exists():
             pytest.skip("no /dev/full here")
         done = shell(f"PYTHONUNBUFFERED={unbuffered} client {command} {output}")
-        assert done.returncode == _exits.NOT_WRITTEN
+        assert done.returncode == OUTPUT_LOST
         assert "standard output: cannot be written (" in done.stderr
         assert "Exception ignored" not in done.stderr
         assert done.stdout == ""
 
     @pytest.mark.parametrize("error", ["2>&-", "2> /dev/full"])
-    def test_errors_that_cannot_be_written_change_nothing_else(self, shell, stand_in: StandIn, error: str) -> None:
+    def test_errors_that_cannot_be_written_change_nothing_else(
+        self, shell, fake_server: FakeServer, error: str
+    ) -> None:
         if error == "2> /dev/full" and not Path("/dev/full").exists():
             pytest.skip("no /dev/full here")
-        stand_in.labels = ("banana",)
+        fake_server.labels = ("banana",)
         done = shell(f"client ask photo0.png missing.png -q 'what is this?' {error}")
-        assert (done.returncode, done.stdout) == (_exits.SOME_FAILED, "photo0.png: banana, 50% sure\n")
+        assert (done.returncode, done.stdout) == (_output.SOME_FAILED, "photo0.png: banana, 50% sure\n")
         done = shell(f"client batch questions.csv {error}")
-        assert (done.returncode, ids(done.stdout)) == (_exits.OK, ALL)
-        assert shell(f"client ask {error}").returncode == _exits.USAGE
+        assert (done.returncode, ids(done.stdout)) == (_output.OK, ALL)
+        assert shell(f"client ask {error}").returncode == _output.USAGE
 
-    def test_output_and_errors(self, shell) -> None:
-        assert shell("client ask photo0.png 'what is this?' >&- 2>&-").returncode == _exits.NOT_WRITTEN
-
-    @pytest.mark.parametrize("command", ["batch -", "batch /dev/stdin", "ask - what?", "ask photo0.png -"])
+    @pytest.mark.parametrize("command", ["batch -", "batch /dev/stdin", "ask - what?"])
     def test_a_closed_input(self, shell, command: str) -> None:
         done = shell(f"client {command} <&-")
-        assert (done.returncode, done.stdout) == (_exits.USAGE, "")
+        assert (done.returncode, done.stdout) == (_output.USAGE, "")
         assert "standard input is closed" in done.stderr or "/dev/stdin is empty" in done.stderr
 
     def test_files_do_not_take_the_place_of_closed_streams(self, shell, folder: Path) -> None:
         done = shell("client batch questions.csv -o answers.csv <&- >&- 2>&-")
-        assert done.returncode == _exits.OK
+        assert done.returncode == _output.OK
         assert ids((folder / "answers.csv").read_text()) == ALL
 
     def test_a_reader_that_left(self, shell) -> None:
         done = shell("client batch questions.csv | true")
-        assert (done.returncode, done.stderr) == (_exits.NOT_WRITTEN, "")
-
-
-@pytest.mark.skipif(not Path("/dev/zero").exists(), reason="no /dev/zero here")
-def test_questions_without_end(stand_in: StandIn, photos: list[Path]) -> None:
-    with Path("/dev/zero").open("rb") as endless:
-        command = [sys.executable, "-c", PROGRAM, "ask", str(photos[0]), "-", "--url", stand_in.url]
-        done = subprocess.run(command, stdin=endless, capture_output=True, text=True)
-    assert done.returncode == _exits.USAGE
-    assert "over 10,000,000 bytes of questions" in done.stderr
+        assert (done.returncode, done.stderr) == (OUTPUT_LOST, "")
 
 
 class TestPipes:
@@ -136,28 +127,28 @@ class TestPipes:
         assert ids(done.stdout) == ALL
 
     def test_a_mistake_in_it_keeps_the_answers_before_and_the_same_rows_go_on(
-        self, shell, stand_in: StandIn, folder: Path
+        self, shell, fake_server: FakeServer, folder: Path
     ) -> None:
         done = shell("(cat questions.csv; echo 40,photo0.png) | client batch - -o answers.csv")
-        assert done.returncode == _exits.USAGE
+        assert done.returncode == _output.USAGE
         assert f"line {ROWS + 2}: got 2 cells, expected 3" in done.stderr
-        assert f"Stopped after {ROWS} rows, kept in answers.csv.part; the same command goes on there" in done.stderr
+        assert f"Stopped after {ROWS} rows; the same command resumes from answers.csv.part" in done.stderr
         other = shell("sed s/what/who/ questions.csv | client batch - -o answers.csv")
-        assert (other.returncode, "was begun with other input" in other.stderr) == (_exits.USAGE, True)
-        stand_in.shapes.clear()
+        assert (other.returncode, "was begun with other input" in other.stderr) == (_output.USAGE, True)
+        fake_server.shapes.clear()
         done = shell("client batch <(cat questions.csv; echo 40,photo0.png,what?) -o answers.csv")
         assert (done.returncode, ids((folder / "answers.csv").read_text())) == (0, [*ALL, str(ROWS)])
-        assert [image[0] for image, _ in stand_in.shapes] == [1]
+        assert [image[0] for image, _ in fake_server.shapes] == [1]
 
     def test_one_that_breaks_off_is_named(
-        self, stand_in: StandIn, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+        self, fake_server: FakeServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
         class Broken(io.BytesIO):
-            def read1(self, _: int | None = -1) -> bytes:
+            def readline(self, _: int | None = -1) -> bytes:
                 raise OSError(5, "Input/output error")
 
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(Broken()))
-        assert cli.main(["batch", "-", "--url", stand_in.url]) == _exits.NOT_WRITTEN
+        assert cli.main(["batch", "-", "--url", fake_server.url]) == OUTPUT_LOST
         assert capsys.readouterr().err == "Error: [Errno 5] Input/output error: 'standard input'\n"
 
 
@@ -174,8 +165,8 @@ class TestSameFile:
     def test_input_and_output(self, shell, folder: Path, script: str) -> None:
         before = (folder / "questions.csv").read_text()
         done = shell(script)
-        assert done.returncode == _exits.USAGE
-        assert "is also where answers go; choose another output" in done.stderr
+        assert done.returncode == _output.USAGE
+        assert "is also the output; choose another output" in done.stderr
         assert (folder / "questions.csv").read_text() == before
 
     @pytest.mark.parametrize("content", ["my novel, part one", '{"title": "my novel"}\n', "\n"])
@@ -183,38 +174,38 @@ class TestSameFile:
         part = folder / "answers.csv.part"
         part.write_text(content)
         done = shell("client batch questions.csv -o answers.csv")
-        assert done.returncode == _exits.USAGE
-        assert "answers.csv.part was not made by batch; move it away" in done.stderr
+        assert done.returncode == _output.USAGE
+        assert "answers.csv.part begins with" in done.stderr
         assert part.read_text() == content
 
 
 class TestFullDisk:
     """A limit on the size of files stands in for a full disk."""
 
-    def test_the_answers_so_far_are_kept(self, shell, stand_in: StandIn, folder: Path) -> None:
+    def test_the_answers_so_far_are_kept(self, shell, fake_server: FakeServer, folder: Path) -> None:
         done = shell("ulimit -f 8; client batch questions.csv -o answers.csv")
-        assert done.returncode == _exits.NOT_WRITTEN
+        assert done.returncode == OUTPUT_LOST
         assert "Error: answers.csv.part: cannot be written (File too large); make room there, and run" in done.stderr
         assert "Stopped after " in done.stderr
         kept = (folder / "answers.csv.part").read_bytes().splitlines(keepends=True)[1:]
         whole = sum(line.endswith(b"\n") for line in kept)
         assert 0 < whole < ROWS
         assert not (folder / "answers.csv").exists()
-        stand_in.shapes.clear()
+        fake_server.shapes.clear()
         assert shell("client batch questions.csv -o answers.csv").returncode == 0
         assert ids((folder / "answers.csv").read_text()) == ALL
-        assert sum(image[0] for image, _ in stand_in.shapes) == ROWS - whole
+        assert sum(image[0] for image, _ in fake_server.shapes) == ROWS - whole
 
     def test_nothing_is_left_where_nothing_fits(self, shell, folder: Path) -> None:
         before = set(folder.iterdir())
         done = shell("ulimit -f 0; client batch questions.csv -o answers.csv")
-        assert done.returncode == _exits.NOT_WRITTEN
+        assert done.returncode == OUTPUT_LOST
         assert "answers.csv.part: cannot be written" in done.stderr
         assert set(folder.iterdir()) == before
 
     def test_when_the_answers_are_put_together(
         self,
-        stand_in: StandIn,
+        fake_server: FakeServer,
         folder: Path,
         monkeypatch: pytest.MonkeyPatch,
         capsys: pytest.CaptureFixture[str],
@@ -224,25 +215,25 @@ class TestFullDisk:
 
         before = set(folder.iterdir())
         output, part = folder / "answers.csv", folder / "answers.csv.part"
-        command = ["batch", str(folder / "questions.csv"), "-o", str(output), "--url", stand_in.url]
+        command = ["batch", str(folder / "questions.csv"), "-o", str(output), "--url", fake_server.url]
         with monkeypatch.context() as patch:
             patch.setattr(os, "fsync", full)
-            assert cli.main(command) == _exits.NOT_WRITTEN
+            assert cli.main(command) == OUTPUT_LOST
         assert f"Error: {output}: cannot be written (No space left on device)" in capsys.readouterr().err
         assert set(folder.iterdir()) == before | {part}
-        stand_in.shapes.clear()
+        fake_server.shapes.clear()
         assert cli.main(command) == 0
         assert ids(output.read_text()) == ALL
-        assert stand_in.shapes == []
+        assert fake_server.shapes == []
         assert set(folder.iterdir()) == before | {output}
 
 
 class TestControlCharacters:
     NAME = "a\x1b[2J\n.png"
 
-    def test_they_are_escaped_in_words(self, shell, stand_in: StandIn, photos: list[Path], folder: Path) -> None:
+    def test_they_are_escaped_in_words(self, shell, fake_server: FakeServer, photos: list[Path], folder: Path) -> None:
         photos[0].rename(folder / self.NAME)
-        stand_in.labels = ("ban\x1b]0;ana",)
+        fake_server.labels = ("ban\x1b]0;ana",)
         done = shell("client ask a*.png missing$'\\e'.png photo1.png -q 'what\u202e is this?' -q why?")
         assert r"a\x1b[2J\n.png: what\u202e is this?: ban\x1b]0;ana, 50% sure" in done.stdout.splitlines()
         assert done.stderr.startswith(r"Error: missing\x1b.png: cannot be read")

@@ -15,9 +15,8 @@ import grpc
 import pytest
 
 from tests.client.conftest import Connect
-from tests.client.stand_in import StandIn
-from vizwiz_client import ServerUnavailable, Status, VizwizClient, _core, _prepare
-from vizwiz_client._core import GROUPS_UNDER_WAY
+from tests.client.fake_server import FakeServer
+from vizwiz_client import ServerUnavailable, Status, VizwizClient, _core
 
 LIMIT_S = 60  # what takes longer hangs
 CLOSED = r"this client is closed; make a new one"
@@ -88,42 +87,42 @@ def test_connecting(connect: Connect, photos: list[Path], method: str) -> None:
 
 
 @pytest.mark.parametrize("method", ["ask", "ask_batch", "ask_many", "status"])
-def test_in_flight(connect: Connect, stand_in: StandIn, photos: list[Path], method: str) -> None:
-    client = connect(stand_in.url, timeout_s=LONG_S)
-    stand_in.gate.clear()
+def test_in_flight(connect: Connect, fake_server: FakeServer, photos: list[Path], method: str) -> None:
+    client = connect(fake_server.url, timeout_s=LONG_S)
+    fake_server.gate.clear()
     call = Call(lambda: ask(client, method, photos[0]))
-    wait_until(lambda: bool(stand_in.request_ids))
+    wait_until(lambda: bool(fake_server.request_ids))
     client.close()
     assert_closed(call.result())
 
 
 @pytest.mark.parametrize("method", ["ask", "ask_batch", "ask_many", "status"])
 def test_in_the_pause_before_a_retry(
-    connect: Connect, stand_in: StandIn, photos: list[Path], monkeypatch: pytest.MonkeyPatch, method: str
+    connect: Connect, fake_server: FakeServer, photos: list[Path], monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
-    monkeypatch.setattr(_core, "pauses", lambda retries: [LIMIT_S * 10.0] * retries)
-    client = connect(stand_in.url, timeout_s=LONG_S)
-    stand_in.failure = (grpc.StatusCode.UNAVAILABLE, "Exceeds maximum queue size")
+    monkeypatch.setattr(_core, "backoff_delays", lambda retries: [LIMIT_S * 10.0] * retries)
+    client = connect(fake_server.url, timeout_s=LONG_S)
+    fake_server.failure = (grpc.StatusCode.UNAVAILABLE, "Exceeds maximum queue size")
     call = Call(lambda: ask(client, method, photos[0]))
-    wait_until(lambda: bool(stand_in.over))
+    wait_until(lambda: bool(fake_server.over))
     client.close()
     assert_closed(call.result())
 
 
 @pytest.mark.parametrize("method", ["ask_batch", "ask_many"])
 def test_waiting_for_photos_to_be_decoded(
-    connect: Connect, stand_in: StandIn, photos: list[Path], monkeypatch: pytest.MonkeyPatch, method: str
+    connect: Connect, fake_server: FakeServer, photos: list[Path], monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
-    started, go_on, real = threading.Semaphore(0), threading.Event(), _prepare.pixels
+    started, go_on, real = threading.Semaphore(0), threading.Event(), _core.to_item_pixels
 
     def slow(*arguments: Any) -> Any:
         started.release()
         go_on.wait(LIMIT_S)
         return real(*arguments)
 
-    monkeypatch.setattr(_prepare, "pixels", slow)
-    stand_in.gate.clear()  # should all be decoded before the client is closed
-    client = connect(stand_in.url, timeout_s=LONG_S)
+    monkeypatch.setattr(_core, "to_item_pixels", slow)
+    fake_server.gate.clear()  # should all be decoded before the client is closed
+    client = connect(fake_server.url, timeout_s=LONG_S)
     many = [(photos[0].read_bytes(), "what?") for _ in range(16)]
     call = Call(lambda: list(getattr(client, method)(many))[-1])
     assert started.acquire(timeout=LIMIT_S)
@@ -134,25 +133,8 @@ def test_waiting_for_photos_to_be_decoded(
     assert_closed(call.result())
 
 
-def test_a_stream_under_way(connect: Connect, stand_in: StandIn, photos: list[Path]) -> None:
-    client = connect(stand_in.url, timeout_s=LONG_S)
-    stand_in.gate.clear()
-    call = Call(lambda: list(client.ask_many(itertools.cycle([(photos[0], "what?")]))))
-    wait_until(lambda: len(stand_in.request_ids) == GROUPS_UNDER_WAY)
-    client.close()
-    assert_closed(call.result())
-
-
-def test_between_the_items_of_a_stream(connect: Connect, stand_in: StandIn, photos: list[Path]) -> None:
-    client = connect(stand_in.url, timeout_s=LONG_S)
-    stream = client.ask_many(itertools.cycle([(photos[0], "what?")]))
-    next(stream)
-    client.close()
-    assert_closed(Call(lambda: list(stream)).result())
-
-
-def test_within_the_source_of_a_stream(stand_in: StandIn, photos: list[Path]) -> None:
-    client = VizwizClient(stand_in.url, timeout_s=LONG_S)
+def test_within_the_source_of_a_stream(fake_server: FakeServer, photos: list[Path]) -> None:
+    client = VizwizClient(fake_server.url, timeout_s=LONG_S)
 
     def pairs() -> Iterator[tuple[Path, str]]:
         for number in itertools.count():
@@ -165,8 +147,8 @@ def test_within_the_source_of_a_stream(stand_in: StandIn, photos: list[Path]) ->
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("was_used", [True, False])
-def test_after_it(connect: Connect, stand_in: StandIn, photos: list[Path], method: str, was_used: bool) -> None:
-    client = connect(stand_in.url, timeout_s=LONG_S)
+def test_after_it(connect: Connect, fake_server: FakeServer, photos: list[Path], method: str, was_used: bool) -> None:
+    client = connect(fake_server.url, timeout_s=LONG_S)
     if was_used:
         client.ask(photos[0], "what?")
     client.close()
@@ -174,9 +156,9 @@ def test_after_it(connect: Connect, stand_in: StandIn, photos: list[Path], metho
     assert_closed(Call(lambda: ask(client, method, photos[0])).result())
 
 
-def test_many_threads_at_any_moment(connect: Connect, stand_in: StandIn, photos: list[Path]) -> None:
+def test_many_threads_at_any_moment(connect: Connect, fake_server: FakeServer, photos: list[Path]) -> None:
     for moment in range(10):
-        client = connect(stand_in.url, timeout_s=LONG_S)
+        client = connect(fake_server.url, timeout_s=LONG_S)
 
         def go_on(method: str, client: Any = client) -> Any:
             while not isinstance(outcome := ask(client, method, photos[0]), Exception):

@@ -17,7 +17,7 @@ from tests.client.small_server import SmallServer, write_small_repository
 from tests.serving.tiny_repository import HEAD, SIDE, change_config
 from vizwiz_client import Answer, DeadlineExceeded, Overloaded, ServerUnavailable
 
-PATIENCE_S = 60.0
+WAIT_TIMEOUT_S = 60.0
 GREEN = Image.new("RGB", (40, 30), (0, 200, 0))
 QUESTION = "what colour is it?"
 
@@ -51,7 +51,7 @@ def busy_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SmallServe
 
 def test_its_answer(connect: Connect, server: SmallServer) -> None:
     client = connect(server.grpc_url)
-    assert (client.check().image_side, client.check().max_batch_size) == (SIDE, 64)
+    assert (client.check().image_size, client.check().max_batch_size) == (SIDE, 64)
     answer = client.ask(GREEN, QUESTION, top=3)
     assert {candidate.answer for candidate in answer.candidates} == {"red", "blue: dark", "green"}
     assert answer.head_id == "000000000007"
@@ -60,7 +60,7 @@ def test_its_answer(connect: Connect, server: SmallServer) -> None:
 
 def test_frozen(connect: Connect, server: SmallServer) -> None:
     client = connect(server.grpc_url, timeout_s=0.5)
-    other = connect(server.grpc_url, timeout_s=PATIENCE_S)
+    other = connect(server.grpc_url, timeout_s=WAIT_TIMEOUT_S)
     expected = client.ask(GREEN, QUESTION)
     with server.frozen():
         with pytest.raises(DeadlineExceeded, match=r"no answer from .* within 0\.5 s"):
@@ -74,8 +74,8 @@ def test_frozen(connect: Connect, server: SmallServer) -> None:
 
 
 def test_overloaded(connect: Connect, busy_server: SmallServer) -> None:
-    impatient = connect(busy_server.grpc_url, retries=0, timeout_s=PATIENCE_S)
-    patient = connect(busy_server.grpc_url, retries=1_000, timeout_s=PATIENCE_S)
+    impatient = connect(busy_server.grpc_url, retries=0, timeout_s=WAIT_TIMEOUT_S)
+    patient = connect(busy_server.grpc_url, retries=1_000, timeout_s=WAIT_TIMEOUT_S)
     impatient.check()
     with ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(impatient.ask, GREEN, QUESTION)
@@ -126,7 +126,7 @@ def many(client: Any, count: int) -> list[Any]:
 
 
 def eventually(condition: Callable[[], bool]) -> bool:
-    deadline = time.monotonic() + PATIENCE_S
+    deadline = time.monotonic() + WAIT_TIMEOUT_S
     while not condition():
         if time.monotonic() > deadline:
             return False
@@ -142,7 +142,7 @@ def pending(server: SmallServer) -> bool:
 
 def until_answered(client: Any) -> Answer:
     """Ask until the server is back; gRPC itself waits a moment before it connects again."""
-    deadline = time.monotonic() + PATIENCE_S
+    deadline = time.monotonic() + WAIT_TIMEOUT_S
     while True:
         try:
             return client.ask(GREEN, QUESTION)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from vizwiz_client import ContractMismatch, ModelMissing, VizwizClient, WrongServer, cli
+from vizwiz_client import ContractMismatch, VizwizClient
 from vizwiz_client.contract import tensors
 
 QUESTIONS = ["what is this?", "what colour is it?", "what is this and what is it for and is it red " * 2, "what " * 90]
@@ -51,33 +51,11 @@ def test_a_batch_equals_single_questions(client: VizwizClient, photos: list[Path
         assert together.question_truncated == alone.question_truncated
 
 
-def test_the_http_port_is_recognised(live_server, photos: list[Path]) -> None:
-    url = live_server.http_url.removeprefix("http://")
-    with VizwizClient(url, timeout_s=5) as client, pytest.raises(WrongServer, match="speaks HTTP, not gRPC"):
-        client.ask(photos[0], "what is this?")
-
-
-def test_a_triton_without_the_model(live_server, photos: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tensors, "ENSEMBLE", "another_model")
-    with (
-        VizwizClient(live_server.grpc_url) as client,
-        pytest.raises(ModelMissing, match="does not serve 'another_model'"),
-    ):
-        client.ask(photos[0], "what is this?")
-
-
 def test_a_model_of_another_picture_size_is_met_at_the_next_question(live_server, photos: list[Path]) -> None:
     with VizwizClient(live_server.grpc_url) as client:
         expected = client.ask(photos[0], "what is this?")
         served = client.check()  # below: as if the server had served another one when its config was read
-        client._core._served = replace(served, image_side=served.image_side + 1)
+        client._core._model_info = replace(served, image_size=served.image_size + 1)
         with pytest.raises(ContractMismatch, match="was its model replaced by one of another shape"):
             client.ask(photos[0], "what is this?")
         assert client.ask(photos[0], "what is this?") == expected
-
-
-def test_the_command(live_server, photos: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["ask", str(photos[0]), "what is this?", "--url", live_server.grpc_url]) == 0
-    output = capsys.readouterr()
-    assert len(output.out.splitlines()) == 1
-    assert output.err == ""

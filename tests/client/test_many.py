@@ -17,11 +17,11 @@ import pytest
 from PIL import Image
 
 from tests.client.conftest import Connect
-from tests.client.stand_in import SIDE, StandIn
+from tests.client.fake_server import SIDE, FakeServer
 from vizwiz_client import Answer, ImageError, QuestionError, ServerUnavailable
-from vizwiz_client._core import GROUPS_UNDER_WAY, STREAM_BATCH
+from vizwiz_client._core import MAX_GROUPS, STREAM_BATCH
 
-AHEAD = GROUPS_UNDER_WAY * STREAM_BATCH  # how many pairs may be read before their answers are taken
+AHEAD = MAX_GROUPS * STREAM_BATCH  # how many pairs may be read before their answers are taken
 
 
 def reds(answers: Any) -> list[int]:
@@ -33,21 +33,15 @@ def photo(red: int) -> Image.Image:
 
 
 @pytest.mark.parametrize("count", [0, 1, STREAM_BATCH, AHEAD + STREAM_BATCH + 1])
-def test_every_answer_in_order(client: Any, stand_in: StandIn, count: int) -> None:
+def test_every_answer_in_order(client: Any, fake_server: FakeServer, count: int) -> None:
     assert reds(client.ask_many((photo(red), "what?") for red in range(count))) == list(range(count))
-    assert max((shape[0][0] for shape in stand_in.shapes), default=1) <= STREAM_BATCH
+    assert max((shape[0][0] for shape in fake_server.shapes), default=1) <= STREAM_BATCH
 
 
-def test_as_many_candidates_as_wanted(client: Any, photos: list[Path]) -> None:
-    assert [len(answer.candidates) for answer in client.ask_many([(photos[0], "what?")], top=3)] == [3]
-    with pytest.raises(ValueError, match="got top=0, expected 1 or more"):
-        next(client.ask_many([(photos[0], "what?")], top=0))
-
-
-def test_requests_fit_a_smaller_server(client: Any, stand_in: StandIn) -> None:
-    stand_in.max_batch_size = 5
+def test_requests_fit_a_smaller_server(client: Any, fake_server: FakeServer) -> None:
+    fake_server.max_batch_size = 5
     assert reds(client.ask_many((photo(red), "what?") for red in range(20))) == list(range(20))
-    assert max(shape[0][0] for shape in stand_in.shapes) == 5
+    assert max(shape[0][0] for shape in fake_server.shapes) == 5
 
 
 def test_an_error_takes_its_answers_place(client: Any, photos: list[Path]) -> None:
@@ -57,10 +51,10 @@ def test_an_error_takes_its_answers_place(client: Any, photos: list[Path]) -> No
     assert outcomes[4] == client.ask(photos[2], "what?")
 
 
-def test_trouble_with_the_server_does_not_end_it(connect: Connect, stand_in: StandIn) -> None:
-    client = connect(stand_in.url, retries=0)
+def test_a_server_error_does_not_end_it(connect: Connect, fake_server: FakeServer) -> None:
+    client = connect(fake_server.url, retries=0)
     client.check()
-    stand_in.failures_left, stand_in.failure = 1, (grpc.StatusCode.UNAVAILABLE, "Server is stopping")
+    fake_server.failures_left, fake_server.failure = 1, (grpc.StatusCode.UNAVAILABLE, "Server is stopping")
     sources = [b"no picture" if red % STREAM_BATCH == 0 else photo(red) for red in range(4 * STREAM_BATCH)]
     outcomes = list(client.ask_many((source, "what?") for source in sources))
     requests = [outcomes[first : first + STREAM_BATCH] for first in range(0, len(outcomes), STREAM_BATCH)]
@@ -92,19 +86,19 @@ def test_an_endless_source_is_read_as_it_is_answered(client: Any) -> None:
     stream.close()
 
 
-def test_photos_are_decoded_while_the_server_works(client: Any, stand_in: StandIn) -> None:
-    stand_in.gate.clear()
+def test_photos_are_decoded_while_the_server_works(client: Any, fake_server: FakeServer) -> None:
+    fake_server.gate.clear()
     outcomes: list[Any] = []
     pairs = ((photo(red), "what?") for red in range(AHEAD))
     thread = threading.Thread(target=lambda: outcomes.extend(client.ask_many(pairs)))
     thread.start()
     deadline = time.monotonic() + 20
-    while len(stand_in.request_ids) < GROUPS_UNDER_WAY and time.monotonic() < deadline:
+    while len(fake_server.request_ids) < MAX_GROUPS and time.monotonic() < deadline:
         time.sleep(0.01)
-    sent = len(stand_in.request_ids)  # and the first is not answered yet
-    stand_in.gate.set()
+    sent = len(fake_server.request_ids)  # and the first is not answered yet
+    fake_server.gate.set()
     thread.join()
-    assert sent == GROUPS_UNDER_WAY > 1
+    assert sent == MAX_GROUPS > 1
     assert reds(outcomes) == list(range(AHEAD))
 
 
@@ -119,36 +113,10 @@ def test_a_camera_may_use_its_buffer_again(client: Any) -> None:
     assert reds(client.ask_many(frames())) == list(range(AHEAD))
 
 
-def test_files_may_be_closed_once_they_are_taken(client: Any, photos: list[Path]) -> None:
-    def opened() -> Iterator[Any]:
-        for path in photos:
-            with path.open("rb") as file:
-                yield file, "what?"
-            with Image.open(path) as image:
-                yield image, "what?"
-
-    outcomes = list(client.ask_many(opened()))
-    assert outcomes[::2] == outcomes[1::2] == [client.ask(path, "what?") for path in photos]
-
-
-def test_trouble_with_the_source_is_the_callers(client: Any, photos: list[Path]) -> None:
+def test_an_error_of_the_source_is_raised(client: Any, photos: list[Path]) -> None:
     def pairs() -> Iterator[Any]:
         yield photos[0], "what?"
         raise LookupError("no more rows")
 
     with pytest.raises(LookupError, match="no more rows"):
         list(client.ask_many(pairs()))
-
-
-def test_threads_share_a_client(client: Any) -> None:
-    results: dict[int, list[int]] = {}
-
-    def ask(start: int) -> None:
-        results[start] = reds(client.ask_many((photo(red), "what?") for red in range(start, start + 40)))
-
-    threads = [threading.Thread(target=ask, args=[start]) for start in range(0, 200, 40)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert results == {start: list(range(start, start + 40)) for start in range(0, 200, 40)}

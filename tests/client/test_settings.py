@@ -45,14 +45,6 @@ def test_an_address_of_another_form(kind: Any, url: str) -> None:
         kind(url)
 
 
-@pytest.mark.parametrize("port", [0, 65_536, 99_999])
-def test_a_port_that_does_not_exist(kind: Any, port: int) -> None:
-    with pytest.raises(
-        WrongServer, match=f"got the address 'localhost:{port}' with port {port}, expected a port from 1"
-    ):
-        kind(f"localhost:{port}")
-
-
 @pytest.mark.parametrize("timeout_s", [0, -1, math.nan, math.inf])
 def test_a_timeout_is_over_zero(kind: Any, timeout_s: float) -> None:
     with pytest.raises(ValueError, match=f"got timeout_s={timeout_s}, expected a number of seconds over 0"):

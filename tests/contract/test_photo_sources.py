@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image
 
-from vizwiz_client.contract import geometry
+from vizwiz_client.contract import image as image_module
 from vizwiz_client.contract.errors import ImageError
-from vizwiz_client.contract.geometry import keep, load_photo, to_pixels
+from vizwiz_client.contract.image import load_photo, materialize, to_pixels
 
 
 def noise(height: int, width: int, *channels: int) -> np.ndarray:
@@ -28,11 +28,6 @@ def png(array: np.ndarray) -> bytes:
 
 
 class TestArrays:
-    def test_rgb(self) -> None:
-        array = noise(30, 40, 3)
-        np.testing.assert_array_equal(load_photo(array), array)
-        np.testing.assert_array_equal(load_photo(array[::-1, ::2]), array[::-1, ::2])  # not contiguous
-
     def test_grey(self) -> None:
         array = noise(30, 40)
         np.testing.assert_array_equal(load_photo(array), np.repeat(array[..., None], 3, axis=2))
@@ -59,7 +54,7 @@ class TestArrays:
 
     def test_what_is_kept_is_a_copy(self) -> None:
         for array in (noise(30, 40), noise(30, 40, 3)):
-            kept, before = keep(array), array.copy()
+            kept, before = materialize(array), array.copy()
             array[:] = 0
             np.testing.assert_array_equal(kept, before)
 
@@ -88,12 +83,6 @@ class TestFileObjects:
         ):
             load_photo(file)  # type: ignore[arg-type]
 
-    def test_closed_is_refused(self) -> None:
-        file = io.BytesIO(b"")
-        file.close()
-        with pytest.raises(ImageError, match=r"cannot be read \(I/O operation on closed file"):
-            load_photo(file)
-
     def test_errors_of_its_own(self) -> None:
         class Download(io.RawIOBase):
             def read(self, size: int = -1) -> bytes:
@@ -103,7 +92,7 @@ class TestFileObjects:
             load_photo(Download())
 
     def test_without_end_is_refused(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(geometry, "MAX_FILE_BYTES", 1_000)
+        monkeypatch.setattr(image_module, "MAX_FILE_BYTES", 1_000)
         with Path("/dev/zero").open("rb") as file, pytest.raises(ImageError, match="over 1,000 bytes, expected fewer"):
             load_photo(file)
 
@@ -148,10 +137,10 @@ class TestNoFiles:
     def test_more_bytes_than_any_photo_has(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         data = png(noise(30, 40, 3))
         (path := tmp_path / "photo.png").write_bytes(data)
-        monkeypatch.setattr(geometry, "MAX_FILE_BYTES", len(data))
+        monkeypatch.setattr(image_module, "MAX_FILE_BYTES", len(data))
         for source in (path, data, bytearray(data), memoryview(data), io.BytesIO(data)):
             assert load_photo(source).size == (40, 30)
-        monkeypatch.setattr(geometry, "MAX_FILE_BYTES", len(data) - 1)
+        monkeypatch.setattr(image_module, "MAX_FILE_BYTES", len(data) - 1)
         for source in (path, data, bytearray(data), memoryview(data), io.BytesIO(data)):
             with pytest.raises(ImageError, match=rf"over {len(data) - 1:,} bytes, expected fewer; make it smaller"):
                 load_photo(source)
@@ -187,9 +176,9 @@ class TestShrinking:
         assert load_photo(data).size == size
         photo = load_photo(data, side)
         assert photo.size == shrunk
-        apart = np.abs(to_pixels(photo, side).astype(int) - to_pixels(load_photo(data), side))
-        assert apart.mean() < 2  # the same picture, nowhere shifted
-        assert not apart.any() or photo.size != size
+        difference = np.abs(to_pixels(photo, side).astype(int) - to_pixels(load_photo(data), side))
+        assert difference.mean() < 2  # the same picture, nowhere shifted
+        assert not difference.any() or photo.size != size
 
     def test_upright_as_ever(self) -> None:
         exif = Image.Exif()
@@ -203,9 +192,6 @@ class TestShrinking:
         photo = load_photo(buffer.getvalue(), 60)
         assert (photo.mode, photo.size) == ("RGB", (80, 60))
 
-    def test_other_formats_are_left_alone(self) -> None:
-        assert load_photo(png(noise(480, 640, 3)), 60).size == (640, 480)
-
 
 class TestTurnedOnce:
     """A picture that was taken on its side is turned when it is loaded, and not again when that is loaded."""
@@ -218,13 +204,13 @@ class TestTurnedOnce:
         Image.fromarray(noise(30, 40, 3)).save(buffer, "PNG", exif=exif)
         upright = load_photo(buffer.getvalue())
         assert upright.size == ((40, 30) if orientation < 5 else (30, 40))
-        for again in (load_photo(upright), load_photo(keep(Image.open(buffer))), load_photo(Image.open(buffer))):
+        for again in (load_photo(upright), load_photo(materialize(Image.open(buffer))), load_photo(Image.open(buffer))):
             np.testing.assert_array_equal(again, upright)
 
     def test_an_image_that_is_kept_is_a_copy(self) -> None:
         """As of a GIF that is stepped through, which is one object at every frame."""
         image = Image.fromarray(noise(30, 40, 3))
-        kept = keep(image)
+        kept = materialize(image)
         image.paste("black", (0, 0, *image.size))
         np.testing.assert_array_equal(load_photo(kept), noise(30, 40, 3))
 
@@ -232,4 +218,4 @@ class TestTurnedOnce:
         """It lies beside the orientation in Pillow's ``info``."""
         image = Image.new("P", (40, 30), 3)
         image.info["transparency"] = 3
-        assert load_photo(keep(image)).getpixel((5, 5)) == (255, 255, 255)
+        assert load_photo(materialize(image)).getpixel((5, 5)) == (255, 255, 255)

@@ -24,8 +24,6 @@ _VARIABLES = {
     "<<.GroupBy>>": "pod",
     "<<.LabelMatchers>>": 'namespace="n", pod=~"p"',
 }
-
-
 _OPERATORS = {"MatchOp.Equal": "=", "MatchOp.NotEqual": "!=", "MatchOp.Re": "=~", "MatchOp.NotRe": "!~"}
 
 
@@ -87,10 +85,6 @@ def selectors(expression: str) -> list[Selector]:
         for node in nodes(expression)
         if isinstance(node, promql_parser.VectorSelector)
     ]
-
-
-def _matcher(found: Any) -> Matcher:
-    return Matcher(found.name, _OPERATORS[str(found.op)], found.value)
 
 
 def grouping_labels(expression: str) -> set[str]:

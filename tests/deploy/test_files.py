@@ -44,9 +44,6 @@ class TestDockerfile:
         assert "*" in ignored
         assert all((ROOT / source).exists() for source in sources())
 
-    def test_it_does_not_run_as_root(self) -> None:
-        assert re.findall(r"^USER (\d+):\d+$", DOCKERFILE, re.MULTILINE) == ["1000"]
-
     def test_it_adds_what_the_client_needs_but_grpc(self) -> None:
         added = re.findall(r"'([a-z]+>=[\d.]+)'", DOCKERFILE)
         needed = [one for one in metadata.requires("vizwiz-client") or [] if "extra ==" not in one]
@@ -94,13 +91,6 @@ class TestCompose:
         schema = resources.files("check_jsonschema") / "builtin_schemas" / "vendor" / "compose-spec.json"
         jsonschema.validate(compose(name), json.loads(schema.read_text(encoding="utf-8")))
 
-    def test_the_specification_refuses_a_misspelt_key(self) -> None:
-        schema = resources.files("check_jsonschema") / "builtin_schemas" / "vendor" / "compose-spec.json"
-        broken = compose("compose.yaml")
-        broken["services"]["triton"]["helthcheck"] = {}
-        with pytest.raises(jsonschema.ValidationError, match="helthcheck"):
-            jsonschema.validate(broken, json.loads(schema.read_text(encoding="utf-8")))
-
     def test_the_probe_asks_the_ensemble(self) -> None:
         assert compose("compose.yaml")["services"]["triton"]["healthcheck"]["test"][-1].endswith(
             f"/v2/models/{ENSEMBLE}/ready"
@@ -124,19 +114,8 @@ class TestCompose:
         assert len(sources) == 4
         assert all((DEPLOY / source).exists() for source in sources)
 
-    def test_without_a_gpu_none_is_asked_for(self) -> None:
-        triton = compose("compose.cpu.yaml")["services"]["triton"]
-        assert triton["deploy"] is None
-        assert "deploy: !reset" in (DEPLOY / "compose.cpu.yaml").read_text(encoding="utf-8")
-
 
 class TestDashboard:
-    def test_the_panels_that_operators_need_are_there(self) -> None:
-        dashboard = json.loads((DEPLOY / "grafana" / "vizwiz.json").read_text(encoding="utf-8"))
-        titles = " ".join(panel["title"] for panel in dashboard["panels"]).lower()
-        assert all(word in titles for word in ("latency", "queue", "batch size", "cache", "errors", "gpu"))
-        assert len({panel["id"] for panel in dashboard["panels"]}) == len(dashboard["panels"])
-
     def test_it_asks_the_provisioned_source(self) -> None:
         dashboard = json.loads((DEPLOY / "grafana" / "vizwiz.json").read_text(encoding="utf-8"))
         (source,) = yaml.safe_load((DEPLOY / "grafana" / "datasource.yaml").read_text(encoding="utf-8"))["datasources"]

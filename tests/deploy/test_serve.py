@@ -21,13 +21,13 @@ from tritonclient.grpc import InferenceServerClient, InferInput
 from tritonclient.utils import InferenceServerException
 
 from deploy import serve
+from deploy.watch import stubs
 from serving.launch import NO_CORE
-from serving.watch import stubs
 from tests.conftest import ROOT, LiveServer
 from tests.deploy.conftest import KEY, RAW_ENSEMBLE, START_S, Deployed
 from vizwiz_client import VizwizClient
 from vizwiz_client.contract.tensors import CONTEXT_LENGTH, ENSEMBLE, IMAGE, IMAGE_BYTES, QUESTION, TOKENS
-from vizwiz_client.contract.tokens import END_OF_TEXT, START_OF_TEXT
+from vizwiz_client.contract.tokenizer import END_OF_TEXT, START_OF_TEXT
 
 HEADERS = {serve.ADMIN_HEADER: KEY}
 
@@ -113,7 +113,7 @@ def test_a_stop_drains(another: Deployed, live_server: LiveServer) -> None:
     refusals: list[str] = []
 
     def ask(number: int) -> None:
-        image, tokens = _request(live_server.image_side)
+        image, tokens = _request(live_server.image_size)
         with InferenceServerClient(another.grpc_url) as client:
             try:
                 while True:

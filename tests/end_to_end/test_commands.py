@@ -14,11 +14,11 @@ from typing import Any
 
 import pytest
 
+from demo import ensure_demo_dataset
 from tests.conftest import ROOT
-from training.data import read_split
-from training.demo import ensure_demo_dataset
+from training.dataset import read_split
 from training.fit import next_step
-from training.runs import newest_run
+from training.run import newest_run
 
 FREE_PORTS = ["--http-port", "0", "--grpc-port", "0", "--metrics-port", "0"]
 
@@ -83,9 +83,9 @@ def test_what_comes_next_names_a_run_that_export_would_not_find() -> None:
 
 def test_the_demo_clip_carries_the_demo(place: Path, fitted: str) -> None:
     metrics: dict[str, Any] = json.loads((newest_run(place / "runs") / "metrics.json").read_text(encoding="utf-8"))
-    best, constant = metrics["best"], metrics["constant"]
+    best, majority = metrics["best"], metrics["majority_baseline"]
     assert best["vqa_accuracy_leave_one_out"] >= 75
-    assert best["vqa_accuracy_leave_one_out"] >= constant["vqa_accuracy_leave_one_out"] + 30
+    assert best["vqa_accuracy_leave_one_out"] >= majority["vqa_accuracy_leave_one_out"] + 30
     assert best["unanswerable_ap"] >= 0.85
 
 
@@ -113,8 +113,8 @@ def test_the_client_answers_in_a_line(place: Path, grpc_url: str) -> None:
 
 
 def test_every_command_refuses_a_closed_output() -> None:
-    modules = [path for name in ("training", "export", "serving") for path in (ROOT / name).rglob("*.py")]
-    sources = [path.read_text(encoding="utf-8") for path in [*modules, ROOT / "demo.py"]]
+    modules = [path for name in ("training", "export", "serving", "demo") for path in (ROOT / name).rglob("*.py")]
+    sources = [path.read_text(encoding="utf-8") for path in modules]
     commands = [text for text in sources if "ArgumentParser(" in text and "__name__ ==" in text]
     assert len(commands) >= 9
     assert all("(streams.run(main))" in text for text in commands)

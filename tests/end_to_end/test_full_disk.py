@@ -12,13 +12,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from export import store, to_onnx
-from export.publication import export_run
-from tests.training.test_progress import scalars
+from export import repository, to_onnx
+from export.publish import export_run
+from tests.training.test_fit import scalars
 from training import evaluate, features, fit
-from training.clip_models import FrozenClip
-from training.progress import read_progress
-from training.runs import Run, newest_run, read_run
+from training.backbone import FrozenClip
+from training.run import Run, newest_run, read_epochs, read_run
 
 ANNOUNCED = "cannot be written (No space left on device): make room there, or name another folder with"
 FIT = ["--epochs", "2"]
@@ -87,7 +86,7 @@ def test_under_the_runs(kib: int, material: list[str], fitted: Run, refused: Cal
     assert refused(fit.main, [*material, *FIT, *cache_of(fitted)], "--runs", kib) == []
 
 
-def test_under_the_runs_whole_states_are_left_to_go_on_from(
+def test_under_the_runs_finished_heads_are_kept(
     material: list[str], fitted: Run, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with disk(20_000) as place:
@@ -95,11 +94,11 @@ def test_under_the_runs_whole_states_are_left_to_go_on_from(
         filler = place / "filler"
         original = fit.write_result
 
-        def fill_then_write(*values: object) -> Path:
+        def fill_then_write(*values: object) -> None:
             with pytest.raises(OSError, match="No space left"), filler.open("wb", buffering=0) as file:
                 while file.write(bytes(4096)):
                     pass
-            return original(*values)  # type: ignore[arg-type]
+            original(*values)  # type: ignore[arg-type]
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(fit, "write_result", fill_then_write)
@@ -107,11 +106,11 @@ def test_under_the_runs_whole_states_are_left_to_go_on_from(
         assert capsys.readouterr().err == f"error: {place / 'runs'} {ANNOUNCED} --runs\n"
         assert [path.name for path in (place / "runs").iterdir()] == [".unfinished"]
         filler.unlink()
-        assert fit.main([*arguments, "--resume"]) == 0
+        assert fit.main(arguments) == 0
         run = newest_run(place / "runs")
-        assert len(read_progress(run)) == 2
+        assert len(read_epochs(run)) == 2
         assert [step for step, _ in scalars(run)["val_loss"]] == [1, 2]
-        assert not (place / "runs" / ".unfinished").exists()
+        assert not list(place.rglob("*.pt"))
 
 
 @pytest.mark.parametrize("kib", [4, 12, 20, 28, 36, 44])
@@ -133,7 +132,7 @@ def test_under_the_results_of_an_evaluation(kib: int, fitted: Run, refused: Call
 def test_under_the_repository(
     kib: int, fitted: Run, refused: Callable[..., list[Path]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(store, "check_room", lambda *_: None)  # there was room; another process took it
+    monkeypatch.setattr(repository, "check_free_space", lambda *_: None)  # there was room; another process took it
     arguments = ["--run", str(fitted.folder), "--variant", "portable", "--precision", "fp32"]
     assert refused(to_onnx.main, arguments, "--repository", kib) == []
 

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from export import store
-from export.publication import export_run
-from training.clip_models import FrozenClip
-from training.data import read_split
+from export import repository
+from export.publish import export_run
+from training.backbone import FrozenClip
+from training.dataset import read_split
 from training.fit import fit
 from training.recipe import Recipe
-from training.runs import Run, read_run
+from training.run import Run, read_run
 from vizwiz_client import VizwizClient
 
 
@@ -28,13 +28,13 @@ def run(tiny_clip: FrozenClip, some_photos: Path, tmp_path_factory: pytest.TempP
 @pytest.fixture(scope="session")
 def published(run: Run, tiny_clip: FrozenClip, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A repository that the run was exported into; a test that spoils it restores it."""
-    repository = tmp_path_factory.mktemp("export") / "triton_models"
-    export_run(run, tiny_clip, repository)
-    return repository
+    folder = tmp_path_factory.mktemp("export") / "triton_models"
+    export_run(run, tiny_clip, folder)
+    return folder
 
 
-def snapshot(repository: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(repository)): path.read_bytes() for path in repository.rglob("*") if path.is_file()}
+def snapshot(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 @pytest.fixture(scope="session")
@@ -45,10 +45,10 @@ def other_run(tiny_clip: FrozenClip, some_photos: Path, tmp_path_factory: pytest
     return read_run(fit(train, val, tiny_clip, Recipe(epochs=5), place / "runs", place / "cache"))
 
 
-def ask_golden(grpc_url: str, repository: Path) -> None:
-    """Ask a live server the golden request of the head that ``repository`` names, and compare."""
-    config = store.read_config(repository / "vizwiz_vqa")
-    head = repository / config.ensemble_scheduling.step[2].model_name
+def ask_golden(grpc_url: str, folder: Path) -> None:
+    """Ask a live server the golden request of the head that the repository ``folder`` serves, and compare."""
+    config = repository.read_config(folder / "vizwiz_vqa")
+    head = folder / config.ensemble_scheduling.step[2].model_name
     golden = json.loads((head / "golden.json").read_text(encoding="utf-8"))
     expected = golden["expected"]
     with VizwizClient(grpc_url) as client:

@@ -16,7 +16,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from export import publication, to_onnx
+from export import publish, to_onnx
 
 CHANGES = {
     "open": 0,
@@ -41,7 +41,7 @@ def main(kill_at: str, run: str, repository: str) -> int:
             if changes == int(kill_at) if kill_at.isdigit() else kill_at in name:
                 os.kill(os.getpid(), signal.SIGKILL)
 
-    publication.EXPORT_FORMAT = os.environ.get("EXPORT_FORMAT", publication.EXPORT_FORMAT)
+    publish.EXPORT_FORMAT = os.environ.get("EXPORT_FORMAT", publish.EXPORT_FORMAT)
     sys.addaudithook(watch)
     code = to_onnx.main(["--run", run, "--repository", repository])
     print(f"changes: {changes}")

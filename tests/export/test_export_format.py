@@ -21,19 +21,18 @@ import pytest
 import torch
 from onnx import helper, numpy_helper
 
-from export import encoders
-from export.heads import write_head
-from export.publication import EXPORT_FORMAT
+from export import clip_graph
+from export.head_graph import write_head
+from export.publish import EXPORT_FORMAT
 from export.targets import TARGETS
 from tests.conftest import write_checkpoint
-from training.clip_models import FrozenClip, load_clip
-from training.head import GatedHead
-from training.predictor import Calibration, Predictor
-from training.recipe import FEATURES, JOINED
+from training.backbone import FrozenClip, load_clip
+from training.model import GatedHead, Predictor
+from training.recipe import FEATURES, HIDDEN
 
 DIGESTS = Path(__file__).with_name("graph_digests.json")
 REMEDY = (
-    "raise EXPORT_FORMAT in export/publication.py, so that published repositories are exported again, and then run "
+    "raise EXPORT_FORMAT in export/publish.py, so that published repositories are exported again, and then run "
     "`python -m tests.export.test_export_format`"
 )
 FAMILIES = {"vit": 3, "resnet": (1, 1, 1, 1)}
@@ -48,7 +47,7 @@ def test_a_changed_graph_has_another_export_format(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("change", ["an attribute", "a constant", "an operator", "a transposed weight"])
 def test_the_digest_sees_what_a_graph_computes(change: str, tmp_path: Path) -> None:
-    encoders.write_text_encoder(small_clip(tmp_path, "vit"), next(iter(TARGETS)), tmp_path / "model.onnx")
+    clip_graph.write_text_encoder(small_clip(tmp_path, "vit"), next(iter(TARGETS)), tmp_path / "model.onnx")
     model = onnx.load(tmp_path / "model.onnx")
     before = digest(model)
     graph = model.graph
@@ -82,16 +81,16 @@ def digests(folder: Path) -> dict[str, str]:
     for family in FAMILIES:
         model = small_clip(folder, family)
         for target in TARGETS:
-            with patch.object(encoders, "example_photos", lambda side: [examples, 255 - examples]):
-                encoders.write_image_encoder(model, target, path)
+            with patch.object(clip_graph, "calibration_photos", lambda image_size: [examples, 255 - examples]):
+                clip_graph.write_image_encoder(model, target, path)
             # what examples decide is rounded otherwise on another CPU
             found[f"{family} image {target.name}"] = digest(onnx.load(path), sums=target.precision != "int8")
-            encoders.write_text_encoder(model, target, path)
+            clip_graph.write_text_encoder(model, target, path)
             found[f"{family} text {target.name}"] = digest(onnx.load(path))
-    for folds, source in ((1, JOINED), (1, FEATURES), (3, JOINED)):
+    for folds, source in ((1, HIDDEN), (1, FEATURES), (3, HIDDEN)):
         heads = [GatedHead(8, 5, 3, hidden=16, answerable_from=source) for _ in range(folds)]
         fill(torch.nn.ModuleList(heads))
-        write_head(Predictor(heads, Calibration(0.5, -1.0)), "0123456789ab", path)
+        write_head(Predictor(heads), "0123456789ab", path)
         found[f"head {folds} {source}"] = digest(onnx.load(path))
     return found
 

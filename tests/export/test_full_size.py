@@ -14,14 +14,14 @@ import pytest
 from torch import Tensor
 
 from benchmarks.architectures import ARCHITECTURES, write_full_size
-from export.proof import PARITY_FILE
-from export.publication import export_run
+from export.parity import PARITY_FILE
+from export.publish import export_run
 from export.targets import Target
-from training.clip_models import load_clip
-from training.data import read_split
+from training.backbone import load_clip
+from training.dataset import read_split
 from training.fit import fit
 from training.recipe import Recipe
-from training.runs import read_run
+from training.run import read_run
 
 ON_A_CPU = [
     Target("portable", "fp32"),
@@ -39,7 +39,7 @@ def test_a_full_size_clip_is_fitted_on_and_exported(name: str, some_photos: Path
     embed, side = ARCHITECTURES[name][:2]
     write_full_size(name, tmp_path / "random.pt")
     frozen = load_clip(tmp_path / "random.pt")
-    assert (frozen.side, frozen.width) == (side, embed)
+    assert (frozen.image_size, frozen.embed_dim) == (side, embed)
     train, val = (read_split(some_photos, split, limit=PHOTOS) for split in ("train", "val"))
     for encoder in ("encode_image", "encode_text"):  # the references of one target are those of the next
         setattr(frozen.model, encoder, remembered(getattr(frozen.model, encoder)))

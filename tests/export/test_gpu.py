@@ -9,17 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from export import store
-from export.accelerators import ENGINE_CACHE
+from export import repository
 from export.inventory import check_repository
-from export.publication import export_run, model_names
-from export.runtimes import execution
-from export.targets import Device, Machine, choose_target
+from export.publish import export_run, model_names
+from export.targets import Device, Machine, choose_target, execution
 from serving.server import EmbeddedTriton
 from tests.conftest import ROOT
 from tests.export.conftest import ask_golden
-from training.clip_models import FrozenClip
-from training.runs import Run
+from training.backbone import FrozenClip
+from training.run import Run
 
 CPU_MACHINE = Machine(cuda=False, cpu_flags=frozenset(), openvino=False)
 
@@ -35,26 +33,17 @@ def test_a_repository_for_a_gpu_is_served_by_a_cpu(
     assert names == model_names(run, target)
     assert check_repository(tmp_path / "triton_models", run) == []
     report = json.loads((tmp_path / "triton_models" / names.head / "parity.json").read_text(encoding="utf-8"))
-    assert report["passed"] is (True if execution(target).as_asked else None)  # a CPU proves nothing of a GPU
+    assert report["passed"] is (True if execution(target).as_requested else None)  # a CPU verifies no GPU
     for name in (names.image, names.text, names.head):
-        config = store.read_config(tmp_path / "triton_models" / name)
-        parameters = {key: value.string_value for key, value in config.parameters.items()}
-        assert parameters["cudnn_conv_algo_search"] == "1"
-        assert parameters["arena_extend_strategy"] == "1"
-        assert parameters["do_copy_in_default_stream"] == "1"
-        assert int(parameters["gpu_mem_limit"]) > 1 << 30
-        if name == names.head:
-            continue  # small, and exact in fp32: not worth an engine
+        config = repository.read_config(tmp_path / "triton_models" / name)
+        assert config.parameters["do_copy_in_default_stream"].string_value == "1"
         accelerators = config.optimization.execution_accelerators.gpu_execution_accelerator
-        assert [accelerator.name for accelerator in accelerators] == ["tensorrt"] * (device == "tensorrt")
-        if device == "tensorrt":
+        is_tensorrt = device == "tensorrt" and name != names.head  # the head is small, and exact in fp32
+        assert [accelerator.name for accelerator in accelerators] == ["tensorrt"] * is_tensorrt
+        if is_tensorrt:
             options, tensor = dict(accelerators[0].parameters), config.input[0]
             shape = "x".join(map(str, tensor.dims))
-            assert options["precision_mode"] == "FP16"
-            assert options["trt_engine_cache_path"] == ENGINE_CACHE
-            assert options["trt_engine_cache_prefix"] == name
             assert options["trt_profile_min_shapes"] == f"{tensor.name}:1x{shape}"
-            assert options["trt_profile_opt_shapes"] == f"{tensor.name}:8x{shape}"
             assert options["trt_profile_max_shapes"] == f"{tensor.name}:64x{shape}"
     with EmbeddedTriton(tmp_path / "triton_models") as server:
         ask_golden(server.grpc_url, tmp_path / "triton_models")

@@ -13,15 +13,15 @@ from pathlib import Path
 
 import pytest
 
-from export import publication, store, to_onnx
-from export.inventory import check_repository, inventory, prune
-from export.publication import ExportError, export_run, model_names
-from export.repository import Names, ensemble_configs
-from export.store import RepositoryError
+from export import publish, repository, to_onnx
+from export.inventory import check_repository, list_models, prune
+from export.publish import ExportError, export_run, model_names
+from export.repository import RepositoryError
+from export.triton_config import ModelNames, ensemble_configs
 from tests.conftest import ROOT
 from tests.export.conftest import snapshot
-from training.clip_models import FrozenClip
-from training.runs import Run
+from training.backbone import FrozenClip
+from training.run import Run
 
 pytestmark = pytest.mark.parametrize("tiny_clip", [3], ids=["vit"], indirect=True)
 
@@ -40,7 +40,7 @@ def state(folder: Path) -> dict[str, tuple[int, int, int]]:
 
 def test_a_new_fit_exports_the_head_alone(run: Run, other_run: Run, own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither CLIP nor its graphs are needed: the CLIP that is named does not exist."""
-    monkeypatch.setattr(publication, "write_image_encoder", pytest.fail)
+    monkeypatch.setattr(publish, "write_image_encoder", pytest.fail)
     old, new = model_names(run), model_names(other_run)
     before = [state(own / name) for name in (old.image, old.text, old.head)]
     assert export_run(other_run, "no/such/clip.pt", own) == new
@@ -54,8 +54,8 @@ def test_a_new_fit_exports_the_head_alone(run: Run, other_run: Run, own: Path, m
 
 def test_encoders_are_compared_again_when_asked(run: Run, own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
-    original = publication.prove
-    monkeypatch.setattr(publication, "prove", lambda *values: asked.append(values) or original(*values))
+    original = publish.check_parity
+    monkeypatch.setattr(publish, "check_parity", lambda *values: asked.append(values) or original(*values))
     export_run(run, run.clip_source, own)
     assert not asked
     export_run(run, run.clip_source, own, recheck=True)
@@ -66,7 +66,7 @@ def test_encoders_are_compared_again_when_asked(run: Run, own: Path, monkeypatch
 def test_the_list_says_what_there_is_and_what_for(run: Run, other_run: Run, own: Path) -> None:
     old, new = model_names(run), export_run(other_run, other_run.clip_source, own)
     (own / "mine").mkdir()
-    entries = {entry.name: entry for entry in inventory(own)}
+    entries = {entry.name: entry for entry in list_models(own)}
     assert list(entries)[:2] == ["vizwiz_vqa", "vizwiz_vqa_raw"]
     assert entries["vizwiz_vqa"].steps == [new.image, new.text, new.head]
     assert entries["vizwiz_vqa_raw"].steps == [new.preprocess, new.image, new.text, new.head]
@@ -85,74 +85,74 @@ def test_the_list_says_what_there_is_and_what_for(run: Run, other_run: Run, own:
     assert entries[new.image].bytes == sum(size for *_, size in state(own / new.image).values())
 
 
-def damaged_graph(own: Path, names: Names) -> str:
+def damaged_graph(own: Path, names: ModelNames) -> str:
     (own / names.text / "1" / "model.onnx").write_bytes(b"x")
     return f"{own / names.text / '1' / 'model.onnx'} was altered: its digest is not the one in config.pbtxt"
 
 
-def missing_labels(own: Path, names: Names) -> str:
+def missing_labels(own: Path, names: ModelNames) -> str:
     (own / names.head / "answer.txt").unlink()
     return f"{own / names.head / 'answer.txt'} is missing"
 
 
-def missing_encoder(own: Path, names: Names) -> str:
+def missing_encoder(own: Path, names: ModelNames) -> str:
     shutil.rmtree(own / names.image)
     return f"{own / names.image / 'config.pbtxt'} is missing"
 
 
-def altered_photo(own: Path, names: Names) -> str:
+def altered_photo(own: Path, names: ModelNames) -> str:
     (own / names.head / "golden.jpg").write_bytes(b"x")
     return f"{own / names.head / 'golden.jpg'} was altered"
 
 
-def other_contract(own: Path, names: Names) -> str:
+def other_contract(own: Path, names: ModelNames) -> str:
     config = own / "vizwiz_vqa" / "config.pbtxt"
     text = config.read_text(encoding="utf-8")
     config.write_text(text.replace('string_value: "1"', 'string_value: "0"'), encoding="utf-8")
-    return "vizwiz_vqa is of contract version 0, this version's clients speak 1"
+    return "vizwiz_vqa has contract version 0, this version's clients speak 1"
 
 
-def edited_ensemble(own: Path, names: Names) -> str:
+def edited_ensemble(own: Path, names: ModelNames) -> str:
     config = own / "vizwiz_vqa" / "config.pbtxt"
     text = config.read_text(encoding="utf-8")
     config.write_text(text.replace("max_batch_size: 64", "max_batch_size: 8"), encoding="utf-8")
     return f"{config} is not what export writes for"
 
 
-def altered_preprocess(own: Path, names: Names) -> str:
+def altered_preprocess(own: Path, names: ModelNames) -> str:
     path = own / names.preprocess / "1" / "model.py"
     path.write_text("")
     return f"{path} was altered: its digest is not the one in config.pbtxt"
 
 
-def altered_warmup(own: Path, names: Names) -> str:
+def altered_warmup(own: Path, names: ModelNames) -> str:
     path = own / names.preprocess / "warmup" / "golden.image_bytes"
     path.unlink()
     return f"{path} is missing"
 
 
-def raw_of_another_head(own: Path, names: Names) -> str:
+def raw_of_another_head(own: Path, names: ModelNames) -> str:
     """As a crash between the two ensembles' configurations leaves it."""
     config = own / "vizwiz_vqa_raw" / "config.pbtxt"
     other = "gated_head_00000000000d"
     shutil.copytree(own / names.head, own / other)
     config.write_text(config.read_text(encoding="utf-8").replace(names.head, other), encoding="utf-8")
-    return "vizwiz_vqa_raw answers with other models than vizwiz_vqa: a publication was interrupted"
+    return "vizwiz_vqa_raw names other models than vizwiz_vqa: a publication was interrupted"
 
 
-def no_raw_ensemble(own: Path, names: Names) -> str:
+def no_raw_ensemble(own: Path, names: ModelNames) -> str:
     shutil.rmtree(own / "vizwiz_vqa_raw")
     return f"{own / 'vizwiz_vqa_raw' / 'config.pbtxt'} is missing: nothing can be served"
 
 
-def no_ensemble(own: Path, names: Names) -> str:
+def no_ensemble(own: Path, names: ModelNames) -> str:
     shutil.rmtree(own / "vizwiz_vqa")
     return f"{own / 'vizwiz_vqa' / 'config.pbtxt'} is missing: nothing can be served"
 
 
-def no_version_of_an_ensemble(own: Path, names: Names) -> str:
+def no_version_of_an_ensemble(own: Path, names: ModelNames) -> str:
     shutil.rmtree(own / "vizwiz_vqa" / "1")
-    return f"{own / 'vizwiz_vqa' / '1'} is missing, though empty: Triton loads no ensemble without a version"
+    return f"{own / 'vizwiz_vqa' / '1'} is missing: Triton loads no ensemble without a version folder"
 
 
 @pytest.mark.parametrize(
@@ -173,7 +173,7 @@ def no_version_of_an_ensemble(own: Path, names: Names) -> str:
     ],
 )
 def test_each_problem_is_told_with_its_remedy(
-    spoil: Callable[[Path, Names], str],
+    spoil: Callable[[Path, ModelNames], str],
     run: Run,
     tiny_clip: FrozenClip,
     own: Path,
@@ -202,7 +202,7 @@ def test_a_repository_is_checked_where_there_is_no_run(
 ) -> None:
     command = ["--check", "--repository", str(own), "--runs", str(tmp_path / runs)]
     assert to_onnx.main(command) == 0
-    assert capsys.readouterr().out == f"{own}: by itself, there is no run\n  all is well\n"
+    assert capsys.readouterr().out == f"{own}: alone, no run found\n  ok\n"
 
 
 def test_prune_removes_what_no_ensemble_names_and_nothing_else(run: Run, other_run: Run, own: Path) -> None:
@@ -225,9 +225,9 @@ def test_prune_removes_what_no_ensemble_names_and_nothing_else(run: Run, other_r
 
 def test_what_a_second_ensemble_names_stays(run: Run, other_run: Run, own: Path) -> None:
     old = model_names(run)
-    config = ensemble_configs(old, publication.sizes(run))[-1]
+    config = ensemble_configs(old, publish.sizes(run))[-1]
     config.name = "previous"
-    store.write_config(own / "previous" / "config.pbtxt", config)
+    repository.write_config_file(own / "previous" / "config.pbtxt", config)
     export_run(other_run, other_run.clip_source, own)
     assert prune(own) == []
 
@@ -236,14 +236,14 @@ def test_prune_without_an_ensemble_removes_nothing(run: Run, own: Path) -> None:
     shutil.rmtree(own / "vizwiz_vqa")
     shutil.rmtree(own / "vizwiz_vqa_raw")
     before = snapshot(own)
-    with pytest.raises(RepositoryError, match="has no ensemble, so nothing says which models are needed"):
+    with pytest.raises(RepositoryError, match="has no ensemble, which would say which models are needed"):
         prune(own)
     assert snapshot(own) == before
 
 
 def test_prune_waits_for_an_export_to_end(run: Run, own: Path) -> None:
     script = "import sys; from export import to_onnx; sys.exit(to_onnx.main(sys.argv[1:]))"
-    with store.locked(own):
+    with repository.lock(own):
         (own / "gated_head_00000000000c").mkdir()  # published, and not committed yet
         waiting = subprocess.Popen(
             [sys.executable, "-c", script, "--prune", "--repository", str(own)], cwd=ROOT, stderr=subprocess.PIPE
@@ -269,23 +269,23 @@ def test_a_run_of_another_contract_is_refused(version: int | None, run: Run, tmp
 def test_a_target_that_cannot_be_written_is_found_before_any_work(
     run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(publication, "load_clip", pytest.fail)
+    monkeypatch.setattr(publish, "load_clip", pytest.fail)
     (tmp_path / "file").write_text("")
     for target in (tmp_path / "file", tmp_path / "file" / "below", Path("/proc/triton_models")):
         assert to_onnx.main(["--run", str(run.folder), "--repository", str(target)]) == 2
         error = capsys.readouterr().err
         assert error.startswith(f"error: {target} cannot be written (")
-        assert error.endswith("name a folder that can be, with --repository, or change its rights\n")
+        assert error.endswith("change its permissions, or choose another folder with --repository\n")
         assert error.count("\n") == 1
 
 
 def test_a_full_disk_is_found_before_any_work(
     run: Run, tiny_clip: FrozenClip, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(publication, "write_head", pytest.fail)
+    monkeypatch.setattr(publish, "write_head", pytest.fail)
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
-    with pytest.raises(RepositoryError, match=r"has room for 0\.00 GiB, the export needs about 0\.0\d: make room"):
+    with pytest.raises(RepositoryError, match=r"has 0\.00 GiB free, the export needs about 0\.0\d: free some"):
         export_run(run, tiny_clip, tmp_path / "triton_models")
     assert list((tmp_path / "triton_models").iterdir()) == []
 
@@ -295,10 +295,10 @@ def test_a_repository_of_an_older_export_format_is_exported_anew(
 ) -> None:
     repository = tmp_path / "triton_models"
     with monkeypatch.context() as older:
-        older.setattr(publication, "EXPORT_FORMAT", "13")
+        older.setattr(publish, "EXPORT_FORMAT", "13")
         before = export_run(run, tiny_clip, repository)
     (problem,) = check_repository(repository, run)
-    assert problem.startswith(f"vizwiz_vqa serves {run.folder.name} as export format 13, this version writes")
+    assert problem.startswith(f"vizwiz_vqa serves {run.folder.name} in export format 13, this version writes")
     after = export_run(run, tiny_clip, repository)
     assert not {*astuple(before)} & {*astuple(after)}
     assert check_repository(repository, run) == []

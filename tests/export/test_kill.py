@@ -14,14 +14,14 @@ from pathlib import Path
 
 import pytest
 
-from export import publication, store
-from export.inventory import check_repository, inventory
-from export.publication import export_run
+from export import publish, repository
+from export.inventory import check_repository, list_models
+from export.publish import export_run
 from serving.server import EmbeddedTriton
 from tests.conftest import ROOT
 from tests.export.conftest import ask_golden, snapshot
-from training.clip_models import FrozenClip
-from training.runs import Run
+from training.backbone import FrozenClip
+from training.run import Run
 
 SCRIPT = Path(__file__).with_name("killed_export.py")
 NEVER = "0"
@@ -29,8 +29,8 @@ NEVER = "0"
 pytestmark = pytest.mark.parametrize("tiny_clip", [3], ids=["vit"], indirect=True)
 
 
-def start(run: Run, repository: Path, kill_at: str = NEVER, **environment: str) -> subprocess.Popen[str]:
-    command = [sys.executable, str(SCRIPT), kill_at, str(run.folder), str(repository)]
+def start(run: Run, folder: Path, kill_at: str = NEVER, **environment: str) -> subprocess.Popen[str]:
+    command = [sys.executable, str(SCRIPT), kill_at, str(run.folder), str(folder)]
     return subprocess.Popen(
         command,
         cwd=ROOT,
@@ -41,19 +41,19 @@ def start(run: Run, repository: Path, kill_at: str = NEVER, **environment: str) 
     )
 
 
-def copy(repository: Path, place: Path) -> Path:
+def copy(folder: Path, place: Path) -> Path:
     place.mkdir()
-    return Path(shutil.copytree(repository, place / "triton_models"))
+    return Path(shutil.copytree(folder, place / "triton_models"))
 
 
-def assert_whole(repository: Path, *runs: Run) -> None:
+def assert_whole(folder: Path, *runs: Run) -> None:
     """The repository serves one of ``runs``, and every model that it names is as it was published.
 
     Between two renamings the raw ensemble alone is ahead; both then name models that are whole.
     """
-    if not any(check_repository(repository, run) == [] for run in runs):
-        (problem,) = check_repository(repository, None)
-        assert problem.startswith("vizwiz_vqa_raw answers with other models than vizwiz_vqa: a publication was interr")
+    if not any(check_repository(folder, run) == [] for run in runs):
+        (problem,) = check_repository(folder, None)
+        assert problem.startswith("vizwiz_vqa_raw names other models than vizwiz_vqa: a publication was interr")
 
 
 @pytest.mark.parametrize(
@@ -62,32 +62,32 @@ def assert_whole(repository: Path, *runs: Run) -> None:
 def test_a_killed_export_changes_nothing(
     kill_at: str, run: Run, other_run: Run, tiny_clip: FrozenClip, published: Path, tmp_path: Path
 ) -> None:
-    repository = copy(published, tmp_path / "place")
-    before = snapshot(repository)
-    export = start(other_run, repository, kill_at)
+    folder = copy(published, tmp_path / "place")
+    before = snapshot(folder)
+    export = start(other_run, folder, kill_at)
     export.communicate()
     assert export.returncode == -signal.SIGKILL
-    assert before.items() <= snapshot(repository).items()
-    assert_whole(repository, run)
-    export_run(other_run, tiny_clip, repository)
-    assert_whole(repository, other_run)
-    assert [path.name for path in repository.parent.iterdir()] == ["triton_models"]
-    assert not list(repository.rglob("*.partial"))
+    assert before.items() <= snapshot(folder).items()
+    assert_whole(folder, run)
+    export_run(other_run, tiny_clip, folder)
+    assert_whole(folder, other_run)
+    assert [path.name for path in folder.parent.iterdir()] == ["triton_models"]
+    assert not list(folder.rglob("*.partial"))
 
 
 def test_a_kill_between_the_two_ensembles_leaves_both_whole(
     run: Run, other_run: Run, tiny_clip: FrozenClip, published: Path, tmp_path: Path
 ) -> None:
-    repository = copy(published, tmp_path / "place")
-    export = start(other_run, repository, "triton_models/vizwiz_vqa/config.pbtxt")
+    folder = copy(published, tmp_path / "place")
+    export = start(other_run, folder, "triton_models/vizwiz_vqa/config.pbtxt")
     export.communicate()
     assert export.returncode == -signal.SIGKILL
-    (problem,) = check_repository(repository, None)
-    assert problem.startswith("vizwiz_vqa_raw answers with other models than vizwiz_vqa: a publication was interr")
-    with EmbeddedTriton(repository) as server:
-        ask_golden(server.grpc_url, repository)  # of the head that `vizwiz_vqa` still names
-    export_run(other_run, tiny_clip, repository)
-    assert_whole(repository, other_run)
+    (problem,) = check_repository(folder, None)
+    assert problem.startswith("vizwiz_vqa_raw names other models than vizwiz_vqa: a publication was interr")
+    with EmbeddedTriton(folder) as server:
+        ask_golden(server.grpc_url, folder)  # of the head that `vizwiz_vqa` still names
+    export_run(other_run, tiny_clip, folder)
+    assert_whole(folder, other_run)
 
 
 @pytest.mark.slow
@@ -109,23 +109,23 @@ def test_twenty_random_kills(
     times: list[float | None] = [rng.uniform(0, duration) for _ in range(10)]
     numbers = [str(number) for number in rng.sample(range(1, changes + 1), 10)]
     for number, (delay, kill_at) in enumerate([(t, NEVER) for t in times] + [(None, n) for n in numbers]):
-        repository = copy(published, tmp_path / str(number))
-        export = start(other_run, repository, kill_at, EXPORT_FORMAT="killed")
+        folder = copy(published, tmp_path / str(number))
+        export = start(other_run, folder, kill_at, EXPORT_FORMAT="killed")
         if delay is not None:
             time.sleep(delay)
             export.kill()
         export.communicate()
         with monkeypatch.context() as patch:
-            patch.setattr(publication, "EXPORT_FORMAT", "killed")
-            finished = check_repository(repository, other_run) == []  # before it was killed
+            patch.setattr(publish, "EXPORT_FORMAT", "killed")
+            finished = check_repository(folder, other_run) == []  # before it was killed
         if not finished:
-            assert_whole(repository, run)
+            assert_whole(folder, run)
         if number % 5 == 4:
-            with EmbeddedTriton(repository) as server:
-                ask_golden(server.grpc_url, repository)
-        export_run(other_run, tiny_clip, repository)
-        assert_whole(repository, other_run)
-        assert [path.name for path in repository.parent.iterdir()] == ["triton_models"]
-        assert all(store.is_published(repository, entry.name) for entry in inventory(repository) if entry.named_by)
-    with EmbeddedTriton(repository) as server:
-        ask_golden(server.grpc_url, repository)
+            with EmbeddedTriton(folder) as server:
+                ask_golden(server.grpc_url, folder)
+        export_run(other_run, tiny_clip, folder)
+        assert_whole(folder, other_run)
+        assert [path.name for path in folder.parent.iterdir()] == ["triton_models"]
+        assert all(repository.is_published(folder, entry.name) for entry in list_models(folder) if entry.named_by)
+    with EmbeddedTriton(folder) as server:
+        ask_golden(server.grpc_url, folder)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,49 +11,48 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 
-from export import modules, publication
-from export.encoders import write_image_encoder, write_text_encoder
-from export.heads import write_head
-from export.parity import (
+from export import clip_graph, publish, targets
+from export.clip_graph import write_image_encoder, write_text_encoder
+from export.comparison import (
+    TOLERANCES,
     Comparison,
     Features,
     OutputError,
     ParityError,
     ShapeError,
     ToleranceError,
-    check,
-    compare_answers,
     compare_encoder,
     compare_features,
     compare_probabilities,
     log_error,
-    measure_text,
-    table,
 )
+from export.head_graph import write_head
+from export.inventory import describe, list_models
+from export.parity import check_parity, compare_answers, encode_texts, parity_table, require_tolerance
 from export.parity_inputs import Inputs, draw_golden_photo, drawn_inputs, random_inputs, run_inputs
-from export.proof import prove
-from export.publication import DEFAULT_TARGET, HEAD_TARGET, export_run
-from export.runtimes import Graph, execution, open_graph
-from export.targets import Target
-from export.tolerances import FP32, TOLERANCES
-from tests.export import damage
+from export.publish import DEFAULT_TARGET, HEAD_TARGET, export_run
+from export.targets import Execution, Graph, Target, cpu_name, execution, open_graph
+from tests.export import faults
 from tests.export.conftest import snapshot
-from training.clip_models import FrozenClip
-from training.data import read_split
-from training.predictor import Predictor
-from training.runs import Run
-from vizwiz_client.contract import tensors, tokens
+from training.backbone import ClipError, FrozenClip
+from training.dataset import read_split
+from training.model import Predictor
+from training.run import Run
+from vizwiz_client.contract import tensors, tokenizer
 from vizwiz_client.contract.tensors import TensorSpec
 
 REFUSED_EVERYWHERE = [
-    damage.missing_image_block,
-    damage.missing_text_block,
-    damage.swapped_heads,
-    damage.swapped_channels,
+    faults.missing_image_block,
+    faults.missing_text_block,
+    faults.swapped_heads,
+    faults.swapped_channels,
 ]
-REFUSED_IN_FP32 = [damage.scaled_image_matrix, damage.scaled_text_matrix, damage.scaled_text_projection]
+FP32 = TOLERANCES["fp32"]
+vit = pytest.mark.parametrize("tiny_clip", [3], ids=["vit"], indirect=True)
+REFUSED_IN_FP32 = [faults.scaled_image_matrix, faults.scaled_text_matrix, faults.scaled_text_projection]
 
 
 class Bench(NamedTuple):
@@ -72,7 +72,7 @@ def bench(run: Run, tiny_clip: FrozenClip, some_photos: Path, tmp_path_factory: 
     place = tmp_path_factory.mktemp("bench")
     predictor, path = run.load_predictor(), place / "head.onnx"
     write_head(predictor, "0" * 12, path)
-    side = tiny_clip.side
+    side = tiny_clip.image_size
     own = run_inputs(side, read_split(some_photos, "val"))
     assert own is not None
     inputs = [random_inputs(side), drawn_inputs(side, draw_golden_photo()), own]
@@ -85,17 +85,14 @@ def compared(bench: Bench, place: Path, fault: Callable[[Any], None] | None = No
     """Compare the encoders, one of which is exported with ``fault``, with the reference; ties as int8 allows them."""
     image, text = bench.image, bench.text
     if fault:
-        model = replace(bench.model, model=damage.damaged(bench.model.model, fault))
+        model = replace(bench.model, model=faults.with_fault(bench.model.model, fault))
         if "text" in fault.__name__:
             write_text_encoder(model, DEFAULT_TARGET, text := place / "text.onnx")
         else:
             write_image_encoder(model, DEFAULT_TARGET, image := place / "image.onnx")
-    proof = prove(image, text, DEFAULT_TARGET, bench.model, bench.inputs)
-    tolerance = TOLERANCES["int8"]
-    return [
-        *compare_features(proof.images, proof.texts),
-        *compare_answers(bench.head, bench.predictor, proof.images, proof.texts, tolerance),
-    ]
+    result = check_parity(image, text, DEFAULT_TARGET, bench.model, bench.inputs)
+    answers = compare_answers(bench.head, bench.predictor, result.images, result.texts, TOLERANCES["int8"])
+    return [*result.comparisons, *answers]
 
 
 def refused_at(comparisons: list[Comparison]) -> list[str]:
@@ -126,12 +123,12 @@ def test_questions_that_are_cut_where_the_shortest_of_a_batch_ends_are_refused(b
     assert refused_at(comparisons) == ["fp32", "fp16", "bf16", "int8"]
 
 
-@pytest.mark.parametrize("apart", [0, 1e-7])
-def test_photos_or_questions_that_are_all_alike_pass(apart: float) -> None:
-    """As black photos are: what tells the drawn inputs apart is what rounding is measured by."""
+@pytest.mark.parametrize("noise", [0, 1e-7])
+def test_photos_or_questions_that_are_all_alike_pass(noise: float) -> None:
+    """As black photos are: the centred error is relative to the drawn inputs then."""
     generator = np.random.default_rng(0)
     drawn, one = generator.normal(size=(5, 8)), generator.normal(size=(1, 8))
-    own = np.repeat(one, 5, axis=0) + apart * generator.normal(size=(5, 8))
+    own = np.repeat(one, 5, axis=0) + noise * generator.normal(size=(5, 8))
     features = {"drawn": Features(drawn, drawn), "val": Features(own, own + 1e-6)}
     assert [row.passes(FP32) for row in compare_features(features, features)] == [True] * 4
 
@@ -141,17 +138,17 @@ def test_the_text_encoder_is_compared_at_every_length_that_matters(bench: Bench)
     seen, graph = set(), open_graph(bench.text, DEFAULT_TARGET)
 
     def watched(inputs: Any) -> Any:
-        seen.add(int((inputs["tokens"] == tokens.END_OF_TEXT).argmax(axis=1).max()) + 1)
+        seen.add(int((inputs["tokens"] == tokenizer.END_OF_TEXT).argmax(axis=1).max()) + 1)
         return graph(inputs)
 
-    measure_text(watched, bench.model, bench.inputs[0])
+    encode_texts(watched, bench.model, bench.inputs[0])
     assert seen >= {7, 8, 9, 15, 16, 17, 31, 32, 33, 76, 77}
 
 
 def test_lengths_come_back_in_their_order(bench: Bench) -> None:
     inputs = bench.inputs[0]
     mixed = replace(inputs, questions=inputs.questions[::-1], reference_questions=inputs.reference_questions.flip(0))
-    features = measure_text(open_graph(bench.text, DEFAULT_TARGET), bench.model, mixed)
+    features = encode_texts(open_graph(bench.text, DEFAULT_TARGET), bench.model, mixed)
     assert compare_encoder("random", "text_features", features).passes(FP32)
 
 
@@ -159,7 +156,7 @@ def test_lengths_come_back_in_their_order(bench: Bench) -> None:
 def test_a_wrong_mean_is_refused_at_every_precision(
     mean: tuple[float, ...], bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(modules, "PIXEL_MEAN", mean)
+    monkeypatch.setattr(clip_graph, "PIXEL_MEAN", mean)
     assert refused_at(compared(bench, tmp_path, lambda model: None)) == ["fp32", "fp16", "bf16", "int8"]
 
 
@@ -171,19 +168,20 @@ def test_one_matrix_times_1_01_is_refused_in_fp32(fault: Callable[[Any], None], 
 def test_a_refused_export_publishes_nothing(
     run: Run, tiny_clip: FrozenClip, published: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = publication.write_image_encoder
+    original = publish.write_image_encoder
 
     def write(model: FrozenClip, target: Target, path: Path) -> None:
-        original(replace(model, model=damage.damaged(model.model, damage.scaled_image_matrix)), target, path)
+        original(replace(model, model=faults.with_fault(model.model, faults.scaled_image_matrix)), target, path)
 
-    monkeypatch.setattr(publication, "write_image_encoder", write)
-    monkeypatch.setattr(publication, "EXPORT_FORMAT", "damaged")  # other names: nothing is taken as published
+    monkeypatch.setattr(publish, "write_image_encoder", write)
+    monkeypatch.setattr(publish, "EXPORT_FORMAT", "faulty")  # other names: nothing is taken as published
     before = snapshot(published)
     with pytest.raises(ParityError) as error:
         export_run(run, tiny_clip, published)
     message = str(error.value)
     assert (
-        "the portable-fp32 graphs do not give what PyTorch gives, so nothing was published: image_features" in message
+        "the portable-fp32 graphs differ from PyTorch by more than the tolerances, so nothing was published: "
+        "image_features on random inputs: error" in message
     )
     assert f"(allowed {FP32.relative_error:g})" in message
     assert snapshot(published) == before
@@ -207,7 +205,6 @@ def test_the_report_holds_every_comparison_and_what_is_allowed(published: Path) 
     assert all((row["cosine_error"] is None) == (row["tensor"] in outputs) for row in report["comparisons"])
 
 
-HERE = execution(DEFAULT_TARGET)
 GOOD = Comparison("val", "answer", 10, 1e-5, 1e-10, 1e-4, 1e-6, 0, 1.0, 1.0)
 
 
@@ -218,19 +215,18 @@ GOOD = Comparison("val", "answer", 10, 1e-5, 1e-10, 1e-4, 1e-6, 0, 1.0, 1.0)
         {"relative_error": float("nan")},
         {"cosine_error": 2e-6},
         {"cosine_error": float("nan")},
-        {"spread_error": 2e-2},
+        {"centred_error": 2e-2},
         {"log_error": 2e-4},
         {"log_error": float("nan")},
         {"top1_differ": 1},
     ],
 )
 def test_each_measure_can_fail_alone(change: dict[str, Any]) -> None:
-    check([GOOD], FP32, "x")
-    assert "REFUSED" not in table([GOOD], FP32, "x", HERE)
+    require_tolerance([GOOD], FP32, "x")
     bad = replace(GOOD, **change)
     with pytest.raises(ToleranceError, match="answer on val inputs"):
-        check([GOOD, bad], FP32, "x")
-    assert table([GOOD, bad], FP32, "x", HERE).count("REFUSED") == 1
+        require_tolerance([GOOD, bad], FP32, "x")
+    assert parity_table([GOOD, bad], FP32, "x", execution(DEFAULT_TARGET)).count("FAILED") == 1
 
 
 def test_scale_is_seen_where_cosine_is_blind() -> None:
@@ -247,11 +243,11 @@ def test_inputs_that_come_out_alike_are_seen_below_what_they_share() -> None:
     reference[:, 0] = 1000
     got = reference.copy()
     got[:, 1:] = 0
-    spread = np.abs(reference - reference.mean(axis=0)).max()
-    row = compare_encoder("drawn", "image_features", Features(reference, got), spread=spread)
+    scale = np.abs(reference - reference.mean(axis=0)).max()
+    row = compare_encoder("drawn", "image_features", Features(reference, got), centred_scale=scale)
     assert row.relative_error < 5e-3
-    assert row.spread_error is not None
-    assert row.spread_error > 0.9
+    assert row.centred_error is not None
+    assert row.centred_error > 0.9
 
 
 def probabilities(got: Any, reference: Any, spec: TensorSpec = tensors.ANSWER) -> Comparison:
@@ -317,16 +313,90 @@ def test_the_logarithm_of_an_answer_is_compared_down_to_fp32s_smallest_number() 
     ("outputs", "error", "message"),
     [
         (3, OutputError, "the head's graph has 3 outputs, expected answer, answer_type, answerable, head_id"),
-        (4, ShapeError, "answer on random inputs has the shape"),
+        (4, ShapeError, "answer on random inputs has shape"),
     ],
 )
 def test_outputs_and_shapes_have_errors_of_their_own(
     outputs: int, error: type[ParityError], message: str, bench: Bench
 ) -> None:
-    features = {"random": Features(*[np.zeros((4, bench.model.width), np.float32)] * 2)}
+    features = {"random": Features(*[np.zeros((4, bench.model.embed_dim), np.float32)] * 2)}
 
     def head(inputs: Any) -> list[Any]:
         return [output[:, :-1] for output in bench.head(inputs)[:outputs]]
 
     with pytest.raises(error, match=message):
         compare_answers(head, bench.predictor, features, features, FP32)
+
+
+BF16, INT8 = Target("portable", "bf16"), Target("portable", "int8")
+
+
+def read_report(folder: Path) -> dict[str, Any]:
+    return dict(json.loads((folder / "parity.json").read_text(encoding="utf-8")))
+
+
+@vit
+@pytest.mark.parametrize(("target", "precision"), [(BF16, "fp32"), (INT8, "int8 and fp32")], ids=["bf16", "int8"])
+def test_a_precision_that_this_machine_lacks_does_not_pass(
+    target: Target,
+    precision: str,
+    run: Run,
+    tiny_clip: FrozenClip,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    pytest.importorskip("openvino")
+    monkeypatch.setattr(targets, "_openvino_multiplies", lambda precision: False)
+    names = export_run(run, tiny_clip, tmp_path / "triton_models", target)
+    report = read_report(tmp_path / "triton_models" / names.head)
+    assert (report["passed"], report["computed_as_requested"]) == (None, False)
+    assert report["encoders"]["precision"] == precision
+    assert f"not verified for {target.name}: it requests {target.precision} by openvino" in capsys.readouterr().out
+    (head,) = [entry for entry in list_models(tmp_path / "triton_models") if entry.kind == "head"]
+    assert head.parity_verified is False
+    assert f"parity not verified for {target.name}" in describe([head])
+
+
+@vit
+def test_bf16_is_computed_where_the_report_says_so(tiny_clip: FrozenClip, tmp_path: Path) -> None:
+    """Where OpenVINO cannot compute in bf16, it silently computes in fp32."""
+    pytest.importorskip("openvino")
+    write_text_encoder(tiny_clip, BF16, tmp_path / "model.onnx")
+    ids = np.zeros((1, 77), np.int32)
+    ids[0, :3] = 49406, 320, 49407
+    exact = open_graph(tmp_path / "model.onnx", DEFAULT_TARGET)({"tokens": ids})[0]
+    got = open_graph(tmp_path / "model.onnx", BF16, emulate=True)({"tokens": ids})[0]
+    rounded = np.abs(got - exact).max() > 1e-4 * np.abs(exact).max()
+    assert rounded == (execution(BF16).precision == "bf16")
+
+
+@vit
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda patch: patch.setattr(onnxruntime, "__version__", "0.1"),
+        lambda patch: patch.setattr(targets, "cpu_name", lambda: "another"),
+    ],
+    ids=["runtime", "processor"],
+)
+def test_saved_features_of_another_machine_do_not_count(
+    change: Callable[[pytest.MonkeyPatch], None],
+    run: Run,
+    other_run: Run,
+    tiny_clip: FrozenClip,
+    published: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Then a new head needs CLIP again."""
+    own = Path(shutil.copytree(published, tmp_path / "triton_models"))
+    there = Execution(**read_report(own / publish.model_names(run).image)["encoders"])
+    assert there.device == cpu_name()
+    change(monkeypatch)
+    before = {path.name for path in own.iterdir()}
+    with pytest.raises(ClipError):
+        export_run(other_run, "no/such/clip.pt", own)
+    assert {path.name for path in own.iterdir()} == before
+    names = export_run(other_run, tiny_clip, own)
+    assert read_report(own / names.head)["encoders"] == vars(execution(DEFAULT_TARGET)) != vars(there)

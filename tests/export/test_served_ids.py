@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from tritonclient.grpc import InferenceServerClient, InferInput
 
-from export.publication import model_names
-from tests.serving.test_lifecycle import Command
-from training.runs import Run
-from vizwiz_client.contract import tensors, tokens
-from vizwiz_client.contract.geometry import load_photo, to_pixels
+from export.publish import model_names
+from tests.serving.processes import Command
+from training.run import Run
+from vizwiz_client.contract import tensors, tokenizer
+from vizwiz_client.contract.image import load_photo, to_pixels
 
 pytestmark = pytest.mark.parametrize("tiny_clip", [3], ids=["vit"], indirect=True)
 
@@ -24,8 +24,8 @@ def test_a_request_with_ids_outside_the_vocabulary_fails_no_other(published: Pat
     """It is answered as if its ids were the nearest valid ones; the ensemble unloads, and the server stops."""
     head = published / model_names(run).head
     expected = json.loads((head / "golden.json").read_text(encoding="utf-8"))["expected"]
-    image = to_pixels(load_photo((head / "golden.jpg").read_bytes()), run.clips[0]["side"])[None]
-    good = tokens.pad(tokens.tokenize("What is this?").ids, tensors.CONTEXT_LENGTH)[None]
+    image = to_pixels(load_photo((head / "golden.jpg").read_bytes()), run.clips[0]["image_size"])[None]
+    good = tokenizer.pad(tokenizer.tokenize("What is this?").ids, tensors.CONTEXT_LENGTH)[None]
     outside, nearest = good.copy(), good.copy()
     outside[0, 1:4], nearest[0, 1:4] = (-1, 49408, 2**31 - 1), (0, 49407, 49407)
     with Command(published) as served:

@@ -1,12 +1,10 @@
-"""Targets: what goes together, what a machine is recommended, what ``--help`` says."""
+"""Targets: valid pairs, and the recommendation for a machine."""
 
 from __future__ import annotations
 
 import pytest
 
-from export import to_onnx
-from export.targets import TARGETS, Machine, Target, TargetError, choose_target, explain, recommend, this_machine
-from export.tolerances import TOLERANCES
+from export.targets import TARGETS, Machine, Target, TargetError, choose_target, execution, recommend
 
 GPU = Machine(cuda=True, cpu_flags=frozenset({"avx512_bf16"}), openvino=True)
 NEW_CPU = Machine(cuda=False, cpu_flags=frozenset({"avx2", "avx512_bf16"}), openvino=True)
@@ -59,26 +57,18 @@ def test_a_device_leaves_the_precision_open() -> None:
         choose_target("portable", None, NEW_CPU, "cuda")
 
 
-def test_what_does_not_go_together_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_does_not_go_together_is_refused() -> None:
     expected = r"there is no fused-int8 graph; choose one of: portable-fp32 \(cpu\), .*fused-fp16 \(cuda\)$"
     with pytest.raises(TargetError, match=expected):
         choose_target("fused", "int8", NEW_CPU)
 
 
-def test_every_target_has_a_tolerance_and_words() -> None:
-    assert {target.precision for target in TARGETS} == TOLERANCES.keys()
-    for target in TARGETS:
-        assert f"  {target.device:<9}{target.variant:<9}{target.precision}" in explain(OLD_CPU)
-
-
-def test_help_recommends_for_this_machine(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        to_onnx.main(["--help"])
-    target, reason = recommend(this_machine())
-    words = " ".join(capsys.readouterr().out.split())
-    assert f"On this machine: {target.variant} {target.precision}, because {reason}." in words
-
-
 def test_only_cpu_targets_ask_for_an_accelerator() -> None:
     accelerated = {target for target in TARGETS if target.accelerator}
     assert accelerated == {Target("portable", "bf16"), Target("portable", "int8")}
+
+
+def test_a_cpu_does_not_compute_a_gpus_target_as_requested(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert [target for target in TARGETS if target.device != "cpu" and execution(target).as_requested] == []
+    assert execution(Target("fused", "fp16")).precision == "fp32"

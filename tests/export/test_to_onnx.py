@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import subprocess
 import sys
 from dataclasses import astuple, replace
@@ -11,17 +12,17 @@ import onnxruntime
 import pytest
 import torch
 
-from export import publication, store, to_onnx
-from export.parity import ParityError
-from export.publication import export_run
+from export import publish, repository, to_onnx
+from export.comparison import ParityError
+from export.publish import export_run
 from tests.conftest import ROOT, write_checkpoint
 from tests.export.conftest import snapshot
-from training.clip_models import FrozenClip, load_clip
-from training.data import read_split
+from training.backbone import FrozenClip, load_clip
+from training.dataset import read_split
 from training.fit import fit
-from training.predictor import Calibration, Predictor
+from training.model import Predictor
 from training.recipe import RECIPES, Recipe
-from training.runs import Run, read_run
+from training.run import Run, read_run
 from vizwiz_client.contract import tensors
 
 
@@ -36,8 +37,8 @@ def test_the_repository_holds_the_chain_and_nothing_half_written(published: Path
 
 def test_every_model_warms_up_on_samples_that_are_there(published: Path, run: Run) -> None:
     """Alone and in eights; the text encoder at each of its lengths."""
-    for name in astuple(publication.model_names(run)):
-        config = store.read_config(published / name)
+    for name in astuple(publish.model_names(run)):
+        config = repository.read_config(published / name)
         lengths = len(tensors.TOKEN_LENGTHS) if name.startswith(tensors.TEXT_ENCODER_PREFIX) else 1
         assert [warmup.batch_size for warmup in config.model_warmup] == [1, 8] * lengths
         for warmup in config.model_warmup:
@@ -70,8 +71,8 @@ def test_two_exports_at_once_leave_one_whole_repository(run: Run, tiny_clip: Fro
     arguments = ["--run", str(run.folder), "--repository", str(target), "--precision", "fp32", "--variant", "portable"]
     exports = [subprocess.Popen([sys.executable, "-c", script, *arguments], cwd=ROOT) for _ in range(2)]
     assert [export.wait() for export in exports] == [0, 0]
-    names = publication.model_names(run)
-    assert all(store.is_published(target, name) for name in astuple(names))
+    names = publish.model_names(run)
+    assert all(repository.is_published(target, name) for name in astuple(names))
     assert [path.name for path in tmp_path.iterdir()] == ["triton_models"]
 
 
@@ -79,7 +80,7 @@ def test_an_altered_graph_is_exported_again(published: Path, run: Run, tiny_clip
     graph = next(published.glob("gated_head_*/1/model.onnx"))
     graph.write_bytes(graph.read_bytes() + b"\0")
     export_run(run, tiny_clip, published)
-    assert store.is_published(published, graph.parents[1].name)
+    assert repository.is_published(published, graph.parents[1].name)
 
 
 @pytest.mark.parametrize("tiny_clip", [3], ids=["vit"], indirect=True)
@@ -108,7 +109,7 @@ def test_folds_and_their_calibration_are_one_graph(tiny_clip: FrozenClip, some_p
     run = read_run(fit(train, val, tiny_clip, recipe, tmp_path / "runs", tmp_path / "cache"))
     names = export_run(run, tiny_clip, tmp_path / "triton_models")  # parity is checked before it publishes
     graph = tmp_path / "triton_models" / names.head / "1" / "model.onnx"
-    features = torch.randn(4, tiny_clip.width), torch.randn(4, tiny_clip.width)
+    features = torch.randn(4, tiny_clip.embed_dim), torch.randn(4, tiny_clip.embed_dim)
     expected = run.load_predictor()(features[1], features[0])
     session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
     got = session.run(None, {"image_features": features[0].numpy(), "text_features": features[1].numpy()})
@@ -117,20 +118,23 @@ def test_folds_and_their_calibration_are_one_graph(tiny_clip: FrozenClip, some_p
 
 
 @pytest.mark.parametrize("tiny_clip", [3], ids=["vit"], indirect=True)
-@pytest.mark.parametrize("damage", ["a fold twice", "another calibration"])
+@pytest.mark.parametrize("damage", ["a fold twice", "another bias"])
 def test_a_wrong_average_publishes_nothing(
     damage: str, tiny_clip: FrozenClip, some_photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     train, val = read_split(some_photos, "train"), read_split(some_photos, "val")
     run = read_run(fit(train, val, tiny_clip, Recipe(epochs=3, folds=2), tmp_path / "runs", tmp_path / "cache"))
-    original = publication.write_head
+    original = publish.write_head
 
     def damaged(predictor: Predictor, digest: str, path: Path) -> None:
         heads = [predictor.heads[0]] * 2 if damage == "a fold twice" else list(predictor.heads)
-        calibration = Calibration(1.0, 0.01) if damage == "another calibration" else predictor.calibration
-        original(Predictor(heads, calibration), digest, path)
+        if damage == "another bias":
+            heads = copy.deepcopy(heads)
+            for head in heads:
+                head.answerable.bias.data.add_(0.01)
+        original(Predictor(heads), digest, path)
 
-    monkeypatch.setattr(publication, "write_head", damaged)
+    monkeypatch.setattr(publish, "write_head", damaged)
     with pytest.raises(ParityError):
         export_run(run, tiny_clip, tmp_path / "triton_models")
     assert not list(tmp_path.glob("triton_models/*"))

@@ -1,4 +1,4 @@
-"""Clients that ask every ensemble of a server without a pause, and remember each reply."""
+"""Load generator: clients that ask every ensemble in a closed loop, and record each reply."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ DEADLINE_S = 30  # of a request: the machine may be busy
 
 @dataclass(frozen=True)
 class Reply:
-    """What came back to one request."""
+    """Answer or error of one request."""
 
     ensemble: str
     sent: float  # time.monotonic()

@@ -16,7 +16,7 @@ from tritonclient.utils import InferenceServerException
 
 from tests.conftest import LiveServer
 from vizwiz_client.contract import tensors
-from vizwiz_client.contract.tokens import pad, tokenize
+from vizwiz_client.contract.tokenizer import pad, tokenize
 
 Ids = npt.NDArray[np.int32]
 

@@ -59,7 +59,7 @@ def test_openvinos_telemetry_is_off(own_repository: Path, tmp_path: Path, monkey
 
 def test_an_accelerator_that_is_not_known_is_refused(own_repository: Path) -> None:
     accelerate(own_repository / TEXT_MODEL, name="tensorflow")
-    assert "asks for the CPU accelerator 'tensorflow', the only one is 'openvino'" in first_line(own_repository)
+    assert "has the CPU accelerator 'tensorflow', expected 'openvino'" in first_line(own_repository)
 
 
 def test_a_graph_that_is_not_the_configs_is_refused_by_openvino_as_well(own_repository: Path) -> None:
@@ -112,7 +112,8 @@ of_threads = {os.getpriority(os.PRIO_PROCESS, int(thread)) for thread in os.list
 print(of_threads, session._model.get_property("ENABLE_CPU_PINNING"), len(os.listdir("/proc/self/task")) > 1)
 """
     output = in_its_own_process(own_repository / TEXT_MODEL, yielding, after)
-    assert output == f"{{{os.getpriority(os.PRIO_PROCESS, 0) + int(nice)}}} {pinned} True\n"
+    expected = min(os.getpriority(os.PRIO_PROCESS, 0) + int(nice), 19)
+    assert output == f"{{{expected}}} {pinned} True\n"
 
 
 def test_a_niceness_that_is_none_is_refused(own_repository: Path) -> None:
@@ -127,5 +128,5 @@ def test_without_openvino_it_says_so_and_goes_on(own_repository: Path) -> None:
     missing = "import sys; sys.modules['openvino'] = None  # as if it were not installed"
     after = "print(type(session).__name__, said)"
     output = in_its_own_process(own_repository / TEXT_MODEL, missing, after)
-    assert output.startswith("InferenceSession ['clip_text_1 runs without OpenVINO, which its config asks for, ")
+    assert output.startswith("InferenceSession ['clip_text_1 runs without OpenVINO, which its config selects, ")
     assert "(pip install openvino)" in output

@@ -79,7 +79,7 @@ import preprocess_model
 def fail(file):
     raise ZeroDivisionError("what the photo shows")
 
-preprocess_model.geometry.load_photo = fail
+preprocess_model.load_photo = fail
 for request_id in ("ask-4711", ""):
     print(preprocess_model.prepare(preprocess_model.Ask(bytes([255]), b"question", request_id), 8).error.decode())
 """

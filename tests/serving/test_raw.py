@@ -32,10 +32,11 @@ from serving.repository import read_config
 from serving.server import EmbeddedTriton
 from tests.conftest import ROOT, LiveServer
 from tests.serving import malformed
-from tests.serving.test_lifecycle import READY_WITHIN_S, Command, eventually
+from tests.serving.processes import RECOVERY_TIMEOUT_S, Command, eventually
 from tests.serving.tiny_repository import change_config
-from training.data import read_split
-from vizwiz_client.contract import geometry, tensors, tokens
+from training.dataset import read_split
+from vizwiz_client.contract import tensors, tokenizer
+from vizwiz_client.contract.image import load_photo, to_pixels
 
 QUESTION = b"what is this?"
 OUTPUTS = [spec.name for spec in tensors.HEAD_OUTPUTS]
@@ -67,8 +68,8 @@ def ask_raw(
 
 def ask_tensors(client: InferenceServerClient, photos: list[bytes], questions: list[str], side: int) -> dict[str, Any]:
     """Every output of the tensor ensemble, asked with what the contract's code makes."""
-    image = np.stack([geometry.to_pixels(geometry.load_photo(photo), side) for photo in photos])
-    ids = np.stack([tokens.pad(tokens.tokenize(text).ids, tensors.CONTEXT_LENGTH) for text in questions])
+    image = np.stack([to_pixels(load_photo(photo), side) for photo in photos])
+    ids = np.stack([tokenizer.pad(tokenizer.tokenize(text).ids, tensors.CONTEXT_LENGTH) for text in questions])
     inputs = []
     for name, array, datatype in (("image", image, "UINT8"), ("tokens", ids, "INT32")):
         inputs.append(InferInput(name, list(array.shape), datatype))
@@ -87,7 +88,7 @@ def test_both_ensembles_answer_the_real_photos_exactly_alike(
     for start in range(0, 50, 10):
         part = slice(start, start + 10)
         raw = ask_raw(client, photos[part], [question.encode() for question in questions[part]])
-        expected = ask_tensors(client, photos[part], questions[part], live_server.image_side)
+        expected = ask_tensors(client, photos[part], questions[part], live_server.image_size)
         assert raw["error"] == [""] * 10
         for name in OUTPUTS:
             np.testing.assert_array_equal(raw[name], expected[name])
@@ -106,7 +107,7 @@ def test_formats_and_orientation(
     raw = ask_raw(client, [file], [QUESTION])
     assert raw["error"] == [""]
     np.testing.assert_array_equal(
-        raw["answer"], ask_tensors(client, [upright], [QUESTION.decode()], live_server.image_side)["answer"]
+        raw["answer"], ask_tensors(client, [upright], [QUESTION.decode()], live_server.image_size)["answer"]
     )
 
 
@@ -210,7 +211,7 @@ def test_deadlines_that_pass_cost_seconds_and_not_the_service(live_server: LiveS
         for _ in range(2):
             with ThreadPoolExecutor(64) as pool:
                 assert sum(pool.map(give_up, range(64))) > 64, "nearly all were in time: the test proves nothing"
-            assert eventually(answered, READY_WITHIN_S)
+            assert eventually(answered, RECOVERY_TIMEOUT_S)
         served.process.send_signal(signal.SIGTERM)
         served.end()
         assert served.process.returncode == 0

@@ -20,8 +20,8 @@ from tritonclient.grpc import model_config_pb2 as pb
 from tritonclient.utils import np_to_triton_dtype
 
 from vizwiz_client.contract import tensors
-from vizwiz_client.contract.geometry import load_photo, to_pixels
-from vizwiz_client.contract.tokens import tokenize
+from vizwiz_client.contract.image import load_photo, to_pixels
+from vizwiz_client.contract.tokenizer import tokenize
 
 IMAGE_MODEL, TEXT_MODEL, HEAD = "clip_image_000000000000", "clip_text_000000000000", "gated_head_000000000007"
 SIDE = 4

@@ -1,14 +1,13 @@
-"""Records and features that a head can learn from, made without photos or CLIP."""
+"""Synthetic records and features to fit on."""
 
 from __future__ import annotations
 
 import torch
 
-from training.data import Record
-from training.fitting import Examples
+from training.dataset import Record
+from training.labels import AnswerScores, build_vocabulary, make_targets
 from training.recipe import Recipe
-from training.targets import AnswerScores, make_targets
-from training.vocabulary import build_vocabulary
+from training.trainer import FeatureDataset
 
 NAMES = ("mug", "cup", "blue", "yes", "unanswerable")
 
@@ -30,18 +29,20 @@ def make_records(count: int, seed: int = 0) -> list[Record]:
     ]
 
 
-def make_examples(records: list[Record], recipe: Recipe, width: int = 8, views: int = 1) -> tuple[Examples, int]:
-    """Features that tell the majority answer, with noise; returns the number of answers too."""
-    vocabulary = build_vocabulary(make_records(50), recipe.vocabulary, recipe.vocabulary_size)
+def make_dataset(
+    records: list[Record], recipe: Recipe, embed_dim: int = 8, rotations: int = 1
+) -> tuple[FeatureDataset, int]:
+    """Noisy features of the majority answer; returns the number of answers too."""
+    vocabulary = build_vocabulary(make_records(50), recipe.vocabulary)
     generator = torch.Generator().manual_seed(1)
-    centers = torch.randn(len(NAMES), width, generator=generator)
+    centers = torch.randn(len(NAMES), embed_dim, generator=generator)
     numbers = [NAMES.index(record.answers[0]) for record in records]
-    noise = torch.randn(views + 1, len(records), width, generator=generator)
-    examples = Examples(
+    noise = torch.randn(rotations + 1, len(records), embed_dim, generator=generator)
+    dataset = FeatureDataset(
         centers[numbers] + noise[0],
         centers[numbers] + noise[1:],
         make_targets(records, vocabulary, recipe),
         AnswerScores(records, vocabulary.answers),
         torch.tensor([bool(record.answerable) for record in records]),
     )
-    return examples, len(vocabulary.answers)
+    return dataset, len(vocabulary.answers)

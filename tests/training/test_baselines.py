@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from sklearn.linear_model import LogisticRegression
 
-from tests.training.synthetic import make_examples, make_records
+from tests.training.synthetic import make_dataset, make_records
 from training.baselines import (
     LOGISTIC,
     QUESTION_ONLY,
@@ -20,16 +20,16 @@ from training.baselines import (
     save_baselines,
     underfits,
 )
-from training.fitting import Examples
 from training.recipe import Recipe
+from training.trainer import FeatureDataset
 
 
-def features_of(examples: Examples) -> list[tuple[torch.Tensor, torch.Tensor]]:
+def features_of(examples: FeatureDataset) -> list[tuple[torch.Tensor, torch.Tensor]]:
     return [(examples.texts, examples.images[0])]
 
 
 def test_logistic_regression_is_scikit_learns() -> None:
-    examples, answers = make_examples(make_records(700), Recipe(), width=64)
+    examples, answers = make_dataset(make_records(700), Recipe(), embed_dim=64)
     x = normalised(features_of(examples), LOGISTIC)
     targets = examples.targets
     baseline = fit_baseline(x, targets, answers)
@@ -48,8 +48,8 @@ def test_logistic_regression_is_scikit_learns() -> None:
 
 def test_graded_targets_teach_the_best_answer_and_unknown_ones_none() -> None:
     records = make_records(300)
-    majority, answers = make_examples(records, Recipe())
-    graded, _ = make_examples(records, Recipe(targets="accuracy"))
+    majority, answers = make_dataset(records, Recipe())
+    graded, _ = make_dataset(records, Recipe(targets="accuracy"))
     x = normalised(features_of(majority), LOGISTIC)
     torch.testing.assert_close(
         fit_baseline(x, majority.targets, answers).weight, fit_baseline(x, graded.targets, answers).weight
@@ -61,7 +61,7 @@ def test_graded_targets_teach_the_best_answer_and_unknown_ones_none() -> None:
 
 
 def test_the_question_alone_is_read_without_the_photo(tmp_path: Path) -> None:
-    examples, answers = make_examples(make_records(100), Recipe())
+    examples, answers = make_dataset(make_records(100), Recipe())
     [(texts, images)] = features_of(examples)
     fitted = fit_baselines([(texts, images)], examples.targets, answers)
     others = [(texts, torch.randn_like(images))]

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from training.clip_models import FrozenClip, load_clip
-from training.data import read_split
+from training.backbone import FrozenClip, load_clip
+from training.dataset import read_split
 from training.features import encode_split
 from training.fit import fit
 from training.recipe import Recipe
-from training.runs import read_run
+from training.run import read_run
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 

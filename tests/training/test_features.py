@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import shutil
 from pathlib import Path
 
@@ -9,10 +10,11 @@ import pytest
 import torch
 from PIL import Image
 
-from training.clip_models import FrozenClip, clip_preprocess, clip_tokenize
-from training.data import DatasetError, Record, Split, read_split
+from training.backbone import FrozenClip, clip_preprocess, clip_tokenize
+from training.dataset import DatasetError, Record, Split, read_split
+from training.feature_cache import photo_digests
 from training.features import encode_split
-from vizwiz_client.contract import geometry
+from vizwiz_client.contract.image import load_photo, to_pixels
 
 
 @pytest.fixture
@@ -31,7 +33,7 @@ def test_features_are_what_clip_itself_gives(tiny_clip: FrozenClip, split: Split
             with Image.open(path) as photo:
                 if photo.getexif().get(0x0112, 1) != 1:
                     continue  # CLIP's own preprocess ignores the camera's orientation
-                pixels = clip_preprocess(tiny_clip.side)(photo.convert("RGB"))[None]
+                pixels = clip_preprocess(tiny_clip.image_size)(photo.convert("RGB"))[None]
             image = tiny_clip.model.encode_image(pixels).numpy()[0]
             text = tiny_clip.model.encode_text(clip_tokenize([record.question])).numpy()[0]
             np.testing.assert_allclose(features.images[row], image, atol=1e-5 * np.abs(image).max())
@@ -42,7 +44,7 @@ def test_what_was_encoded_is_read_from_the_cache(tiny_vit: FrozenClip, split: Sp
     cache = tmp_path / "cache"
     first = encode_split(tiny_vit, split, cache)
     shards = {path: path.stat().st_mtime_ns for path in cache.rglob("*.npy")}
-    assert len(shards) == 4  # photos and questions: a shard and the joined file of each
+    assert len(shards) == 4  # photos and questions: a shard and the concatenated file of each
     second = encode_split(tiny_vit, split, cache)
     assert {path: path.stat().st_mtime_ns for path in cache.rglob("*.npy")} == shards
     np.testing.assert_array_equal(first.images, second.images)
@@ -78,36 +80,27 @@ def test_unreadable_photos_are_all_named_and_nothing_is_kept_of_them(
     assert list((tmp_path / "cache").rglob("*.npy")) == []
 
 
-def test_the_views_are_the_upright_photo_turned_before_the_crop(
-    tiny_vit: FrozenClip, split: Split, tmp_path: Path
-) -> None:
-    features = encode_split(tiny_vit, split, tmp_path / "cache", views=4)
-    assert [view.shape for view in features.rotated] == [features.images.shape] * 3
+def test_photos_are_rotated_upright_and_before_the_crop(tiny_vit: FrozenClip, split: Split, tmp_path: Path) -> None:
+    features = encode_split(tiny_vit, split, tmp_path / "cache", rotations=4)
+    assert [rotated.shape for rotated in features.rotated] == [features.images.shape] * 3
     for row, path in enumerate(split.photo_paths()):
-        upright = geometry.load_photo(path)
-        for turn, view in zip((90, 180, 270), features.rotated, strict=True):
-            pixels = geometry.to_pixels(upright.rotate(turn, expand=True), tiny_vit.side)
+        upright = load_photo(path)
+        for degrees, rotated in zip((90, 180, 270), features.rotated, strict=True):
+            pixels = to_pixels(upright.rotate(degrees, expand=True), tiny_vit.image_size)
             expected = tiny_vit.encode_images(pixels[None])[0]
-            np.testing.assert_allclose(view[row], expected, atol=1e-5 * np.abs(expected).max())
-            assert not np.allclose(view[row], features.images[row], atol=1e-3)
+            np.testing.assert_allclose(rotated[row], expected, atol=1e-5 * np.abs(expected).max())
+            assert not np.allclose(rotated[row], features.images[row], atol=1e-3)
 
 
-def test_views_asked_for_later_leave_the_upright_photos_alone(
-    tiny_vit: FrozenClip, split: Split, tmp_path: Path
-) -> None:
+def test_rotations_requested_later_keep_the_upright_photos(tiny_vit: FrozenClip, split: Split, tmp_path: Path) -> None:
     first = encode_split(tiny_vit, split, tmp_path / "cache")
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*.npy")}
-    second = encode_split(tiny_vit, split, tmp_path / "cache", views=2)
+    second = encode_split(tiny_vit, split, tmp_path / "cache", rotations=2)
     assert all(path.stat().st_mtime_ns == written for path, written in before.items())
     np.testing.assert_array_equal(first.images, second.images)
-    at_once = encode_split(tiny_vit, split, tmp_path / "other", views=2)
+    at_once = encode_split(tiny_vit, split, tmp_path / "other", rotations=2)
     np.testing.assert_array_equal(at_once.rotated[0], second.rotated[0])
     np.testing.assert_array_equal(at_once.images, second.images)
-
-
-def test_an_unknown_number_of_views_is_refused(tiny_vit: FrozenClip, split: Split, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="views must be 1 to 4, got 5"):
-        encode_split(tiny_vit, split, tmp_path / "cache", views=5)
 
 
 def test_features_are_mapped_and_writing_to_them_never_reaches_the_file(
@@ -151,7 +144,7 @@ def test_the_readable_shards_are_kept_when_a_photo_is_damaged(
     tiny_vit: FrozenClip, split: Split, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("training.features.SHARD", 2)
-    monkeypatch.setattr("training.shards.SHARD", 2)
+    monkeypatch.setattr("training.feature_cache.SHARD", 2)
     broken = split.photo_paths()[3]
     whole = broken.read_bytes()
     broken.write_bytes(whole[:500])
@@ -162,3 +155,27 @@ def test_the_readable_shards_are_kept_when_a_photo_is_damaged(
     broken.write_bytes(whole)
     encode_split(tiny_vit, split, tmp_path / "cache")
     assert all(path.stat().st_mtime_ns == written for path, written in kept.items())
+
+
+def test_digests_are_cached_until_a_photo_changes(
+    split: Split, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photo, cache = split.photo_paths()[0], tmp_path / "cache"
+    photo_digests([photo], cache)
+    assert not cache.exists()  # the photo is seconds old: it may still change under the same times
+    monkeypatch.setattr("training.feature_cache._SETTLED_AFTER_S", 0)
+    first, errors = photo_digests([photo], cache)
+    assert errors == []
+    (index,) = (cache / "photos").iterdir()
+    index.write_text(index.read_text().replace(first[photo], "cached"))
+    assert photo_digests([photo], cache)[0] == {photo: "cached"}
+    photo.write_bytes(photo.read_bytes())  # other times, the same bytes
+    assert photo_digests([photo], cache)[0] == first
+
+
+def test_missing_photos_and_pipes_are_all_reported(tmp_path: Path) -> None:
+    os.mkfifo(pipe := tmp_path / "pipe.jpg")
+    digests, errors = photo_digests([tmp_path / "missing.jpg", pipe], tmp_path / "cache")
+    assert digests == {}
+    assert errors[0] == f"{tmp_path / 'missing.jpg'}: cannot be read (No such file or directory)"
+    assert errors[1].startswith(f"{pipe}: a pipe")

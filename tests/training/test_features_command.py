@@ -15,8 +15,7 @@ import torch
 from PIL import Image
 
 from tests.conftest import ROOT, annotation, write_split
-from training import features, ranks
-from training.clip_models import FrozenClip
+from training.backbone import FrozenClip
 from training.features import main
 
 PHOTOS = 600  # three shards
@@ -38,7 +37,18 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def flags(folder: Path, tiny_vit: FrozenClip) -> list[str]:
     """What the commands of these tests have in common."""
-    return ["--data", str(folder), "--clip", tiny_vit.source, "--splits", "train", "--device", "cpu", "--views", "2"]
+    return [
+        "--data",
+        str(folder),
+        "--clip",
+        tiny_vit.source,
+        "--splits",
+        "train",
+        "--device",
+        "cpu",
+        "--rotations",
+        "2",
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +66,7 @@ def run(flags: list[str], cache: Path, *launcher: str) -> None:
 
 
 def files_of(cache: Path) -> dict[str, bytes]:
-    finished = (path for path in cache.rglob("*.npy") if not path.parent.name.endswith(".partial"))
+    finished = [*cache.glob("*/*.npy"), *cache.glob("*/splits/*.npy")]
     return {str(path.relative_to(cache)): path.read_bytes() for path in finished}
 
 
@@ -74,7 +84,7 @@ def is_alive(process: int) -> bool:
 def test_killed_at_any_moment_it_ends_with_the_same_bytes(
     flags: list[str], whole: dict[str, bytes], tmp_path: Path
 ) -> None:
-    assert len(whole) == 2 * 3 + 1 + 2 + 1  # two views of three shards, questions; joined: two views, questions
+    assert len(whole) == 2 * 3 + 1 + 2 + 1  # two rotations of three shards, questions; concatenated: the same
     moments = 0
     for files in (0, 1, 4, 6, 8):  # kill as soon as so many files are there, then go on from them
         command = [sys.executable, "-m", "training.features", *flags, "--cache", str(tmp_path)]
@@ -130,63 +140,18 @@ def test_the_command_reports_what_it_did(
     flags: list[str], whole: dict[str, bytes], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main([*flags, "--cache", str(tmp_path), "--limit", "5"]) == 0
-    assert capsys.readouterr().out.startswith("train: 5 x 64, 2 view(s), ")
+    assert capsys.readouterr().out.startswith("train: 5 x 64, 2 rotation(s), ")
     assert main([*flags, "--cache", str(tmp_path), "--workers", "0"]) == 2
     assert capsys.readouterr().err == "error: --workers must be at least 1, got 0\n"
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--clip", "README.md"], "error: README.md is not an OpenAI CLIP checkpoint"),
-        (["--data", "README.md"], "error: [Errno 20] Not a directory: 'README.md/Annotations/train.json'"),
-        (["--cache", "README.md"], "error: [Errno 20] Not a directory: 'README.md/"),
-    ],
-)
-def test_what_one_process_may_meet_alone_is_told_by_each(
-    flags: list[str],
-    arguments: list[str],
-    message: str,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    monkeypatch.setattr(ranks, "gather", lambda value: [value])
-    assert main([*flags, *arguments]) == 2
-    assert capsys.readouterr().err.startswith(message)
-    monkeypatch.setenv("RANK", "1")
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    assert main([*flags, *arguments]) == 2
-    assert capsys.readouterr().err.startswith(f"rank 1: {message}")
-
-
-def test_what_all_processes_meet_is_told_by_the_first(
-    flags: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    for rank, expected in (("0", "error: --limit must be at least 1, got 0\n"), ("1", "")):
-        monkeypatch.setenv("RANK", rank)
-        assert main([*flags, "--limit", "0"]) == 2
-        assert capsys.readouterr().err == expected
 
 
 def test_more_processes_than_gpus(
     flags: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(ranks, "gather", lambda value: [value])
+    monkeypatch.setattr("training.features.gather", lambda value: [value])
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     for name, value in (("RANK", "2"), ("LOCAL_RANK", "2"), ("WORLD_SIZE", "3")):
         monkeypatch.setenv(name, value)
     assert main([*flags, "--device", "auto"]) == 2
     assert "rank 2: error: --device cuda:2: this PyTorch sees 2 CUDA device(s)" in capsys.readouterr().err
-
-
-def test_an_interrupt_ends_it_without_a_traceback(
-    flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def interrupt(*_: object, **__: object) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(features, "encode_split", interrupt)
-    assert main([*flags, "--cache", str(tmp_path)]) == 130
-    assert capsys.readouterr().err == "stopped; what was encoded is kept\n"

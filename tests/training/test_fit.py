@@ -11,19 +11,26 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from export import to_onnx
 from tests.conftest import annotation, write_checkpoint, write_split
 from tests.contract.bad_photos import PNG_WITHOUT_PALETTE
 from training import evaluate, fit
-from training.answer_types import TYPE_SETS
-from training.clip_models import ClipError, FrozenClip, choose_device, load_clip
-from training.data import Split, read_split
+from training.backbone import ClipError, FrozenClip, choose_device, load_clip
+from training.dataset import Split, holdout_rows, read_split
 from training.features import encode_split
+from training.labels import TYPE_SETS
 from training.metrics import vqa_accuracy
-from training.recipe import RECIPES, Recipe, RecipeError
-from training.runs import RunError, newest_run, read_run
-from training.splits import holdout
+from training.recipe import RECIPES, Recipe
+from training.run import RunError, newest_run, read_epochs, read_run
+
+
+def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    """Step and value of each TensorBoard tag."""
+    events = EventAccumulator(str(folder / "tensorboard"))
+    events.Reload()
+    return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +54,7 @@ def test_a_run_folder_holds_what_it_promises(run: Path, tiny_vit: FrozenClip) ->
     assert loaded.answer_types == ["other", "unanswerable", "yes/no", "number"]
     assert loaded.config["vocabulary"]["rule"] == "report"
     assert loaded.config["vocabulary"]["size"] == len(loaded.answers)
-    assert 50 < loaded.config["vocabulary"]["ceiling"] <= 100
+    assert 50 < loaded.config["vocabulary"]["oracle_accuracy"] <= 100
     assert loaded.config["holdout"] is None
     assert loaded.config["clips"] == [loaded.config["clip"]]
     assert loaded.config["data"]["train"]["records"] == 50
@@ -79,7 +86,7 @@ def test_every_epoch_is_scored(run: Path) -> None:
         "answerable_accuracy",
         "answerable_ece",
     }
-    assert metrics["constant"]["answer"] == "unanswerable"
+    assert metrics["majority_baseline"]["answer"] == "unanswerable"
     assert metrics["baselines"].keys() == {"question_only", "logistic_regression"}
     assert all(
         scores.keys() == best.keys() - {"epoch", "train_loss", "val_loss"} for scores in metrics["baselines"].values()
@@ -132,30 +139,16 @@ def test_a_head_learns_what_can_be_learnt(tiny_vit: FrozenClip, splits: tuple[Sp
     folder = fit.fit(*splits, tiny_vit, Recipe(epochs=100, dropout=0.0), tmp_path / "runs", tmp_path / "cache")
     metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
     learnt = metrics["history"][-1]
-    assert learnt["vqa_accuracy_leave_one_out"] > metrics["constant"]["vqa_accuracy_leave_one_out"] + 10
+    assert learnt["vqa_accuracy_leave_one_out"] > metrics["majority_baseline"]["vqa_accuracy_leave_one_out"] + 10
     assert learnt["unanswerable_ap"] > 0.95
 
 
-@pytest.mark.parametrize(("batch_size", "few"), [(1, False), (2, True)])
-def test_too_few_steps_are_told(
-    batch_size: int,
-    few: bool,
-    tiny_vit: FrozenClip,
-    splits: tuple[Split, Split],
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    recipe = Recipe(epochs=3, batch_size=batch_size)  # of 50 records
-    fit.fit(*splits, tiny_vit, recipe, tmp_path / "runs", tmp_path / "cache")
-    assert ("each head takes" in capsys.readouterr().out) is few
-
-
 def test_every_epoch_is_logged(run: Path) -> None:
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    rows = read_epochs(run)
     assert rows == json.loads((run / "metrics.json").read_text(encoding="utf-8"))["history"]
-    assert list((run / "tensorboard").iterdir())
+    assert scalars(run)["val_loss"] == [(row["epoch"], pytest.approx(row["val_loss"])) for row in rows]
     assert (run / "MODEL_CARD.md").is_file()
-    assert not (run.parent / ".unfinished").exists()
+    assert not list(run.parent.rglob("*.pt"))
 
 
 @pytest.mark.parametrize("name", ["paper", "best"])
@@ -198,7 +191,7 @@ def test_two_clips(
 def test_what_is_held_out_is_not_fitted_on(tiny_vit: FrozenClip, splits: tuple[Split, Split], tmp_path: Path) -> None:
     """A record that is held out, and only there, has an answer that nobody else gave."""
     train, val = splits
-    held = holdout(train, 0.2, seed=5)[1].records[0].image
+    held = train.records[holdout_rows(train, 0.2, seed=5)[1][0]].image
     odd = {"answers": ("only here",) * 10}
     records = tuple(replace(record, **odd) if record.image == held else record for record in train.records)
     marked = replace(train, records=records)
@@ -210,116 +203,51 @@ def test_what_is_held_out_is_not_fitted_on(tiny_vit: FrozenClip, splits: tuple[S
     assert "only here" in whole.answers
 
 
-def test_a_fit_that_is_killed_resumes(
-    run: Path, tiny_vit: FrozenClip, splits: tuple[Split, Split], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Stopped after two of three epochs, and gone on with: the same head, the same log."""
-
-    class KilledError(Exception):
-        pass
-
-    def kill(row: dict[str, Any]) -> str:
-        if row["epoch"] == 2:
-            raise KilledError
-        return ""
-
-    with monkeypatch.context() as patch:
-        patch.setattr(fit, "describe", kill)
-        with pytest.raises(KilledError):
-            fit.fit(*splits, tiny_vit, Recipe(epochs=3), tmp_path / "runs", tmp_path / "cache")
-    assert list((tmp_path / "runs").iterdir()) == [tmp_path / "runs" / ".unfinished"]
-    resumed = fit.fit(*splits, tiny_vit, Recipe(epochs=3), tmp_path / "runs", tmp_path / "cache", resume=True)
-    assert (resumed / "head.safetensors").read_bytes() == (run / "head.safetensors").read_bytes()
-    assert (resumed / "metrics.jsonl").read_bytes() == (run / "metrics.jsonl").read_bytes()
-
-
 def flags_of(model: FrozenClip, data: Path, folder: Path, *more: str) -> list[str]:
     """The command line of a fit of ``model`` on ``data``, whose runs and features go into ``folder``."""
     places = ["--runs", str(folder / "runs"), "--cache", str(folder / "cache")]
     return ["--data", str(data), "--clip", model.source, *places, *more]
 
 
-def test_an_interrupted_fit_names_resume(
+def test_an_interrupted_fit_continues_from_its_finished_heads(
     tiny_vit: FrozenClip,
     some_photos: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    arguments = flags_of(tiny_vit, some_photos, tmp_path, "--epochs", "3", "--no-baselines")
-
-    def interrupt_after(epoch: int) -> None:
-        def interrupt(row: dict[str, Any]) -> str:
-            if row["epoch"] == epoch:
-                raise KeyboardInterrupt
-            return ""
-
-        with monkeypatch.context() as patch:
-            patch.setattr(fit, "describe", interrupt)
-            assert fit.main(arguments) == 130
-
-    interrupt_after(2)
-    stopped = "stopped; what was encoded and every finished epoch are kept: the same command with --resume goes on"
-    assert stopped in capsys.readouterr().err
-    interrupt_after(1)
-    said = "not going on from an interrupted fit of the same (heads begun: 1, epochs finished: 2), but starting over; "
-    assert said in capsys.readouterr().err
-    assert fit.main([*arguments, "--resume"]) == 0
-    printed = capsys.readouterr()
-    assert "nothing to resume" not in printed.out
-    assert printed.err == ""
-
-
-def test_the_same_fit_twice_at_once(
-    tiny_vit: FrozenClip,
-    some_photos: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    """The second is refused, and the first comes to its end."""
-    arguments = flags_of(tiny_vit, some_photos, tmp_path, "--epochs", "1", "--no-baselines")
-    second = []
-
-    def begin_another(row: dict[str, Any]) -> str:
-        if not second:
-            second.append(None)
-            second[0] = fit.main(arguments)
-        return ""
-
-    monkeypatch.setattr(fit, "describe", begin_another)
-    assert fit.main(arguments) == 0
-    assert second == [2]
-    assert re.fullmatch(
-        r"error: a fit of the same settings and data is running \(it holds .*\.lock\): wait for .*\n",
-        capsys.readouterr().err,
-    )
-    [run] = (tmp_path / "runs").iterdir()
-    assert len((run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()) == 1
-
-
-def test_a_fit_is_not_gone_on_from_with_other_photos_of_the_same_names(
-    tiny_vit: FrozenClip,
-    some_photos: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    shutil.copytree(some_photos, tmp_path / "data")
-    arguments = flags_of(tiny_vit, tmp_path / "data", tmp_path, "--epochs", "2")
+    arguments = flags_of(tiny_vit, some_photos, tmp_path, "--epochs", "2", "--folds", "3", "--no-baselines")
 
     def interrupt(row: dict[str, Any]) -> str:
-        raise KeyboardInterrupt
+        if row["fold"] == 2:
+            raise KeyboardInterrupt
+        return ""
 
     with monkeypatch.context() as patch:
-        patch.setattr(fit, "describe", interrupt)
+        patch.setattr(fit, "describe_epoch", interrupt)
         assert fit.main(arguments) == 130
-    one, other = sorted((tmp_path / "data" / "train").iterdir())[:2]
-    shutil.copy(one, other)
-    assert fit.main([*arguments, "--resume"]) == 0
-    assert "nothing to resume" in capsys.readouterr().out
-    run = read_run(newest_run(tmp_path / "runs"))
-    assert run.config["data"]["train"]["photos_sha256"] != run.config["data"]["val"]["photos_sha256"]
+    assert "finished heads are kept, the same command continues" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == [".unfinished"]
+    [head] = (tmp_path / "runs").rglob("*.pt")
+    assert head.name == "clip1-fold1.pt"
+    assert fit.main(arguments) == 0
+    rows = read_epochs(newest_run(tmp_path / "runs"))
+    assert [(row["fold"], row["epoch"]) for row in rows] == [(f, e) for f in (1, 2, 3) for e in (1, 2)]
+    assert not list((tmp_path / "runs").rglob("*.pt"))
+
+
+def test_other_photos_of_the_same_names_are_another_fit(
+    tiny_vit: FrozenClip, some_photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(some_photos, tmp_path / "data")
+    arguments = flags_of(tiny_vit, tmp_path / "data", tmp_path, "--epochs", "1", "--no-baselines")
+    with monkeypatch.context() as patch:
+        patch.setattr(fit, "write_result", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        assert fit.main(arguments) == 130
+        one, other = sorted((tmp_path / "data" / "train").iterdir())[:2]
+        shutil.copy(one, other)
+        assert fit.main(arguments) == 130
+    assert len(list((tmp_path / "runs").glob(".unfinished/*/*.pt"))) == 2
 
 
 def test_the_newest_run_is_the_one_fitted_last(run: Path) -> None:
@@ -339,15 +267,10 @@ def test_a_changed_file_is_refused(run: Path, tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"baselines\.safetensors is missing or was changed after the fit"):
         read_run(copy)
     (copy / "run.json").write_text('{"format": 99}')
-    with pytest.raises(RunError, match="run format 99, this version reads 2"):
+    with pytest.raises(RunError, match="run format 99, this version reads 3"):
         read_run(copy)
     with pytest.raises(RunError, match=r"is not a run folder: it has no run\.json"):
         read_run(tmp_path)
-
-
-def test_bad_settings_are_reported_together() -> None:
-    with pytest.raises(RecipeError, match=r"--epochs must be at least 1, got 0; --dropout must be in \[0, 1\), got 1"):
-        Recipe(epochs=0, dropout=1)
 
 
 @pytest.mark.parametrize(
@@ -362,9 +285,9 @@ def test_bad_settings_are_reported_together() -> None:
         (["--clip", "a.pt", "--clip", "a.pt"], "error: --clip a.pt is given more than once"),
         (
             ["--limit", "0", "--holdout", "0", "--epochs", "0", "--recipe", "best", "--folds", "1"],
-            "error: --epochs must be at least 1, got 0; --doublings needs --folds 2 or more, whose held-out records "
-            "choose (--doublings 0 does without); --calibration platt needs --folds 2 or more, because one "
-            "head leaves nothing to calibrate on (--calibration none does without); --limit must be at least 1, got 0; "
+            "error: --epochs must be at least 1, got 0; --decay-trials needs --folds 2 or more, whose held-out records "
+            "decide (or --decay-trials 0); --calibration platt needs --folds 2 or more, whose held-out records it is "
+            "fitted on (or --calibration none); --limit must be at least 1, got 0; "
             "--holdout must be above 0 and below 1, got 0.0",
         ),
         (["--recipe", "best", "--folds", "1"], "; --calibration platt needs --folds 2 or more"),

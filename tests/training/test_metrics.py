@@ -14,7 +14,12 @@ from training.metrics import (
     accuracy_leave_one_out,
     accuracy_min3,
     answerability,
+    at_threshold,
+    deciles,
+    expected_calibration_error,
     normalise,
+    reliability,
+    selective_accuracy,
     vqa_accuracy,
     vqa_accuracy_by_type,
 )
@@ -72,11 +77,11 @@ def test_leave_one_out_is_what_leaving_one_out_gives() -> None:
         assert accuracy_leave_one_out("mug", answers) == pytest.approx(literal)
 
 
-def test_a_constant_on_the_real_validation_set(real_annotations: Callable[[str], Path]) -> None:
+def test_the_majority_baseline_on_the_real_validation_set(real_annotations: Callable[[str], Path]) -> None:
     raw = json.loads(real_annotations("val_reconstructed").read_text(encoding="utf-8"))
     answers = [[answer["answer"] for answer in entry["answers"]] for entry in raw]
-    constant = vqa_accuracy(["unanswerable"] * len(answers), answers)
-    assert round(constant["vqa_accuracy_leave_one_out"], 2) == 52.12
+    majority = vqa_accuracy(["unanswerable"] * len(answers), answers)
+    assert round(majority["vqa_accuracy_leave_one_out"], 2) == 52.12
     best = [max(accuracy_leave_one_out(answer, given) for answer in set(given)) for given in answers]
     assert round(100 * float(np.mean(best)), 2) == 94.11
 
@@ -127,7 +132,7 @@ def test_average_precision_without_positives_is_not_a_number() -> None:
     assert scores["answerable_ap"] == 1
 
 
-def test_answerability_of_a_calibrated_line() -> None:
+def test_a_confidence_of_one_half_is_answerable() -> None:
     scores = answerability(np.array([0.5, 0.5, 0.49], np.float32), np.array([True, False, False]))
     assert scores["answerable_accuracy"] == pytest.approx(200 / 3)  # 0.5 is answered
     assert scores["answerable_f1"] == pytest.approx(2 / 3)
@@ -164,3 +169,46 @@ def test_types_make_up_the_whole_of_the_real_validation_set(real_annotations: Ca
     whole = sum(row["records"] * row["vqa_accuracy_leave_one_out"] for row in scores.values()) / len(raw)
     assert round(whole, 2) == 52.12
     assert scores["unanswerable"]["vqa_accuracy_leave_one_out"] > 95
+
+
+def test_reliability_by_hand() -> None:
+    confidence = np.array([0.0, 0.05, 0.1, 0.55, 1.0])
+    bins = reliability(confidence, np.array([False, True, False, True, True]), bins=10)
+    assert bins.confidence == pytest.approx([0.025, 0.1, 0.55, 1.0])  # [0, 0.1), [0.1, 0.2), [0.5, 0.6), [0.9, 1]
+    assert bins.observed == pytest.approx([0.5, 0.0, 1.0, 1.0])
+    assert bins.records.tolist() == [2, 1, 1, 1]
+    # (2 x |0.025 - 0.5| + |0.1 - 0| + |0.55 - 1| + |1 - 1|) / 5
+    assert expected_calibration_error(bins) == pytest.approx((2 * 0.475 + 0.1 + 0.45 + 0) / 5)
+
+
+def test_reliability_of_a_graded_outcome() -> None:
+    bins = reliability(np.array([0.62, 0.64]), np.array([0.3, 0.9]), bins=5)
+    assert bins.observed == pytest.approx([0.6])
+    assert expected_calibration_error(bins) == pytest.approx(0.03)
+
+
+def test_selective_accuracy_by_hand() -> None:
+    answerability = np.array([0.2, 0.9, 0.6, 0.6], np.float32)
+    accuracy = np.array([1.0, 0.3, 0.6, 0.0])
+    answerable = np.array([False, True, True, False])
+    curve = selective_accuracy(answerability, accuracy, answerable)
+    assert curve.threshold == pytest.approx([0.9, 0.6, 0.2])  # equals are declined together
+    assert curve.coverage == pytest.approx([0.25, 0.75, 1.0])
+    assert curve.accuracy == pytest.approx([0.3, 0.3, 0.475])
+    assert curve.answerable == pytest.approx([1.0, 2 / 3, 0.5])
+    assert at_threshold(curve) == pytest.approx(
+        {"threshold": 0.6, "coverage": 75.0, "vqa_accuracy_leave_one_out": 30.0, "answerable": 200 / 3}, rel=1e-6
+    )
+    assert [row["coverage"] for row in deciles(curve)] == [100.0, 75.0, 25.0]
+
+
+def test_exactly_one_half_is_answered() -> None:
+    curve = selective_accuracy(np.array([0.5, 0.49999]), np.array([1.0, 0.0]), np.array([True, False]))
+    assert at_threshold(curve)["coverage"] == 50.0
+
+
+def test_everything_declined() -> None:
+    curve = selective_accuracy(np.array([0.4, 0.1]), np.array([1.0, 0.0]), np.array([True, False]))
+    point = at_threshold(curve)
+    assert point["coverage"] == 0.0
+    assert np.isnan(point["vqa_accuracy_leave_one_out"])

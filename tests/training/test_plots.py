@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
+from training.metrics import reliability, selective_accuracy
 from training.plots import as_svg, confusion_plot, coverage_plot, curves, reliability_plot
-from training.reliability import accuracy_against_coverage, reliability
 
 
 def history(**more: int) -> list[dict[str, float]]:
@@ -37,13 +37,13 @@ def test_confusion_shows_the_counts() -> None:
     assert [label.get_text() for label in axes.get_yticklabels()] == ["other", "number"]
 
 
-def test_coverage_marks_the_line() -> None:
-    curve = accuracy_against_coverage(
+def test_coverage_marks_the_threshold() -> None:
+    curve = selective_accuracy(
         np.array([0.9, 0.6, 0.2, 0.1]), np.array([1.0, 0.6, 0.3, 0.0]), np.array([True, True, False, False])
     )
     figure = coverage_plot(curve)
     lines = {line.get_label(): line for line in figure.axes[0].lines}
-    assert list(lines["declining under 0.5 (answers 50%)"].get_xdata()) == [50.0, 50.0]
+    assert list(lines["threshold 0.5 (answers 50%)"].get_xdata()) == [50.0, 50.0]
 
 
 def figures() -> list[Figure]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from training.recipe import RECIPES, REPORT, SENTENCES, Recipe, RecipeError, add_recipe_flags, flag_of, recipe_from
+from training.recipe import HELP_TEXTS, RECIPES, REPORT, Recipe, RecipeError, add_recipe_flags, flag_of, recipe_from
 
 
 def parse(*arguments: str) -> Recipe:
@@ -22,7 +22,6 @@ def test_the_reports_recipe_is_the_default() -> None:
         "name": "report",
         "epochs": 10,
         "min_steps": 0,
-        "doublings": 0,
         "learning_rate": 1e-3,
         "batch_size": 128,
         "dropout": 0.5,
@@ -30,17 +29,14 @@ def test_the_reports_recipe_is_the_default() -> None:
         "projection": "random",
         "seed": 0,
         "vocabulary": "report",
-        "vocabulary_size": 0,
         "types": "official",
-        "views": 1,
+        "rotations": 1,
         "folds": 1,
         "targets": "majority",
-        "answer_loss": "ce",
-        "label_smoothing": 0.0,
-        "answerable_from": "joined",
+        "answerable_from": "hidden",
         "answerable_targets": "label",
-        "answerable_weighting": "none",
         "weight_decay": 0.0,
+        "decay_trials": 0,
         "schedule": "constant",
         "ema": 0.0,
         "keep": "best",
@@ -50,15 +46,15 @@ def test_the_reports_recipe_is_the_default() -> None:
 
 def test_the_papers_recipe() -> None:
     paper = parse("--recipe", "paper")
-    assert (paper.vocabulary, paper.types, paper.views, paper.folds) == ("paper", "paper", 4, 10)
-    assert (paper.targets, paper.answer_loss) == ("majority", "ce")
+    assert (paper.vocabulary, paper.types, paper.rotations, paper.folds) == ("paper", "paper", 4, 10)
+    assert paper.targets == "majority"
 
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_flag_overrides_any_setting(name: str) -> None:
     assert parse("--recipe", name) == RECIPES[name]
     assert parse("--recipe", name, "--epochs", "3", "--dropout", "0") == replace(RECIPES[name], epochs=3, dropout=0.0)
-    assert parse("--recipe", name, "--targets", "annotators").targets == "annotators"
+    assert parse("--recipe", name, "--targets", "accuracy").targets == "accuracy"
 
 
 def test_a_recipe_does_not_change() -> None:
@@ -75,10 +71,7 @@ def test_all_problems_are_told_together() -> None:
             seed=2**64,
             dropout=1,
             targets="mode",
-            views=5,
-            vocabulary="top-k",
-            answer_loss="bce",
-            label_smoothing=0.1,
+            rotations=5,
             calibration="platt",
         )
     assert str(caught.value).split("; ") == [
@@ -87,12 +80,9 @@ def test_all_problems_are_told_together() -> None:
         "--dropout must be in [0, 1), got 1",
         "--hidden must be in 1 to 1,048,576, got 1000000000",
         "--seed must be in 0 to 2**32 - 1, got 18446744073709551616",
-        "--views must be one of 1, 2, 3, 4, got 5",
-        "--targets must be one of majority, annotators, accuracy, got mode",
-        "--vocabulary top-k needs --vocabulary-size",
-        "--label-smoothing is for --answer-loss ce: binary cross-entropy has no distribution to smooth",
-        "--calibration platt needs --folds 2 or more, because one head leaves nothing to calibrate on (--calibration "
-        "none does without)",
+        "--rotations must be one of 1, 2, 3, 4, got 5",
+        "--targets must be one of majority, accuracy, got mode",
+        "--calibration platt needs --folds 2 or more, whose held-out records it is fitted on (or --calibration none)",
     ]
 
 
@@ -110,29 +100,25 @@ def test_the_steps_of_a_fit(records: int, settings: dict[str, int], steps: int) 
     assert Recipe(**settings).steps(records) == steps  # type: ignore[arg-type]
 
 
-def test_a_size_without_its_rule() -> None:
-    with pytest.raises(RecipeError, match="--vocabulary-size is for --vocabulary top-k, not report"):
-        Recipe(vocabulary_size=100)
-
-
 def test_help_explains_every_recipe_and_setting() -> None:
     parser = argparse.ArgumentParser(formatter_class=argparse.RawDescriptionHelpFormatter)
     add_recipe_flags(parser)
     shown = " ".join(parser.format_help().split())
-    assert SENTENCES.keys() == RECIPES.keys()
-    for name, sentence in SENTENCES.items():
-        assert f"{name}: {' '.join(sentence.split())}." in shown
-    for knob in fields(Recipe):
-        if knob.name != "name":
-            assert f"{flag_of(knob.name)} " in shown
+    assert HELP_TEXTS.keys() == RECIPES.keys()
+    for name, text in HELP_TEXTS.items():
+        assert f"{name}: {' '.join(text.split())}." in shown
+    for option in fields(Recipe):
+        if option.name != "name":
+            assert f"{flag_of(option.name)} " in shown
 
 
 def test_the_documents_table_is_the_recipes() -> None:
     document = (Path(__file__).parents[2] / "docs" / "training.md").read_text(encoding="utf-8")
     rows = [line for line in document.splitlines() if line.startswith("| `--")]
     differing = [
-        f"| `{flag_of(knob.name)}` | {' | '.join(f'`{value}`' for value in values)} |"
-        for knob in fields(Recipe)
-        if knob.name != "name" and len(set(values := [getattr(recipe, knob.name) for recipe in RECIPES.values()])) > 1
+        f"| `{flag_of(option.name)}` | {' | '.join(f'`{value}`' for value in values)} |"
+        for option in fields(Recipe)
+        if option.name != "name"
+        and len(set(values := [getattr(recipe, option.name) for recipe in RECIPES.values()])) > 1
     ]
     assert rows == differing

@@ -13,9 +13,9 @@ import pytest
 
 from benchmarks.architectures import write_full_size
 from training import reproduce
-from training.clip_models import FrozenClip
+from training.backbone import FrozenClip
 from training.reproduce import comparison
-from training.runs import read_run
+from training.run import read_run
 
 
 class Quiet(SimpleHTTPRequestHandler):
@@ -126,7 +126,7 @@ def test_settings_are_checked_before_anything_is_fetched(
     assert not list(tmp_path.iterdir())
 
 
-def test_an_interrupted_reproduction_goes_on(
+def test_an_interrupted_reproduction_continues(
     some_photos: Path,
     tiny_vit: FrozenClip,
     tmp_path: Path,
@@ -140,13 +140,10 @@ def test_an_interrupted_reproduction_goes_on(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("training.fit.describe", interrupt)
+        patch.setattr("training.fit.describe_epoch", interrupt)
         assert reproduce.main(arguments) == 130
-    assert "the same command with --resume goes on from there" in capsys.readouterr().err
-    assert reproduce.main([*arguments, "--resume"]) == 0
-    printed = capsys.readouterr()
-    assert "nothing to resume" not in printed.out
-    assert "not going on" not in printed.err
+    assert "finished heads are kept, the same command continues" in capsys.readouterr().err
+    assert reproduce.main(arguments) == 0
 
 
 @pytest.mark.slow

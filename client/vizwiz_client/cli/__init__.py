@@ -1,32 +1,43 @@
-"""The command ``vizwiz-client``: a thin skin over the library, and the one place that turns errors into exit codes.
+"""The command ``vizwiz-client``.
 
-Nothing is imported before it is needed: ``--help`` loads argparse alone, not NumPy, Pillow or gRPC.
+Modules are imported when they are needed: ``--help`` imports argparse, but not NumPy, Pillow or gRPC.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib import import_module
 
-from vizwiz_client.cli import _exits
-from vizwiz_client.cli._arguments import parse
-from vizwiz_client.cli._streams import prepare_streams, say
+from vizwiz_client.cli import _output
+from vizwiz_client.cli._parser import parse
 from vizwiz_client.contract.errors import VizwizError
+from vizwiz_client.contract.streams import OUTPUT_LOST
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line ``argv`` (default: the process's own) and return its exit code, one of ``_exits``."""
-    prepare_streams()
+    """Run a command line.
+
+    Args:
+        argv: arguments without the program's name; None for those of this process.
+
+    Returns:
+        The exit code, one of ``_output.EXIT_CODES``.
+    """
+    _output.prepare_streams()
     try:
         arguments = parse(argv)
-        run = import_module(f"vizwiz_client.cli._{arguments.command}").run
-        return int(run(arguments))
-    except (VizwizError, _exits.UsageError, _exits.NotWritten) as error:
+        if arguments.command == "batch":
+            from vizwiz_client.cli._batch import batch
+
+            return batch(arguments)
+        from vizwiz_client.cli import _commands
+
+        return _commands.ask(arguments) if arguments.command == "ask" else _commands.status(arguments)
+    except (VizwizError, _output.UsageError, _output.OutputError) as error:
         if text := str(error):
-            say(f"Error: {text}")
-        return _exits.code(error)
+            _output.print_error(f"Error: {text}")
+        return _output.exit_code(error)
     except KeyboardInterrupt:
-        return _exits.INTERRUPTED
-    except OSError as error:  # a file that cannot be read any more; photos and servers have errors of their own
-        say(f"Error: {error}")
-        return _exits.NOT_WRITTEN
+        return _output.INTERRUPTED
+    except OSError as error:  # an input file became unreadable; photos and servers have errors of their own
+        _output.print_error(f"Error: {error}")
+        return OUTPUT_LOST

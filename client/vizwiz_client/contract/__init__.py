@@ -1,5 +1,5 @@
-"""The facts that training, export, serving and the client must agree on, each in one home.
+"""Facts that training, export, serving and the client share.
 
-``geometry``: how a photo becomes pixels. ``tokens``: how a question becomes token ids. ``tensors``: what the served
-models are called and what they take and give. ``errors``: what is raised when one of them cannot be used.
+``image``: photos to pixels. ``tokenizer``: questions to token ids. ``tensors``: names, shapes and types of the served
+models. ``errors``: exceptions. ``streams``: standard streams of the commands.
 """

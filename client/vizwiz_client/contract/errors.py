@@ -1,16 +1,16 @@
-"""Every error that this package raises on purpose, each with what to do about it.
+"""The exceptions of this package.
 
 VizwizError
-├── ImageError            (also ValueError)  refused: the photo cannot be used; send another one
-├── QuestionError         (also ValueError)  refused: no words, or far too long; ask another way
-└── ServerError                              the question was fine, the server gave no answer
-    ├── ServerUnavailable                    cannot reach it: start it, or correct the address or the certificates
-    ├── DeadlineExceeded                     timed out: allow more time, or send less at once
-    ├── Overloaded                           its queue is full: ask again later, or add servers
-    ├── WrongServer                          something answers, not what this client asks: correct the address
-    │   ├── ContractMismatch                 its model speaks another contract: install the client that goes with it
-    │   └── ModelMissing                     Triton without the model: export one and load it
-    └── ServerFault                          it failed: its log says why, under the request's id
+├── ImageError            (also ValueError)  photo refused: send another one
+├── QuestionError         (also ValueError)  question refused, empty or too long: ask another way
+└── ServerError                              the server did not answer
+    ├── ServerUnavailable                    not reachable: start it, or correct address or certificates
+    ├── DeadlineExceeded                     timeout: allow more time, or send less at once
+    ├── Overloaded                           queue full: retry later, or add servers
+    ├── WrongServer                          not the expected server: correct the address
+    │   ├── ContractMismatch                 other inputs or outputs: install the client that goes with it
+    │   └── ModelMissing                     Triton without the model: export and load one
+    └── ServerFault                          internal error: see the server's log, under the request id
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from __future__ import annotations
 _CONTROLS = [
     *range(0x20),  # C0: among them ESC, and the line ends that would forge a line of output
     *range(0x7F, 0xA0),  # DEL and C1
-    *(0x061C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A)),  # change the direction of the text
+    *(0x061C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A)),  # direction of text
     *(0x2028, 0x2029),  # line and paragraph separator
     *range(0xD800, 0xE000),  # surrogates: bytes of a file name that are not UTF-8
 ]
@@ -26,14 +26,15 @@ _ESCAPES = {code: chr(code).encode("unicode_escape").decode() for code in _CONTR
 
 
 def escape_controls(text: str) -> str:
-    """Write control characters as escapes, such as ``\\x1b``, so that no name acts on a terminal or forges a line."""
+    """Escape control characters, such as ``\\x1b``, so that no name controls a terminal or forges a line of output."""
     return text.translate(_ESCAPES)
 
 
 class VizwizError(Exception):
-    """The root: catch this to catch all of them. Control characters in its text are escaped.
+    """Base class of all exceptions of this package. Control characters in the text are escaped.
 
-    ``request_id`` names the request in the server's log; None where no request was sent.
+    Attributes:
+        request_id: the request's id in the server's log; None if no request was sent.
     """
 
     def __init__(self, text: str = "", *, request_id: str | None = None) -> None:
@@ -42,19 +43,19 @@ class VizwizError(Exception):
 
 
 class ImageError(VizwizError, ValueError):
-    """The photo cannot be used; the text says what is wrong with it and what to do."""
+    """The photo was refused; the text says why and what to do."""
 
 
 class QuestionError(VizwizError, ValueError):
-    """The question cannot be used; the text says what is wrong with it and what to do."""
+    """The question was refused; the text says why and what to do."""
 
 
 class ServerError(VizwizError):
-    """The server gave no answer to a request that was fine."""
+    """The server did not answer a valid request."""
 
 
 class ServerUnavailable(ServerError):
-    """Nothing answers at this address, it proves another identity than expected, or the connection was lost."""
+    """No server at the address, an untrusted certificate, a lost connection, or a closed client."""
 
 
 class DeadlineExceeded(ServerError):
@@ -62,20 +63,20 @@ class DeadlineExceeded(ServerError):
 
 
 class Overloaded(ServerError):
-    """The server is there but refused the request because its queue is full."""
+    """The server rejected the request because its queue is full."""
 
 
 class WrongServer(ServerError):
-    """The address is none, or something answers there that is not Triton's gRPC service with this package's models."""
+    """The address is invalid, or its server is not Triton with this package's models."""
 
 
 class ContractMismatch(WrongServer):
-    """The served model takes or gives something else than this client sends and reads; the text names both sides."""
+    """The served model has other inputs or outputs than this client; the text names both."""
 
 
 class ModelMissing(WrongServer):
-    """Triton answers, but does not serve the model that this client asks."""
+    """Triton does not serve the model."""
 
 
 class ServerFault(ServerError):
-    """The server tried and failed."""
+    """The server failed while it processed the request."""

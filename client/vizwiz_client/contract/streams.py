@@ -1,4 +1,4 @@
-"""Standard streams that are closed, or on a full disk: the same for every command of the project."""
+"""Standard streams that are closed or on a full disk, handled alike in every command of the project."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ OUTPUT_LOST = 5  # the exit code
 
 
 def open_streams() -> None:
-    """Occupy the descriptors of closed standard streams, so that no file or connection gets the number of one.
+    """Open the descriptors of closed standard streams, so that no file or connection gets their numbers.
 
-    Writing to a closed standard output fails, since what is written would be lost. A closed standard error takes
-    everything. A closed standard input stays None.
+    A closed standard output fails on writes, because output would be lost. A closed standard error discards everything.
+    A closed standard input stays None.
     """
     if sys.stdin is None:
         os.open(os.devnull, os.O_RDONLY)  # takes the lowest free number, 0
@@ -26,15 +26,16 @@ def open_streams() -> None:
 
 
 def discard(stream: TextIO) -> None:
-    """Let ``stream`` take everything from now on: else Python fails at its exit, when it flushes what is left."""
+    """Discard all further output of ``stream``; otherwise Python fails at exit, when it flushes the rest."""
     with suppress(OSError):  # an object without a descriptor
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def run(main: Callable[[], int]) -> int | str | None:
-    """Run the command ``main`` and return its exit code.
+    """Run the command ``main``.
 
-    It is OUTPUT_LOST where standard output is closed or full, and 1 after an OSError of another kind.
+    Returns:
+        Its exit code; OUTPUT_LOST if standard output is closed or full; 1 after another OSError.
     """
     is_closed = sys.stdout is None
     open_streams()
@@ -48,7 +49,7 @@ def run(main: Callable[[], int]) -> int | str | None:
         code = ended.code
     except OSError as error:
         with suppress(OSError):
-            if not isinstance(error, BrokenPipeError):  # else the reader left, such as `head`
+            if not isinstance(error, BrokenPipeError):  # else the reader has ended, such as `head`
                 print(f"error: {error}", file=sys.stderr)
         code = OUTPUT_LOST if error.filename is None else 1
     try:

@@ -1,7 +1,7 @@
-"""Names, shapes and types of everything that is served: the one home of the wire contract.
+"""Names, shapes and types of the served models: the tensor contract.
 
-Graphs, Triton configs and the client are all built from these constants; shapes leave out the batch axis, and -1 is a
-length that the exported model or the request decides.
+Graphs, Triton configs and the client are built from these constants. Shapes omit the batch axis; -1 is a length that
+the exported model or the request decides.
 """
 
 from __future__ import annotations
@@ -11,18 +11,18 @@ from typing import Any
 
 import numpy as np
 
-CONTRACT_VERSION = 1  # raised when a client of the old contract would misread a server of the new one
-CONTRACT_VERSION_PARAMETER = "contract_version"  # where the ensemble's config states it
-MODEL_DIGEST_PARAMETER = "model_sha256"  # in a model's config: SHA-256 of its graph file, verified when it loads
-LABELS_DIGEST_PARAMETER = "labels_sha256_"  # + a label file's name: the same for the file that names the outputs
-FILE_DIGEST_PARAMETER = "file_sha256_"  # + the name of any other file beside the config: verified by export alone
-PRECISION_PARAMETER = "inference_precision"  # of a CPU accelerator, in a model's config: the least it may compute in
-NICE_PARAMETER = "nice"  # in a model's config: nice(2) of its process in the embedded server, where it yields the cores
+CONTRACT_VERSION = 1  # raise it when an old client would misread a new server
+CONTRACT_VERSION_PARAMETER = "contract_version"  # in the ensemble's config
+MODEL_DIGEST_PARAMETER = "model_sha256"  # SHA-256 of a model's graph file, verified when it loads
+LABELS_DIGEST_PARAMETER = "labels_sha256_"  # + file name: SHA-256 of a label file, verified when it loads
+FILE_DIGEST_PARAMETER = "file_sha256_"  # + file name: SHA-256 of any other file, verified by export alone
+PRECISION_PARAMETER = "inference_precision"  # of a CPU accelerator: the lowest precision allowed
+NICE_PARAMETER = "nice"  # nice(2) of the model's process in the embedded server
 
-ENSEMBLE = "vizwiz_vqa"  # asked with pixels and token ids
-RAW_ENSEMBLE = "vizwiz_vqa_raw"  # asked with a file and a text
+ENSEMBLE = "vizwiz_vqa"  # takes pixels and token ids
+RAW_ENSEMBLE = "vizwiz_vqa_raw"  # takes a photo file and text
 ENSEMBLES = (ENSEMBLE, RAW_ENSEMBLE)
-PREPROCESS_PREFIX = "preprocess_"  # + digest, as every immutable model is named
+PREPROCESS_PREFIX = "preprocess_"  # + digest, as in the name of every immutable model
 IMAGE_ENCODER_PREFIX = "clip_image_"
 TEXT_ENCODER_PREFIX = "clip_text_"
 HEAD_PREFIX = "gated_head_"
@@ -31,14 +31,14 @@ DIGEST_LENGTH = 12  # hex digits in a model's name: 48 bits, which an int64 `hea
 MAX_BATCH_SIZE = 64
 
 CONTEXT_LENGTH = 77  # token positions of CLIP's text encoder, start and end tokens included
-TOKEN_LENGTHS = (8, 16, 32, CONTEXT_LENGTH)  # a batch of questions is encoded at the shortest that holds it
+TOKEN_LENGTHS = (8, 16, 32, CONTEXT_LENGTH)  # the text encoder runs at the shortest that holds the batch
 
-MAX_IMAGE_BYTES = 40_000_000  # of one photo's file, asked raw; as base64 it fits Triton's 64 MiB for an HTTP request
+MAX_IMAGE_BYTES = 40_000_000  # of a photo file for the raw ensemble; in base64 it fits Triton's HTTP limit, 64 MiB
 
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """One input or output: ``shape`` without the batch axis, ``datatype`` in Triton's spelling."""
+    """An input or output: ``shape`` without the batch axis, ``datatype`` as Triton spells it."""
 
     name: str
     datatype: str
@@ -52,28 +52,28 @@ class TensorSpec:
 
 _NUMPY = {"BYTES": np.object_, "UINT8": np.uint8, "INT32": np.int32, "INT64": np.int64, "FP32": np.float32}
 
-IMAGE = TensorSpec("image", "UINT8", (-1, -1, 3))  # [S, S, 3], RGB, S = the encoder's input side in pixels
-# [77], zeros after the end token. One shape, so that questions of any lengths batch, and that equal bytes are the same
-# request to Triton's response cache, which does not look at shapes.
+IMAGE = TensorSpec("image", "UINT8", (-1, -1, 3))  # [S, S, 3], RGB; S is the CLIP's image size in pixels
+# [77], zeros after the end token. One shape for all questions, so that they can be batched. Triton's response cache
+# compares bytes but not shapes, so equal bytes must be equal requests.
 TOKENS = TensorSpec("tokens", "INT32", (CONTEXT_LENGTH,))
 IMAGE_BYTES = TensorSpec("image_bytes", "BYTES", (1,))  # a photo's file, or base64 of it
 QUESTION = TensorSpec("question", "BYTES", (1,))  # UTF-8
-ERROR = TensorSpec("error", "BYTES", (1,))  # UTF-8: why photo or question was refused; empty when they were not
+ERROR = TensorSpec("error", "BYTES", (1,))  # UTF-8: why photo or question was refused; empty if accepted
 IMAGE_FEATURES = TensorSpec("image_features", "FP32", (-1,))  # [D]
 TEXT_FEATURES = TensorSpec("text_features", "FP32", (-1,))  # [D]
-ANSWER = TensorSpec("answer", "FP32", (-1,))  # [V] probabilities, labelled
-ANSWER_TYPE = TensorSpec("answer_type", "FP32", (-1,))  # [K] probabilities, labelled
-ANSWERABLE = TensorSpec("answerable", "FP32", (1,))  # probability that the photo can answer: decline under 0.5
-HEAD_ID = TensorSpec("head_id", "INT64", (1,))  # the digest in the head's name, as a number
+ANSWER = TensorSpec("answer", "FP32", (-1,))  # [V] probabilities, with labels
+ANSWER_TYPE = TensorSpec("answer_type", "FP32", (-1,))  # [K] probabilities, with labels
+ANSWERABLE = TensorSpec("answerable", "FP32", (1,))  # probability that the photo can answer; declined under 0.5
+HEAD_ID = TensorSpec("head_id", "INT64", (1,))  # digest in the head's name, as a number
 
 HEAD_OUTPUTS = (ANSWER, ANSWER_TYPE, ANSWERABLE, HEAD_ID)
 
 
 def head_id(digest: str) -> int:
-    """The number that the head named ``gated_head_<digest>`` returns in ``head_id``."""
+    """The ``head_id`` that the head named ``gated_head_<digest>`` returns."""
     return int(digest[:DIGEST_LENGTH], 16)
 
 
 def head_digest(number: int) -> str:
-    """The digest in a head's name, from the number it returned: the inverse of :func:`head_id`."""
+    """The digest of a ``head_id``; the inverse of :func:`head_id`."""
     return f"{number:0{DIGEST_LENGTH}x}"

@@ -1,8 +1,8 @@
-"""Triton's backend ``onnxruntime``, for a server that lacks the native one.
+"""Triton backend ``onnxruntime`` in Python, for a server without the native one.
 
-Triton runs this file in a process per model (its Python backend's stub), under the same ``config.pbtxt`` that the
-native backend reads. A load is refused when the graph is not the one that the config was written for. On a CPU the
-config may ask for OpenVINO, as it may of the native backend: ``cpu_execution_accelerator { name: "openvino" }``.
+Triton's Python backend runs this file in one process per model instance, a stub, with the ``config.pbtxt`` that the
+native backend reads. A graph that does not match its config is refused. On a CPU the config may select OpenVINO, as for
+the native backend: ``cpu_execution_accelerator { name: "openvino" }``.
 """
 
 from __future__ import annotations
@@ -19,8 +19,7 @@ import triton_python_backend_utils as triton
 from sessions import Feed, LoadError, open_session
 
 LABELS_DIGEST_PARAMETER = "labels_sha256_"
-MODEL_DIGEST_PARAMETER = "model_sha256"  # as in the contract, which this process may not have (it ignores PYTHONPATH)
-
+MODEL_DIGEST_PARAMETER = "model_sha256"  # as in the contract, which this process may lack: it ignores PYTHONPATH
 
 _REMEDY = "publish it again with `python -m export.to_onnx`"
 _GRAPH_TYPES = {
@@ -31,11 +30,11 @@ _GRAPH_TYPES = {
 }
 
 
-class Question(NamedTuple):
-    """The inputs of one request, and how its errors begin."""
+class Request(NamedTuple):
+    """Inputs of one request, and the prefix of its error messages."""
 
     feed: Feed
-    label: str
+    prefix: str
 
 
 class TritonPythonModel:
@@ -45,7 +44,7 @@ class TritonPythonModel:
         """Load the graph of this version, as Triton's ``args`` describe it.
 
         Raises:
-            LoadError: the file's digest, or the graph's inputs and outputs, are not those of the config.
+            LoadError: the file's digest, or the graph's inputs or outputs, differ from the config.
         """
         config = json.loads(args["model_config"])
         graph = Path(args["model_repository"], args["model_version"], config["default_model_filename"])
@@ -55,44 +54,45 @@ class TritonPythonModel:
         self._outputs = [output.name for output in self._session.get_outputs()]
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
-        """Answer ``requests``, in their order, as one batch; each that cannot be answered gets an error of its own."""
-        return self._answer([_question(request) for request in requests])
+        """Run ``requests`` as one batch; return their responses in order, with an error for each that fails."""
+        return self._run([_read(request) for request in requests])
 
-    def _answer(self, questions: Sequence[Question]) -> list[Any]:
-        feeds = [question.feed for question in questions]
+    def _run(self, requests: Sequence[Request]) -> list[Any]:
+        feeds = [request.feed for request in requests]
         try:
-            # one request as it is: with cold caches, joining and splitting cost a tenth of a millisecond each
+            # no copies for a single request: with cold caches, concatenating and splitting take 0.1 ms each
             batch = (
                 feeds[0] if len(feeds) == 1 else {name: np.concatenate([f[name] for f in feeds]) for name in feeds[0]}
             )
             results = self._session.run(self._outputs, batch)
         except Exception as error:  # ONNX Runtime's errors share no narrower class
-            if len(questions) == 1:
-                # the caller gets the error's text, which may hold ids of the question; the log does not
-                triton.Logger.log_error(f"{questions[0].label}{type(error).__name__} of a request")
-                return [triton.InferenceResponse(error=triton.TritonError(f"{questions[0].label}{error}"))]
-            # one at fault, or shapes that differ (Triton batches those under allow_ragged_batch only)
-            return [response for question in questions for response in self._answer([question])]
+            if len(requests) == 1:
+                # the message may hold token ids of the question: it goes to the caller, not to the log
+                triton.Logger.log_error(f"{requests[0].prefix}{type(error).__name__} of a request")
+                return [triton.InferenceResponse(error=triton.TritonError(f"{requests[0].prefix}{error}"))]
+            # one of them fails, or shapes differ (Triton batches those under allow_ragged_batch only)
+            return [response for request in requests for response in self._run([request])]
         shares = [results] if len(feeds) == 1 else split(results, feeds)
         return [triton.InferenceResponse(list(map(triton.Tensor, self._outputs, share))) for share in shares]
 
 
 def split(results: Sequence[npt.NDArray[Any]], feeds: Sequence[Feed]) -> list[tuple[npt.NDArray[Any], ...]]:
-    """Each feed's share of ``results``, which answer all of them, one after the other along the first axis."""
+    """Split the batched ``results`` along the first axis, into the outputs of each feed."""
     ends = np.cumsum([len(next(iter(feed.values()))) for feed in feeds])[:-1]
     return list(zip(*(np.split(result, ends) for result in results), strict=True))
 
 
-def _question(request: Any) -> Question:
-    label = f"[request id: {request.request_id()}] " if request.request_id() else ""
-    return Question({tensor.name(): tensor.as_numpy() for tensor in request.inputs()}, label)
+def _read(request: Any) -> Request:
+    prefix = f"[request id: {request.request_id()}] " if request.request_id() else ""
+    return Request({tensor.name(): tensor.as_numpy() for tensor in request.inputs()}, prefix)
 
 
 def check_digests(graph: Path, config: Mapping[str, Any]) -> None:
-    """Check the SHA-256 of the graph and of the label files against those in the config's parameters, where given.
+    """Verify the SHA-256 of the graph and label files against the config's parameters, where given.
 
     Raises:
-        LoadError: a file is missing or another one.
+        LoadError: a file differs.
+        OSError: a file is missing.
     """
     parameters = {key: value["string_value"] for key, value in config["parameters"].items()}
     files = {MODEL_DIGEST_PARAMETER: graph}
@@ -103,7 +103,7 @@ def check_digests(graph: Path, config: Mapping[str, Any]) -> None:
         expected, got = parameters.get(key), sha256(file)
         if expected is not None and got != expected:
             raise LoadError(
-                f"{file} has SHA-256 {got}, its config.pbtxt says {expected}: the file is damaged or another one; "
+                f"{file} has SHA-256 {got}, its config.pbtxt says {expected}: the file is damaged or replaced; "
                 f"{_REMEDY}"
             )
 
@@ -118,21 +118,21 @@ def sha256(path: Path) -> str:
 
 
 def check_tensors(session: Any, config: Mapping[str, Any]) -> None:
-    """Check that the config's inputs and outputs are the graph's, by name, type and dimensions.
+    """Check that the config and the graph have the same inputs and outputs: names, types, dimensions.
 
     Raises:
-        LoadError: listing every one that is not.
+        LoadError: they differ; the message lists all differences.
     """
     if config["max_batch_size"] < 1:
         raise LoadError(f"config.pbtxt has max_batch_size {config['max_batch_size']}, expected at least 1: {_REMEDY}")
     differences = compare("input", config["input"], session.get_inputs())
     differences += compare("output", config["output"], session.get_outputs())
     if differences:
-        raise LoadError(f"config.pbtxt does not describe model.onnx: {'; '.join(differences)}; {_REMEDY}")
+        raise LoadError(f"config.pbtxt does not match model.onnx: {'; '.join(differences)}; {_REMEDY}")
 
 
 def compare(what: str, configured: Sequence[Mapping[str, Any]], in_graph: Sequence[Any]) -> list[str]:
-    """Describe each tensor that the config and the graph do not agree on; -1 is a length that is free."""
+    """Describe each tensor that differs between the config and the graph; -1 is a dynamic dimension."""
     config = {tensor["name"]: (_GRAPH_TYPES.get(tensor["data_type"]), [-1, *tensor["dims"]]) for tensor in configured}
     graph = {
         tensor.name: (tensor.type, [size if isinstance(size, int) else -1 for size in tensor.shape])

@@ -1,6 +1,6 @@
-"""The runtimes of the backend: ONNX Runtime on a CPU or CUDA, and OpenVINO on a CPU.
+"""Inference sessions of the backend: ONNX Runtime on CPU or CUDA, OpenVINO on CPU.
 
-Their options are those of the native backend, by name and meaning:
+Their options have the names and meanings of the native backend's:
 https://github.com/triton-inference-server/onnxruntime_backend#other-optimization-options-with-onnx-runtime
 """
 
@@ -17,16 +17,16 @@ import numpy.typing as npt
 import onnxruntime as ort
 import triton_python_backend_utils as triton
 
-# OpenVINO, when imported, reports to its maker and keeps a client id in the home folder, unless this cannot be imported
+# OpenVINO sends telemetry when imported, and stores a client id in the home folder, unless this cannot be imported
 sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 
-PRECISION_PARAMETER = "inference_precision"  # as in the contract, which this process may not have
+PRECISION_PARAMETER = "inference_precision"  # as in the contract, which this process may lack
 NICE_PARAMETER = "nice"
-MOST_NICE = 19
+MAX_NICE = 19
 
 Feed = dict[str, npt.NDArray[Any]]  # input name -> its tensor, the first axis the batch
 
-_CUDA_OPTIONS: dict[str, tuple[str, ...]] = {  # with the names of their values, by number; none: a number it is
+_CUDA_OPTIONS: dict[str, tuple[str, ...]] = {  # names of the values 0, 1, ...; empty: any number
     "cudnn_conv_algo_search": ("EXHAUSTIVE", "HEURISTIC", "DEFAULT"),
     "arena_extend_strategy": ("kNextPowerOfTwo", "kSameAsRequested"),
     "do_copy_in_default_stream": ("0", "1"),
@@ -41,10 +41,10 @@ class LoadError(Exception):
 
 
 def open_session(graph: Path, args: Mapping[str, str], config: Mapping[str, Any]) -> Any:
-    """Open ``graph`` on the device that Triton chose for this instance, with the accelerator that ``config`` asks for.
+    """Open ``graph`` on the device that Triton chose for this instance, with the accelerator that ``config`` selects.
 
     Raises:
-        LoadError: an accelerator that is not known, or an option of it that is none.
+        LoadError: the accelerator, or an option, is unknown.
     """
     nice = niceness(config)
     os.nice(nice)  # before the session's threads start, which inherit it
@@ -57,7 +57,7 @@ def open_session(graph: Path, args: Mapping[str, str], config: Mapping[str, Any]
             return session
         if not on_gpu:
             triton.Logger.log_warn(
-                f"{args['model_name']} runs without OpenVINO, which its config asks for, and is slower so: it is not "
+                f"{args['model_name']} runs without OpenVINO, which its config selects, and is slower: OpenVINO is not "
                 "installed here (pip install openvino)"
             )
     return open_onnx_runtime(graph, args, config, chosen)
@@ -69,7 +69,7 @@ def open_onnx_runtime(
     """Open ``graph`` with the execution providers ``chosen``."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads(config)
-    # an idle session that spins takes the cores from the models that work
+    # an idle session must not spin: it would take cores from the models that work
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     session = ort.InferenceSession(graph, options, providers=chosen)
     if args["model_instance_kind"] == "GPU" and "CUDAExecutionProvider" not in session.get_providers():
@@ -78,43 +78,43 @@ def open_onnx_runtime(
 
 
 def cpu_accelerator(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """The CPU accelerator in a model's config, which can only be OpenVINO, or None.
+    """The CPU accelerator of a model's config, or None.
 
     Raises:
-        LoadError: another one.
+        LoadError: it is not OpenVINO.
     """
     accelerators = config.get("optimization", {}).get("execution_accelerators", {}).get("cpu_execution_accelerator", [])
     for accelerator in accelerators:
         if accelerator["name"] != _OPENVINO:
             raise LoadError(
-                f"config.pbtxt asks for the CPU accelerator {accelerator['name']!r}, the only one is {_OPENVINO!r}: "
+                f"config.pbtxt has the CPU accelerator {accelerator['name']!r}, expected {_OPENVINO!r}: "
                 "remove it, or correct its name"
             )
     return accelerators[0] if accelerators else None
 
 
 def threads(config: Mapping[str, Any]) -> int:
-    """Threads that this model may compute with: as many as the server allows, or fewer where ``config`` says so."""
+    """Compute threads of this model: as many as the server allows, or fewer if ``config`` says so."""
     allowed = int(os.environ.get("VIZWIZ_SERVING_THREADS", "0")) or len(os.sched_getaffinity(0))
     return min(allowed, int(parameter(config, "intra_op_thread_count") or 0) or allowed)
 
 
 def niceness(config: Mapping[str, Any]) -> int:
-    """How far this model's process yields the cores to others: 0, or as ``config`` says; see nice(2).
+    """Niceness of this model's process, nice(2): the parameter of ``config``, or 0.
 
-    A model that yields is not pinned to cores either: it would wait there for another's threads while a core is free.
+    The threads of a nice process are not pinned to cores: they would wait there while another core is free.
 
     Raises:
-        LoadError: the config says something else.
+        LoadError: the parameter is out of range.
     """
     value = parameter(config, NICE_PARAMETER) or "0"
-    if not value.isdecimal() or int(value) > MOST_NICE:
-        raise LoadError(f"config.pbtxt has {NICE_PARAMETER} {value!r}, expected 0 to {MOST_NICE}")
+    if not value.isdecimal() or int(value) > MAX_NICE:
+        raise LoadError(f"config.pbtxt has {NICE_PARAMETER} {value!r}, expected 0 to {MAX_NICE}")
     return int(value)
 
 
 class Tensor(NamedTuple):
-    """An input or output of a graph, as ONNX Runtime describes them."""
+    """An input or output of a graph, with ONNX Runtime's names of types."""
 
     name: str
     type: str
@@ -122,11 +122,11 @@ class Tensor(NamedTuple):
 
 
 class OpenVinoSession:
-    """OpenVINO on the CPU, with the methods of ONNX Runtime's session that are used here."""
+    """OpenVINO on the CPU, with the interface of ONNX Runtime's session."""
 
     def __init__(self, graph: Path, parameters: Mapping[str, str], thread_count: int, pinned: bool) -> None:
-        """Compile ``graph`` as the ``parameters`` of its accelerator say, for threads that are ``pinned`` to cores."""
-        import openvino  # needed for models that ask for it alone
+        """Compile ``graph`` with the ``parameters`` of its accelerator; ``pinned``: pin threads to cores."""
+        import openvino  # an optional dependency
 
         core = openvino.Core()
         precision = parameters.get(PRECISION_PARAMETER, "bf16")
@@ -140,14 +140,14 @@ class OpenVinoSession:
     def run(self, names: Sequence[str], inputs: Feed) -> list[npt.NDArray[Any]]:
         """Compute the outputs ``names``."""
         results = self._request.infer(inputs, share_inputs=True)
-        return [results[name].copy() for name in names]  # the request's own memory is written again by the next
+        return [results[name].copy() for name in names]  # the next request overwrites its buffers
 
     def get_inputs(self) -> list[Tensor]:
-        """Describe the inputs."""
+        """The graph's inputs."""
         return [_tensor(port) for port in self._model.inputs]
 
     def get_outputs(self) -> list[Tensor]:
-        """Describe the outputs."""
+        """The graph's outputs."""
         return [_tensor(port) for port in self._model.outputs]
 
 
@@ -158,20 +158,20 @@ def _tensor(port: Any) -> Tensor:
 
 
 def providers(args: Mapping[str, str], config: Mapping[str, Any]) -> list[Any]:
-    """ONNX Runtime's execution providers for the instance that ``args`` describe, with the options of ``config``."""
+    """ONNX Runtime's execution providers of the instance in ``args``, with the options of ``config``."""
     if args["model_instance_kind"] != "GPU" or "CUDAExecutionProvider" not in ort.get_available_providers():
         return ["CPUExecutionProvider"]
-    ort.preload_dlls()  # CUDA and cuDNN lie in the nvidia-* wheels, where the loader does not look
-    # without TF32, which is on by default and has 10 bits of mantissa: the gate proved fp32 without it
+    ort.preload_dlls()  # CUDA and cuDNN are in the nvidia-* wheels, where the loader does not look
+    # TF32, on by default, has a mantissa of 10 bits: the parity gate measured fp32 without it
     options = {"device_id": args["model_instance_device_id"], "use_tf32": "0", **cuda_options(config)}
     return [("CUDAExecutionProvider", options), "CPUExecutionProvider"]
 
 
 def cuda_options(config: Mapping[str, Any]) -> dict[str, str]:
-    """The options of CUDA in a model's parameters: numbers there, as the native backend reads them, names here.
+    """CUDA options of a model's parameters, whose numbers become the names that ONNX Runtime takes.
 
     Raises:
-        LoadError: one that is none.
+        LoadError: a value is out of range.
     """
     options = {}
     for key, names in _CUDA_OPTIONS.items():
@@ -184,6 +184,6 @@ def cuda_options(config: Mapping[str, Any]) -> dict[str, str]:
 
 
 def parameter(config: Mapping[str, Any], key: str) -> str | None:
-    """A parameter of a model, or None."""
+    """The value of a parameter of a model, or None."""
     value = config.get("parameters", {}).get(key)
     return None if value is None else str(value["string_value"])

@@ -1,0 +1,150 @@
+"""The wire protocol: gRPC channel, inference request and reply, model configuration.
+
+Imported with the first request only, because the gRPC stack takes longer to import than everything else together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import grpc
+import numpy as np
+import numpy.typing as npt
+from tritonclient.grpc import MAX_GRPC_MESSAGE_SIZE, InferInput, InferRequestedOutput, model_config_pb2
+
+from vizwiz_client._failures import is_loopback
+from vizwiz_client._results import Candidate, ModelInfo
+from vizwiz_client._settings import Settings
+from vizwiz_client.contract import tensors
+from vizwiz_client.contract.errors import ContractMismatch
+from vizwiz_client.contract.tensors import TensorSpec
+
+# These replace tritonclient's own arguments, so the message sizes are repeated.
+# https://grpc.github.io/grpc/core/group__grpc__arg__keys.html
+_CHANNEL_ARGUMENTS = [
+    ("grpc.max_send_message_length", MAX_GRPC_MESSAGE_SIZE),
+    ("grpc.max_receive_message_length", MAX_GRPC_MESSAGE_SIZE),
+    ("grpc.initial_reconnect_backoff_ms", 100),  # shorter than the first retry's delay
+    ("grpc.max_reconnect_backoff_ms", 2_000),  # reconnect within seconds of a restart; the default is two minutes
+    ("grpc.client_idle_timeout_ms", 60_000),  # before a NAT or firewall drops an idle connection silently
+    ("grpc.lb_policy_name", "round_robin"),  # over all addresses of a name, such as a headless Service
+    ("grpc.use_local_subchannel_pool", 1),  # one connection per client
+]
+
+
+def connection_arguments(settings: Settings) -> dict[str, Any]:
+    """Arguments of tritonclient's ``InferenceServerClient``, synchronous or asynchronous."""
+    # gRPC would ask a proxy for localhost too, and the proxy would look on its own machine
+    proxy = [("grpc.enable_http_proxy", 0)] if is_loopback(settings.url) else []
+    arguments: dict[str, Any] = {"url": settings.url, "channel_args": _CHANNEL_ARGUMENTS + proxy}
+    if settings.tls is not None:
+        arguments["creds"] = grpc.ssl_channel_credentials(*settings.tls.contents)
+    return arguments
+
+
+def infer_arguments(image: npt.NDArray[np.uint8], tokens: npt.NDArray[np.int32], top: int) -> dict[str, Any]:
+    """Arguments of ``infer`` for uint8 [B, S, S, 3] and int32 [B, 77].
+
+    ``answer`` [B, top] and ``answer_type`` [B, 1] are requested as text, ``b"probability:index:label"``, best first:
+    https://github.com/triton-inference-server/server/blob/main/docs/protocol/extension_classification.md
+    """
+    inputs = []
+    for spec, array in ((tensors.IMAGE, image), (tensors.TOKENS, tokens)):
+        inputs.append(InferInput(spec.name, list(array.shape), spec.datatype))
+        inputs[-1].set_data_from_numpy(array)
+    outputs = [
+        InferRequestedOutput(tensors.ANSWER.name, class_count=top),
+        InferRequestedOutput(tensors.ANSWER_TYPE.name, class_count=1),
+        InferRequestedOutput(tensors.ANSWERABLE.name),
+        InferRequestedOutput(tensors.HEAD_ID.name),
+    ]
+    return {"model_name": tensors.ENSEMBLE, "inputs": inputs, "outputs": outputs}
+
+
+def read_reply(result: Any, url: str) -> list[dict[str, Any]]:
+    """Fields of each :class:`Answer` that come from the model, read from tritonclient's ``InferResult``.
+
+    Raises:
+        ContractMismatch: the classes have no labels.
+    """
+    answers, types, answerable, heads = (result.as_numpy(spec.name) for spec in tensors.HEAD_OUTPUTS)
+    return [
+        {
+            "candidates": tuple(_candidate(value, url) for value in answers[row]),
+            "answer_type": _candidate(types[row][0], url).answer,
+            "answerable": float(answerable[row][0]),
+            "head_id": tensors.head_digest(int(heads[row][0])),
+        }
+        for row in range(len(answers))
+    ]
+
+
+def _candidate(value: bytes, url: str) -> Candidate:
+    """Parse ``b"probability:index:label"``; the label may contain colons."""
+    confidence, _, *label = value.decode().split(":", 2)
+    if not label:
+        raise ContractMismatch(
+            f"the server at {url} sends answers without labels, expected 'probability:index:label'; export its model "
+            "again"
+        )
+    return Candidate(label[0], float(confidence))
+
+
+def read_model_info(config: Any, url: str) -> ModelInfo:
+    """Verify the ``ModelConfig`` message of the server at ``url`` against the contract.
+
+    Raises:
+        ContractMismatch: the text lists every difference, what the server has and what this client expects.
+    """
+    version = config.parameters[tensors.CONTRACT_VERSION_PARAMETER].string_value
+    if version != str(tensors.CONTRACT_VERSION):
+        raise ContractMismatch(
+            f"the server at {url} has contract version {version or 'none'}, this client has "
+            f"{tensors.CONTRACT_VERSION}; install the vizwiz-client that was released with the server"
+        )
+    models = tuple(step.model_name for step in config.ensemble_scheduling.step)
+    image_size = next((tensor.dims[0] for tensor in config.input if tensor.name == "image" and tensor.dims), 0)
+    # repositories of earlier exports accept any number of tokens, and so the contract's 77 too
+    is_open = any(tensor.name == "tokens" and list(tensor.dims) == [-1] for tensor in config.input)
+    inputs = {
+        tensors.IMAGE: (image_size, image_size, 3),
+        tensors.TOKENS: (-1,) if is_open else tensors.TOKENS.shape,
+    }
+    differences = [
+        *_differences("input", config.input, inputs),
+        *_differences("output", config.output, {spec: spec.shape for spec in tensors.HEAD_OUTPUTS}),
+        *_missing_models(models),
+    ]
+    if image_size < 1:
+        differences.append(f"image size {image_size}, expected at least 1 pixel")
+    if config.max_batch_size < 1:
+        differences.append(f"max_batch_size {config.max_batch_size}, expected at least 1")
+    if differences:
+        raise ContractMismatch(
+            f"{config.name or tensors.ENSEMBLE} at {url} does not fit this client: {'; '.join(differences)}; export "
+            "its model again, or install the vizwiz-client that was released with it"
+        )
+    return ModelInfo(config.name, int(version), int(image_size), int(config.max_batch_size), models)
+
+
+def _differences(what: str, configured: Iterable[Any], expected: Mapping[TensorSpec, Sequence[int]]) -> list[str]:
+    found = {tensor.name: _describe(tensor) for tensor in configured}
+    wanted = {spec.name: f"{spec.datatype} {list(dims)}" for spec, dims in expected.items()}
+    return [
+        f"{what} {name!r} is {found.get(name, 'absent')} there, expected {text}"
+        for name, text in wanted.items()
+        if found.get(name) != text
+    ]
+
+
+def _describe(tensor: Any) -> str:
+    return f"{model_config_pb2.DataType.Name(tensor.data_type).removeprefix('TYPE_')} {list(tensor.dims)}"
+
+
+def _missing_models(models: Sequence[str]) -> list[str]:
+    return [
+        f"the ensemble has {', '.join(models) or 'no models'}, expected one {prefix}<digest> among them"
+        for prefix in (tensors.IMAGE_ENCODER_PREFIX, tensors.TEXT_ENCODER_PREFIX, tensors.HEAD_PREFIX)
+        if not any(model.startswith(prefix) for model in models)
+    ]

@@ -1,0 +1,115 @@
+"""The whole job on the embedded demo material: fit, export, serve, ask.
+
+    make demo
+
+Runs the project's own commands, one after the other, and asks a Triton server of its own on free ports. Leaves
+``img.jpg``, a photo to ask about, in the checkout. Takes one to four minutes on two cores, the packages' installation
+apart.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from demo import ensure_demo_dataset
+from training.dataset import Record, read_split
+from training.labels import majority_answer
+from training.run import CURVES_FILE, DEFAULT_RUNS, METRICS_FILE, newest_run
+from vizwiz_client.contract import streams
+
+PHOTOS = 8
+FREE_PORTS = ["--http-port", "0", "--grpc-port", "0", "--metrics-port", "0"]
+
+
+def main() -> int:
+    """Run the job and print what came of it."""
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    run("-m", "training.fit")
+    run("-m", "export.to_onnx")
+    data = ensure_demo_dataset()
+    records = choose(read_split(data, "val").records)
+    shutil.copy(data / "val" / records[0].image, "img.jpg")
+    with server() as grpc_url:
+        print("\nquestions and answers, through Triton:")
+        for record in records:
+            print(f"  {data / 'val' / record.image}")
+            print(f"    question: {record.question}")
+            print(f"    answer:   {ask(data / 'val' / record.image, record.question, grpc_url)}")
+            print(f"    people:   {majority_answer(record)}")
+    print_scores(newest_run(DEFAULT_RUNS))
+    print('\nyour turn: `python -m serving`, and in another terminal `vizwiz-client ask img.jpg "what is this?"`')
+    return 0
+
+
+def choose(records: Sequence[Record]) -> list[Record]:
+    """Records with different answers, the first of which asks what something is."""
+    first = next(r for r in records if r.answer_type == "other" and r.question.lower().startswith("what is this"))
+    chosen = {majority_answer(first): first}
+    for record in records:
+        chosen.setdefault(majority_answer(record), record)
+    return list(chosen.values())[:PHOTOS]
+
+
+def run(*arguments: str) -> None:
+    """Run a Python command of the project, as a user would type it."""
+    print(f"\n$ python {' '.join(arguments)}", flush=True)
+    subprocess.run([sys.executable, *arguments], check=True)
+
+
+@contextmanager
+def server() -> Iterator[str]:
+    """Serve triton_models/ on free ports; yields the gRPC address."""
+    print("\n$ python -m serving", flush=True)
+    command = [sys.executable, "-m", "serving", "--json", *FREE_PORTS]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        if not line:
+            raise SystemExit(process.wait())  # the server said why
+        yield json.loads(line)["grpc"]
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait()
+
+
+def ask(photo: Path, question: str, url: str) -> str:
+    """Ask with the command, and return the line it prints."""
+    command = [str(Path(sys.executable).with_name("vizwiz-client")), "ask", str(photo), question, "--url", url]
+    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.strip()
+
+
+def print_scores(folder: Path) -> None:
+    """The scores of the fit, and where the loss curves lie."""
+    metrics = json.loads((folder / METRICS_FILE).read_text(encoding="utf-8"))
+    best: dict[str, Any] = metrics["best"]
+    majority = metrics["majority_baseline"]
+    print(f"\nscores on the demo's val split (best epoch: {best['epoch']}):")
+    print(
+        f"  VQA accuracy       {best['vqa_accuracy_leave_one_out']:.1f} leave-one-out, "
+        f"{best['vqa_accuracy_min3']:.1f} min(matches / 3, 1); "
+        f"always {majority['answer']!r}: {majority['vqa_accuracy_leave_one_out']:.1f}"
+    )
+    print(
+        f"  answerability AP   {best['unanswerable_ap']:.3f} unanswerable positive "
+        f"(chance {best['unanswerable_ap_chance']:.3f}), "
+        f"{best['answerable_ap']:.3f} answerable positive (chance {best['answerable_ap_chance']:.3f})"
+    )
+    print(
+        f"  answerability F1   {best['unanswerable_f1']:.3f} unanswerable positive, "
+        f"{best['answerable_f1']:.3f} answerable positive, accuracy {best['answerable_accuracy']:.1f}"
+    )
+    print(f"loss curves: {folder / CURVES_FILE}")
+
+
+if __name__ == "__main__":
+    raise SystemExit(streams.run(main))

@@ -1,0 +1,153 @@
+"""Pictures and captions that the demo CLIP learns from: scenes of their own, none of the data set's."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import lru_cache, partial
+from pathlib import Path
+from random import Random
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from demo.captions import FACTS, Facts, draw_caption
+from demo.photo import take_photo
+from demo.questions import KINDS, draw_question_kind, phrase
+from demo.scene import Pair, Scene, draw_scene
+from training.artifacts import staged_file
+from training.backbone import clip_tokenize
+from vizwiz_client.contract.image import to_pixels
+
+SIDE = 96  # pixels of the encoder's input
+
+# The data set asks about these; the demo CLIP never sees them together, only each of the two with others.
+HELD_OUT: frozenset[Pair] = frozenset(
+    {
+        ("mug", "blue"),
+        ("umbrella", "red"),
+        ("chair", "green"),
+        ("sock", "yellow"),
+        ("hat", "purple"),
+        ("shoe", "pink"),
+        ("book", "orange"),
+        ("ball", "white"),
+        ("bucket", "brown"),
+        ("shirt", "green"),
+        ("dress", "blue"),
+        ("bag", "grey"),
+    }
+)
+_SIZES = ((240, 320), (240, 320), (320, 240))  # pixels; half the data set's photos, whose flaws are in proportion
+_SPOILED_SHARE = 0.14
+_SAMPLE = 20_000  # captions, and as many questions, to find the tokens in
+_SHARD = 500  # pictures in a file
+_UNKNOWN = -1  # a fact that a picture does not show, or that a caption does not state
+
+
+def scene_of(seed: int, index: int) -> tuple[Scene, Random]:
+    """Scene ``index`` of the pre-training set, and the generator that goes on to draw it.
+
+    The text that seeds it differs from the data set's, so that the two are independent for any pair of seeds.
+    """
+    rng = Random(f"pretrain/{seed}/{index}")
+    return draw_scene(rng, _SPOILED_SHARE, HELD_OUT), rng
+
+
+def render(seed: int, count: int, folder: Path, workers: int) -> list[Path]:
+    """Draw ``count`` pictures into files of uint8 [up to 500, S, S, 3]; those that are there already are kept."""
+    jobs = [
+        (folder / f"pictures-{start:06}.npy", range(start, min(start + _SHARD, count)))
+        for start in range(0, count, _SHARD)
+    ]
+    missing = [(path, indices) for path, indices in jobs if not path.exists()]
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"))
+    total = sum(len(indices) for _, indices in missing)
+    with pool, tqdm(total=total, desc="draw", unit="picture", disable=None) as progress:
+        for drawn in pool.map(partial(_render_shard, seed), missing):
+            progress.update(drawn)
+    return [path for path, _ in jobs]
+
+
+def _render_shard(seed: int, job: tuple[Path, range]) -> int:
+    path, indices = job
+    pixels = []
+    for index in indices:
+        scene, rng = scene_of(seed, index)
+        pixels.append(to_pixels(take_photo(scene, rng.choice(_SIZES), rng), SIDE))
+    with staged_file(path) as staging, staging.open("wb") as file:
+        np.save(file, np.stack(pixels))
+    return len(pixels)
+
+
+def encode_facts(facts: Sequence[Facts]) -> Tensor:
+    """Facts as numbers, int64 [N, F] with F kinds of fact."""
+    return torch.tensor(
+        [[values.index(each[key]) if key in each else _UNKNOWN for key, values in FACTS.items()] for each in facts]
+    )
+
+
+def matches(shown: Tensor, stated: Tensor) -> Tensor:
+    """Which captions are true of which pictures, bool [pictures, captions], from the facts of both, [N, F]."""
+    return ((shown[:, None] == stated[None]) | (stated[None] == _UNKNOWN)).all(dim=2)
+
+
+@lru_cache(maxsize=1)
+def tokens_in_use() -> Tensor:
+    """The tokens of CLIP that captions and questions consist of, ascending, int64.
+
+    Found in so many texts that the rarest of them occurs dozens of times.
+    """
+    texts = []
+    for index in range(_SAMPLE):
+        rng = Random(f"tokens/{index}")
+        scene = draw_scene(rng, _SPOILED_SHARE)
+        texts.append(draw_caption(scene, rng)[0])
+        texts.append(phrase(draw_question_kind(scene, rng, misplaced_share=0), scene, rng))
+    return clip_tokenize(texts).unique().long()
+
+
+class Texts:
+    """Draws captions and questions as token numbers among :func:`tokens_in_use`.
+
+    With the other 49,000 rows of the embedding left out, a step takes half the time.
+    """
+
+    def __init__(self, scenes: Sequence[Scene]) -> None:
+        """Take the scenes that texts are drawn for."""
+        self._scenes = scenes
+
+    def draw_captions(self, rows: Tensor, seed: str) -> tuple[Tensor, Tensor]:
+        """A caption of each of the scenes ``rows`` [N]: token numbers [N, T] with T <= 77, and facts [N, F]."""
+        drawn = [draw_caption(self._scenes[row], Random(f"caption/{seed}/{row}")) for row in rows.tolist()]
+        return compact([text for text, _ in drawn]), encode_facts([facts for _, facts in drawn])
+
+    def draw_questions(self, rows: Tensor, seed: str) -> tuple[Tensor, Tensor]:
+        """A question about each of the scenes ``rows`` [N]: token numbers [N, T], and what it asks for, int64 [N]."""
+        texts, kinds = [], []
+        for row in rows.tolist():
+            rng = Random(f"question/{seed}/{row}")
+            kind = draw_question_kind(self._scenes[row], rng, misplaced_share=0)
+            texts.append(phrase(kind, self._scenes[row], rng))
+            kinds.append(KINDS.index(kind))
+        return compact(texts), torch.tensor(kinds)
+
+
+def compact(texts: list[str]) -> Tensor:
+    """Texts as numbers among :func:`tokens_in_use`, int64 [N, longest].
+
+    Their order is that of CLIP's tokens, so the end of the text keeps the highest number, by which CLIP finds it.
+
+    Raises:
+        ValueError: a text has a token that is not in use.
+    """
+    tokens = clip_tokenize(texts).long()
+    tokens = tokens[:, : int((tokens != 0).sum(dim=1).max())].contiguous()
+    numbers = torch.searchsorted(tokens_in_use(), tokens).clamp(max=len(tokens_in_use()) - 1)
+    if not torch.equal(tokens_in_use()[numbers], tokens):
+        row = int((tokens_in_use()[numbers] != tokens).any(dim=1).nonzero()[0])
+        raise ValueError(f"{texts[row]!r} has a token that no drawn caption or question has")
+    return numbers

@@ -1,0 +1,156 @@
+"""Takes the photo of a scene: a thing on a backdrop, its shadow, the light, and the flaws of a blind person's photo."""
+
+from __future__ import annotations
+
+import math
+from random import Random
+
+from PIL import Image, ImageChops, ImageFilter
+
+from demo.backdrop import Size, draw_backdrop, noise, roughen
+from demo.goods import draw_clothes, draw_door, draw_lamp, draw_note, draw_package, draw_switch
+from demo.objects import OBJECTS
+from demo.pen import COLOURS, SKIN, Pen, Rgb, mix
+from demo.scene import Scene
+
+_SUPERSAMPLING = 2  # drawn twice as large and scaled down: smooth edges
+_FRAMES = {"money": 0.98, "door": 0.95, "lamp": 0.8, "switch": 0.75}  # share of the shorter side; else 0.8
+
+
+def take_photo(scene: Scene, size: Size, rng: Random) -> Image.Image:
+    """A photo of ``scene``, RGB of ``size`` pixels (width, height), upright unless the scene was taken turned."""
+    if scene.turn:
+        size = size[::-1]
+    image = draw_backdrop(size, rng)
+    if scene.spoiled not in ("empty", "covered", "black"):
+        _place(image, scene, rng)
+    image = _light(image, scene, rng)
+    image = _spoil(image, scene, rng) if scene.spoiled else _flaw(image, scene, rng)
+    image = roughen(image, noise(size, (1, 1), rng.uniform(0.03, 0.12), rng, grey=False))
+    return image.rotate(scene.turn, expand=True) if scene.turn else image
+
+
+def _draw(scene: Scene, side: int, rng: Random) -> Image.Image:
+    pen = Pen(side * _SUPERSAMPLING)
+    colour = _varied(COLOURS.get(scene.colour, (0, 0, 0)), rng)
+    if scene.kind == "object":
+        OBJECTS[scene.name](pen, colour)
+    elif scene.kind == "clothes":
+        second = rng.choice([rgb for name, rgb in COLOURS.items() if name in _second_colours(scene.colour)])
+        draw_clothes(pen, scene.name, scene.pattern, colour, second, rng)
+    elif scene.kind == "package":
+        draw_package(pen, scene.name, scene.word, colour, rng)
+    elif scene.kind == "money":
+        draw_note(pen, scene.amount, rng)
+    else:
+        {"switch": draw_switch, "lamp": draw_lamp, "door": draw_door}[scene.kind](pen, scene.state, colour)
+    return pen.image
+
+
+def _second_colours(colour: str) -> tuple[str, ...]:
+    """Colours that stand out on cloth of ``colour`` without competing with it."""
+    return ("black", "blue") if colour in ("white", "yellow", "pink", "grey") else ("white",)
+
+
+def _varied(colour: Rgb, rng: Random) -> Rgb:
+    """Another shade of the same colour."""
+    target: Rgb = rng.choice(((0, 0, 0), (255, 255, 255), (128, 128, 128)))
+    return mix(colour, target, rng.uniform(0, 0.13))
+
+
+def _place(image: Image.Image, scene: Scene, rng: Random) -> None:
+    """Draw the thing, turn and scale it, and put it down with its shadow."""
+    shorter = min(image.size)
+    side = round(shorter * _FRAMES.get(scene.kind, 0.8) * rng.uniform(0.72, 1.05))
+    thing = _draw(scene, side, rng)
+    tilt = rng.gauss(0, 4 if scene.kind in ("door", "switch", "lamp") else 9)
+    thing = thing.rotate(tilt, Image.Resampling.BILINEAR, expand=True)
+    thing = thing.reduce(_SUPERSAMPLING)
+    x, y = ((full - part) / 2 for full, part in zip(image.size, thing.size, strict=True))
+    dx, dy = _offset(scene, shorter, rng)
+    corner = (round(x + dx), round(y + dy))
+    _cast_shadow(image, thing, corner, shorter, rng)
+    image.paste(thing, corner, thing)
+
+
+def _offset(scene: Scene, shorter: int, rng: Random) -> tuple[float, float]:
+    if scene.spoiled == "missed":
+        angle, distance = rng.uniform(0, math.tau), 1.3
+    elif scene.flaw == "cut off":
+        angle, distance = rng.uniform(0, math.tau), 0.25 + 0.2 * scene.severity
+    else:
+        return rng.gauss(0, 0.05) * shorter, rng.gauss(0, 0.05) * shorter
+    return math.cos(angle) * distance * shorter, math.sin(angle) * distance * shorter
+
+
+def _cast_shadow(image: Image.Image, thing: Image.Image, corner: Size, shorter: int, rng: Random) -> None:
+    coarse = thing.getchannel("A").reduce(4)
+    coarse = coarse.filter(ImageFilter.GaussianBlur(shorter * 0.006)).point([level * 5 // 11 for level in range(256)])
+    shadow = coarse.resize(thing.size, Image.Resampling.BILINEAR)
+    shift = rng.uniform(0.01, 0.03) * shorter
+    image.paste((18, 16, 20), (round(corner[0] + shift * rng.choice((-1, 1))), round(corner[1] + shift)), shadow)
+
+
+def _light(image: Image.Image, scene: Scene, rng: Random) -> Image.Image:
+    """Light that falls off across the photo, of a warm or a cold lamp."""
+    warmth = rng.gauss(0, 0.05)
+    white = [255 * min(1, 1 + warmth), 250, 255 * min(1, 1 - warmth)]
+    corners = [rng.uniform(0.72, 1.0) for _ in range(4)]
+    light = Image.new("RGB", (2, 2))
+    light.putdata([tuple(round(level * corner) for level in white) for corner in corners])
+    return ImageChops.multiply(image, light.resize(image.size, Image.Resampling.BICUBIC))
+
+
+def _flaw(image: Image.Image, scene: Scene, rng: Random) -> Image.Image:
+    severity, shorter = scene.severity, min(image.size)
+    if scene.flaw == "blurry":
+        amount = shorter * (0.006 + 0.016 * severity)
+        return _shake(image, 3 * amount, rng) if rng.random() < 0.5 else image.filter(ImageFilter.GaussianBlur(amount))
+    if scene.flaw == "dark":
+        return _exposed(image, 0.55 - 0.35 * severity)
+    if scene.flaw == "noisy":
+        return roughen(image, noise(image.size, (1, 1), 0.3 + 0.5 * severity, rng, grey=False))
+    if scene.flaw == "bright":
+        return _exposed(image, 1.25 + 0.35 * severity)
+    if scene.flaw == "finger":
+        return _finger(image, 0.22 + 0.16 * severity, rng)
+    return image
+
+
+def _spoil(image: Image.Image, scene: Scene, rng: Random) -> Image.Image:
+    shorter = min(image.size)
+    if scene.spoiled == "black":
+        return _exposed(image, rng.uniform(0, 0.06))
+    if scene.spoiled == "smeared":
+        amount = shorter * rng.uniform(0.09, 0.14)
+        return _shake(image.filter(ImageFilter.GaussianBlur(amount)), amount * 3, rng)
+    if scene.spoiled == "covered":
+        return _finger(image, rng.uniform(1.2, 1.6), rng)
+    return image
+
+
+def _exposed(image: Image.Image, gain: float) -> Image.Image:
+    return image.point([min(255, round(level * gain)) for level in range(256)] * 3)
+
+
+def _shake(image: Image.Image, length: float, rng: Random) -> Image.Image:
+    """Smear along a line: each blend doubles the number of shifted copies."""
+    angle, step = rng.uniform(0, math.tau), 1.0
+    while step < length:
+        shift = (round(math.cos(angle) * step), round(math.sin(angle) * step))
+        image = Image.blend(image, ImageChops.offset(image, *shift), 0.5)
+        step *= 2
+    return image
+
+
+def _finger(image: Image.Image, reach: float, rng: Random) -> Image.Image:
+    """A fingertip before the lens: near, so out of focus."""
+    shorter, small = min(image.size), (image.width // 8, image.height // 8)
+    pen = Pen(max(small))
+    unit = 100 / max(image.size)
+    x, y, radius = rng.choice((0, image.width)) * unit, rng.choice((0, image.height)) * unit, reach * shorter * unit
+    pen.ellipse(x - radius, y - radius, x + radius, y + radius, mix(SKIN, (120, 50, 40), rng.uniform(0, 0.4)))
+    blob = pen.image.crop((0, 0, *small)).filter(ImageFilter.GaussianBlur(shorter * 0.004)).resize(image.size)
+    image = image.copy()
+    image.paste(blob, mask=blob)
+    return image

@@ -1,0 +1,76 @@
+"""The fitted heads as one ONNX graph: mean probabilities and the head's id.
+
+The graph computes what :class:`training.model.Predictor` computes, with more exact log-odds of answerability.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from export.graph_builder import GraphBuilder, tensor_value
+from training.model import GatedHead, Predictor
+from training.recipe import FEATURES
+from vizwiz_client.contract import tensors
+from vizwiz_client.contract.tensors import head_id
+
+
+def write_head(predictor: Predictor, digest: str, path: Path) -> None:
+    """Write the heads of a run.
+
+    Inputs: ``image_features`` and ``text_features`` fp32 [B, D]. Outputs: ``answer`` fp32 [B, V], ``answer_type``
+    fp32 [B, K], ``answerable`` fp32 [B, 1] and ``head_id`` int64 [B, 1].
+
+    Args:
+        predictor: the fitted heads.
+        digest: the digest in the published model's name; ``head_id`` encodes it.
+        path: the ONNX file.
+    """
+    heads = [head for head in predictor.heads if isinstance(head, GatedHead)]
+    graph = GraphBuilder()
+    both = graph.add("Concat", tensors.TEXT_FEATURES.name, tensors.IMAGE_FEATURES.name, axis=1)
+    answer, answer_type, answerable = zip(*(_gated_head(graph, both, head) for head in heads), strict=True)
+    graph.add("Mean", *answer, name=tensors.ANSWER.name)
+    graph.add("Mean", *answer_type, name=tensors.ANSWER_TYPE.name)
+    graph.add("Sigmoid", _log_odds_of_mean(graph, answerable), name=tensors.ANSWERABLE.name)
+    shape = graph.add("Concat", graph.add("Shape", both, start=0, end=1), graph.constant([1]), axis=0)
+    graph.add("Expand", graph.constant([[head_id(digest)]]), shape, name=tensors.HEAD_ID.name)
+    (answers, types), embed_dim = heads[0].gate.weight.shape, len(heads[0].get_parameter("projection.0.weight")) // 2
+    inputs = [tensor_value(spec, embed_dim) for spec in (tensors.IMAGE_FEATURES, tensors.TEXT_FEATURES)]
+    outputs = [tensor_value(*each) for each in zip(tensors.HEAD_OUTPUTS, (answers, types, 1, 1), strict=True)]
+    graph.save(path, inputs, outputs)
+
+
+def _gated_head(graph: GraphBuilder, both: str, head: GatedHead) -> tuple[str, str, str]:
+    """:class:`GatedHead` of ``both`` features [B, 2 D].
+
+    Returns:
+        Probabilities of answers and of answer types, and the log-odds of answerability.
+    """
+    features = graph.layer_norm(both, head.projection[0])
+    hidden = graph.linear(features, head.projection[2])
+    answer_type = graph.linear(hidden, head.answer_type)
+    gate = graph.add("Sigmoid", graph.linear(answer_type, head.gate))
+    answer = graph.add("Mul", graph.linear(graph.layer_norm(hidden, head.answer[0]), head.answer[2]), gate)
+    return (
+        graph.add("Softmax", answer, axis=1),
+        graph.add("Softmax", answer_type, axis=1),
+        graph.linear(features if head.answerable_from == FEATURES else hidden, head.answerable),
+    )
+
+
+def _log_odds_of_mean(graph: GraphBuilder, log_odds: Sequence[str]) -> str:
+    """Log-odds [B, 1] of the mean of probabilities whose log-odds are given, [B, 1] each.
+
+    Computed from log-probabilities, -softplus(-x), and their complements: ONNX Runtime's sigmoid is exact to 1e-7,
+    which is too coarse for smaller probabilities.
+    """
+    if len(log_odds) == 1:
+        return log_odds[0]
+    columns = graph.add("Concat", *log_odds, axis=1)  # [B, folds]
+    fold_axis = graph.constant([1])
+    log_mean, log_complement = (
+        graph.add("ReduceLogSumExp", graph.add("Neg", graph.add("Softplus", x)), fold_axis, keepdims=1)
+        for x in (graph.add("Neg", columns), columns)
+    )
+    return graph.add("Sub", log_mean, log_complement)

@@ -1,0 +1,322 @@
+"""Exports a fitted run and publishes it: write the missing graphs, check parity, publish, switch the ensembles.
+
+Published models are kept: after a new fit only the head is written, and CLIP is not even loaded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import astuple
+from pathlib import Path
+from shutil import copyfile
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from export import preprocess, repository, triton_config
+from export.clip_graph import write_image_encoder, write_text_encoder
+from export.comparison import TOLERANCES, Comparison, Tolerance
+from export.head_graph import write_head
+from export.parity import (
+    PARITY_FILE,
+    ParityResult,
+    check_parity,
+    compare_answers,
+    parity_report,
+    parity_table,
+    reference_answers,
+    require_tolerance,
+)
+from export.parity_inputs import (
+    GOLDEN_QUESTION,
+    MAX_RUN_QUESTIONS,
+    Inputs,
+    draw_golden_photo,
+    drawn_inputs,
+    random_inputs,
+    run_inputs,
+)
+from export.targets import Target, execution, open_graph
+from export.triton_config import ModelNames, Sample, Sizes
+from training.artifacts import digest_of, disk_full_names, write_json
+from training.backbone import FrozenClip, clip_name, load_clip
+from training.dataset import DatasetError, read_split
+from training.model import Predictor
+from training.run import CARD_FILE, Run
+from vizwiz_client.contract import tensors
+from vizwiz_client.contract.image import load_photo, to_pixels
+from vizwiz_client.contract.tensors import CONTRACT_VERSION, DIGEST_LENGTH
+
+# Part of every model's name. Raise it when the same weights become another graph, when parity inputs change, or when
+# this version cannot read the files beside a published graph.
+EXPORT_FORMAT = "16"
+DEFAULT_TARGET = Target("portable", "fp32")
+HEAD_TARGET = Target("portable", "fp32")  # of every head: it takes microseconds, so it may as well be exact
+GOLDEN_PHOTO_FILE = "golden.jpg"
+GOLDEN_FILE = "golden.json"
+_GOLDEN_CANDIDATES = 5
+_SIZE_OVERHEAD = 1.2  # bytes of a model folder per byte of weights
+
+
+class ExportError(Exception):
+    """A run that this version, or this CLIP, cannot export."""
+
+
+def export_run(
+    run: Run, clip: FrozenClip | str, folder: Path, target: Target = DEFAULT_TARGET, *, recheck: bool = False
+) -> ModelNames:
+    """Export a run and publish it into a Triton model repository.
+
+    Models that are published already, complete and unaltered, are kept. If anything fails, nothing is published and the
+    repository serves what it served before.
+
+    Args:
+        run: the fitted run.
+        clip: the CLIP of the fit, or its name or checkpoint; the latter is loaded only to write or check an encoder.
+        folder: the model repository; created where it is missing.
+        target: variant and precision of the encoders. The head is always portable fp32.
+        recheck: compare published encoders with PyTorch once more, on this machine.
+
+    Returns:
+        The names of the models that the ensembles now serve.
+
+    Raises:
+        ExportError: the run was fitted on another CLIP, or under another contract version.
+        ParityError: a graph does not compute what PyTorch computes; its subclasses are in :mod:`export.comparison`.
+        GraphError: a graph breaks a promise of ``target``.
+        TargetError: the runtime of ``target`` is not installed here.
+        RepositoryError: ``folder`` cannot be written, or its disk has too little space.
+        ClipError: ``clip`` cannot be loaded.
+    """
+    check_contract(run)
+    predictor = run.load_predictor()
+    folder = folder.resolve()  # staging folders lie beside it, on the same file system
+    names = model_names(run, target)
+    tolerance = TOLERANCES[target.precision]
+    with disk_full_names(folder, "--repository"), repository.lock(folder):
+        missing = [name for name in astuple(names) if not repository.is_published(folder, name)]
+        result = None
+        if not recheck and not {names.image, names.text} & {*missing}:
+            result = ParityResult.load(folder / names.image, folder / names.text, target)
+        model = _load_matching_clip(run, clip) if result is None or isinstance(clip, FrozenClip) else None
+        repository.check_free_space(folder, _bytes_needed(missing, names, model, predictor, target))
+        with repository.staging_folder(folder) as staging:
+            folders = {name: (staging if name in missing else folder) / name for name in astuple(names)}
+            for name in missing:
+                _write_graph(name, folders[name], names, model, predictor, target)
+            if result is not None:
+                print("the published encoders passed parity already; --recheck compares them again")
+            else:
+                assert model is not None
+                result = _check_encoders(folders, names, run, model, target)
+            head = open_graph(_graph(folders[names.head]), HEAD_TARGET)
+            answers = compare_answers(head, predictor, result.images, result.texts, tolerance)
+            comparisons = [*result.comparisons, *answers]
+            print(parity_table(comparisons, tolerance, target.name, result.execution))
+            require_tolerance(comparisons, tolerance, target.name)
+            if names.head in missing:
+                _write_head_files(folders, names, run, predictor, result, comparisons, target)
+            for name in missing:
+                _finish_model(name, folders, names, run, result, target)
+            repository.publish_models(folder, {name: folders[name] for name in missing}, staging)
+            repository.commit(folder, triton_config.ensemble_configs(names, sizes(run)), staging)
+    return names
+
+
+def check_contract(run: Run) -> None:
+    """Check that ``run`` was fitted on the pixels and tokens that today's clients send.
+
+    Raises:
+        ExportError: it was fitted under another contract version.
+    """
+    if (found := run.config.get("contract_version")) != CONTRACT_VERSION:
+        raise ExportError(
+            f"{run.folder} was fitted under contract version {found}, this version exports {CONTRACT_VERSION}: clients "
+            "would send the head other pixels or tokens than it was fitted on; fit again with `python -m training.fit`"
+        )
+
+
+def model_names(run: Run, target: Target = DEFAULT_TARGET) -> ModelNames:
+    """Names of the models of ``run``: each contains a digest of what the model is made from.
+
+    A head's digest covers the encoders' target, on which its golden request and its parity report depend.
+    """
+    encoders = digest_of(run.clip_digest, EXPORT_FORMAT, target.name)[:DIGEST_LENGTH]
+    head = digest_of(run.digest, EXPORT_FORMAT, target.name)[:DIGEST_LENGTH]
+    return ModelNames(
+        tensors.IMAGE_ENCODER_PREFIX + encoders,
+        tensors.TEXT_ENCODER_PREFIX + encoders,
+        tensors.HEAD_PREFIX + head,
+        preprocess.model_name(sizes(run), EXPORT_FORMAT),
+    )
+
+
+def sizes(run: Run) -> Sizes:
+    """Dimensions of the tensors of a run's models."""
+    clip = run.clips[0]
+    return Sizes(clip["image_size"], clip["embed_dim"], len(run.answers), len(run.answer_types))
+
+
+def write_golden_request(
+    folder: Path, run: Run, predictor: Predictor, result: ParityResult, digest: str, tolerance: Tolerance
+) -> None:
+    """Write ``golden.json``: a question about ``golden.jpg``, and PyTorch's answer to it.
+
+    After a load, a rollout asks it. ``expected`` holds ``candidates`` (the five best answers with their
+    ``confidence``), ``answer_types`` (all, likewise), ``answerable`` and ``head_id``. Each probability may differ by
+    ``tolerance``, so two that are closer than that may come in either order.
+
+    Args:
+        folder: the head's model folder.
+        run: the run of the head.
+        predictor: the fitted head.
+        result: features of the golden request, the first of the drawn inputs.
+        digest: the digest in the head's name.
+        tolerance: of the encoders' precision.
+    """
+    features = [each["drawn"].reference[:1] for each in (result.images, result.texts)]
+    answer, answer_type, answerable = reference_answers(predictor, *features)
+    request: dict[str, Any] = {
+        "question": GOLDEN_QUESTION,
+        "expected": {
+            "candidates": _most_probable("answer", run.answers, answer[0], _GOLDEN_CANDIDATES),
+            "answer_types": _most_probable("answer_type", run.answer_types, answer_type[0], len(run.answer_types)),
+            "answerable": float(answerable[0, 0]),
+            "head_id": digest,
+        },
+        "tolerance": tolerance.relative_error,
+    }
+    write_json(folder / GOLDEN_FILE, request)
+
+
+def _load_matching_clip(run: Run, clip: FrozenClip | str) -> FrozenClip:
+    model = load_clip(clip) if isinstance(clip, str) else clip
+    if model.digest != run.clip_digest:
+        raise ExportError(
+            f"{run.folder} was fitted on the CLIP {run.clip_digest[:12]} ({run.clip_source}), but {model.source} is "
+            f"{model.digest[:12]}: give the CLIP of the fit with --clip, or fit again"
+        )
+    return model
+
+
+def _bytes_needed(
+    missing: Sequence[str], names: ModelNames, model: FrozenClip | None, predictor: Predictor, target: Target
+) -> int:
+    modules: list[torch.nn.Module] = [predictor] if names.head in missing else []
+    if model is not None and {names.image, names.text} & {*missing}:
+        copies = 2 if target.precision == "int8" else 1  # calibration writes a second graph
+        modules += copies * [model.model]
+    return int(sum(4 * weights.numel() for module in modules for weights in module.parameters()) * _SIZE_OVERHEAD)
+
+
+def _write_graph(
+    name: str, folder: Path, names: ModelNames, model: FrozenClip | None, predictor: Predictor, target: Target
+) -> None:
+    """Write the graph of a model, and with the image encoder's the photo of the golden request."""
+    if name == names.preprocess:
+        return
+    path = _graph(folder)
+    path.parent.mkdir(parents=True)
+    print(f"writing {name}")
+    if name == names.head:
+        write_head(predictor, name.removeprefix(tensors.HEAD_PREFIX), path)
+        return
+    assert model is not None
+    if name == names.image:
+        write_image_encoder(model, target, path)
+        (folder / GOLDEN_PHOTO_FILE).write_bytes(draw_golden_photo())
+    else:
+        write_text_encoder(model, target, path)
+
+
+def _check_encoders(
+    folders: Mapping[str, Path], names: ModelNames, run: Run, model: FrozenClip, target: Target
+) -> ParityResult:
+    image, text = folders[names.image], folders[names.text]
+    inputs = [random_inputs(model.image_size), drawn_inputs(model.image_size, (image / GOLDEN_PHOTO_FILE).read_bytes())]
+    if validation := _validation_inputs(run, model.image_size):
+        inputs.append(validation)
+    return check_parity(_graph(image), _graph(text), target, model, inputs)
+
+
+def _validation_inputs(run: Run, image_size: int) -> Inputs | None:
+    """Photos and questions of the run's validation split, if it can still be read."""
+    folder = Path(run.config["data"]["folder"])
+    try:
+        return run_inputs(image_size, read_split(folder, "val", limit=MAX_RUN_QUESTIONS))
+    except DatasetError:
+        print(f"the data of the fit, {folder}, cannot be read: comparing on random and drawn inputs alone")
+        return None
+
+
+def _write_head_files(
+    folders: Mapping[str, Path],
+    names: ModelNames,
+    run: Run,
+    predictor: Predictor,
+    result: ParityResult,
+    comparisons: Sequence[Comparison],
+    target: Target,
+) -> None:
+    """Write the files beside a head's graph: labels, model card, golden request and parity report."""
+    folder, tolerance = folders[names.head], TOLERANCES[target.precision]
+    for spec, labels in ((tensors.ANSWER, run.answers), (tensors.ANSWER_TYPE, run.answer_types)):
+        repository.write_labels(folder / f"{spec.name}.txt", labels)
+    if (run.folder / CARD_FILE).is_file():
+        copyfile(run.folder / CARD_FILE, folder / CARD_FILE)
+    copyfile(folders[names.image] / GOLDEN_PHOTO_FILE, folder / GOLDEN_PHOTO_FILE)
+    digest = names.head.removeprefix(tensors.HEAD_PREFIX)
+    write_golden_request(folder, run, predictor, result, digest, tolerance)
+    report = parity_report(comparisons, tolerance, target.name, result.execution, execution(HEAD_TARGET))
+    write_json(folder / PARITY_FILE, report)
+
+
+def _finish_model(
+    name: str, folders: Mapping[str, Path], names: ModelNames, run: Run, result: ParityResult, target: Target
+) -> None:
+    """Write the origin, warm-up samples and configuration of a model; of an encoder also its parity results."""
+    folder, shape = folders[name], sizes(run)
+    photo_bytes = (folders[names.image] / GOLDEN_PHOTO_FILE).read_bytes()
+    if name == names.preprocess:
+        preprocess.write_model(folder, shape, EXPORT_FORMAT, photo_bytes)
+        return
+    made_from: dict[str, Any] = {
+        "clip": clip_name(run.clip_source),
+        "clip_sha256": run.clip_digest,
+        "target": target.name,
+        "export_format": EXPORT_FORMAT,
+    }
+    samples: dict[str, Sample]
+    if name == names.image:
+        result.save(folder, result.images)
+        config = triton_config.image_config(name, shape, _graph(folder), target)
+        samples = {"golden": {tensors.IMAGE: to_pixels(load_photo(photo_bytes), shape.image_size)}}
+    elif name == names.text:
+        result.save(folder, result.texts)
+        config = triton_config.text_config(name, shape, _graph(folder), target)
+        samples = triton_config.text_samples(GOLDEN_QUESTION)
+    else:
+        made_from = {"run": run.folder.name, "run_sha256": run.digest, "answers": len(run.answers), **made_from}
+        config = triton_config.head_config(name, shape, _graph(folder), target)
+        samples = {
+            "golden": {
+                tensors.IMAGE_FEATURES: result.images["drawn"].measured[0],
+                tensors.TEXT_FEATURES: result.texts["drawn"].measured[0],
+            }
+        }
+    write_json(folder / repository.MADE_FROM_FILE, made_from)
+    triton_config.add_warmup(folder, config, samples)
+    repository.write_config(folder, config)
+
+
+def _most_probable(
+    key: str, labels: Sequence[str], probabilities: npt.NDArray[np.float64], count: int
+) -> list[dict[str, Any]]:
+    best = np.argsort(-probabilities, kind="stable")[:count]
+    return [{key: labels[index], "confidence": float(probabilities[index])} for index in best]
+
+
+def _graph(folder: Path) -> Path:
+    return folder / triton_config.VERSION / triton_config.GRAPH_FILE

@@ -1,0 +1,282 @@
+"""Triton model configurations, built as protobuf messages, and the warm-up samples that they name.
+
+Every model but the ensembles is immutable, and named by a digest of what it was made from. Field names and meanings:
+https://github.com/triton-inference-server/common/blob/main/protobuf/model_config.proto
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from tritonclient.grpc import model_config_pb2 as pb
+
+from export.targets import OPENVINO, OPENVINO_HINT, Target
+from training.artifacts import file_digest
+from vizwiz_client.contract import tensors, tokenizer
+from vizwiz_client.contract.tensors import TensorSpec
+
+CONFIG_FILE = "config.pbtxt"
+GRAPH_FILE = "model.onnx"
+PYTHON_FILE = "model.py"  # of a model of Triton's Python backend
+VERSION = "1"  # the only version: a changed model gets another name
+WARMUP_FOLDER = "warmup"
+WARMUP_BATCH_SIZES = (1, 8)  # an idle and a busy server
+
+# Requests. Only `preprocess` bounds its queue, because no step runs beside it: where steps run side by side, Triton
+# 2.51 loses refused requests, or crashes (measured; docs/architecture.md).
+MAX_QUEUED_PHOTOS = 128
+
+# Preferred batch size on a CPU: on two cores, one batch of 16 of ViT-B/32's size answers a fifth fewer questions a
+# second than two batches of 8 (docs/results.md, tuning).
+CPU_BATCH_SIZE = 8
+
+# nice(2) of the text encoder on a CPU: it runs when the image encoder, which takes several times as long, leaves the
+# cores idle. In equal shares each would wait inside its products for threads of the other (docs/results.md, tuning).
+TEXT_ENCODER_NICE = "5"
+
+HEAD_THREADS = "2"  # two threads read the head's weights faster than one; its products are small
+
+TENSORRT = "tensorrt"  # Triton's name of the accelerator
+TENSORRT_CACHE = "/tmp/vizwiz-tensorrt"  # Triton creates it; mount a volume there, for engines take minutes to build
+TENSORRT_OPT_BATCH = 8  # the batch size that TensorRT optimises for
+
+_GIB = 1 << 30
+# Parameters of the model, not of an accelerator, whose values the native backend would overwrite:
+# https://github.com/triton-inference-server/onnxruntime_backend#onnx-runtime-with-tensorrt-optimization
+# None of the numbers is measured: no GPU was at hand.
+_CUDA_PARAMETERS = {
+    "cudnn_conv_algo_search": 1,  # HEURISTIC: the default, EXHAUSTIVE, tries every algorithm for each new batch size
+    "arena_extend_strategy": 1,  # kSameAsRequested: the default doubles the arena and never shrinks it
+    "gpu_mem_limit": 8 * _GIB,  # per model, weights included
+    "do_copy_in_default_stream": 1,
+}
+
+_DATA_TYPES = {
+    "UINT8": pb.TYPE_UINT8,
+    "INT32": pb.TYPE_INT32,
+    "INT64": pb.TYPE_INT64,
+    "FP32": pb.TYPE_FP32,
+    "BYTES": pb.TYPE_STRING,
+}
+_RAW_INPUTS = (tensors.IMAGE_BYTES, tensors.QUESTION)
+
+Dims = Mapping[TensorSpec, Sequence[int]]  # tensors with their dimensions, batch axis omitted
+Sample = Mapping[TensorSpec, npt.NDArray[Any] | bytes]  # one warm-up request: inputs without batch axis
+_Step = tuple[str, Sequence[TensorSpec], Sequence[TensorSpec]]  # an ensemble step: model, inputs, outputs
+
+
+@dataclass(frozen=True)
+class ModelNames:
+    """The immutable models behind one ensemble."""
+
+    image: str
+    text: str
+    head: str
+    preprocess: str
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Dimensions that a CLIP and a head decide."""
+
+    image_size: int  # S, pixels
+    embed_dim: int  # D
+    answers: int  # V
+    answer_types: int  # K
+
+
+def image_config(name: str, sizes: Sizes, graph: Path, target: Target) -> Any:
+    """Configuration of the image encoder ``name`` with the ONNX file ``graph``."""
+    inputs = {tensors.IMAGE: (sizes.image_size, sizes.image_size, 3)}
+    return _encoder_config(name, inputs, {tensors.IMAGE_FEATURES: (sizes.embed_dim,)}, graph, target)
+
+
+def text_config(name: str, sizes: Sizes, graph: Path, target: Target) -> Any:
+    """Configuration of the text encoder ``name`` with the ONNX file ``graph``."""
+    inputs = {tensors.TOKENS: tensors.TOKENS.shape}
+    config = _encoder_config(name, inputs, {tensors.TEXT_FEATURES: (sizes.embed_dim,)}, graph, target)
+    config.response_cache.enable = True  # of this model alone: docs/architecture.md says why
+    if target.device == "cpu":
+        config.parameters[tensors.NICE_PARAMETER].string_value = TEXT_ENCODER_NICE
+    return config
+
+
+def head_config(name: str, sizes: Sizes, graph: Path, target: Target) -> Any:
+    """Configuration of the head ``name``, with labels, beside encoders of ``target``."""
+    inputs = {tensors.IMAGE_FEATURES: (sizes.embed_dim,), tensors.TEXT_FEATURES: (sizes.embed_dim,)}
+    outputs = {
+        tensors.ANSWER: (sizes.answers,),
+        tensors.ANSWER_TYPE: (sizes.answer_types,),
+        tensors.ANSWERABLE: (1,),
+        tensors.HEAD_ID: (1,),
+    }
+    config = _onnx_config(name, inputs, outputs, graph)
+    for output in config.output:
+        if output.name in (tensors.ANSWER.name, tensors.ANSWER_TYPE.name):
+            output.label_filename = f"{output.name}.txt"
+            digest = file_digest(graph.parents[1] / output.label_filename)
+            config.parameters[tensors.LABELS_DIGEST_PARAMETER + output.label_filename].string_value = digest
+    _set_cuda_parameters(config, target)
+    config.parameters["intra_op_thread_count"].string_value = HEAD_THREADS
+    return config
+
+
+def preprocess_config(name: str, sizes: Sizes, model: Path) -> Any:
+    """Configuration of the Python model that turns a file and a question into pixels and token ids."""
+    config = pb.ModelConfig(name=name, backend="python", max_batch_size=tensors.MAX_BATCH_SIZE)
+    _add_tensors(config.input, {spec: spec.shape for spec in _RAW_INPUTS})
+    _add_tensors(config.output, {**_pixels_and_tokens(sizes), tensors.ERROR: tensors.ERROR.shape})
+    config.instance_group.add(kind=pb.ModelInstanceGroup.KIND_CPU, count=1)
+    _enable_batching(config)
+    config.dynamic_batching.default_queue_policy.max_queue_size = MAX_QUEUED_PHOTOS
+    config.parameters[tensors.CONTRACT_VERSION_PARAMETER].string_value = str(tensors.CONTRACT_VERSION)
+    config.parameters[tensors.MODEL_DIGEST_PARAMETER].string_value = file_digest(model)
+    return config
+
+
+def ensemble_configs(names: ModelNames, sizes: Sizes) -> list[Any]:
+    """Configurations of the ensembles, in the order in which they are to be written.
+
+    The answer's length stays open, so that a head with another vocabulary fits the same ensembles.
+    """
+    encoders_and_head: list[_Step] = [
+        (names.image, [tensors.IMAGE], [tensors.IMAGE_FEATURES]),
+        (names.text, [tensors.TOKENS], [tensors.TEXT_FEATURES]),
+        (names.head, [tensors.IMAGE_FEATURES, tensors.TEXT_FEATURES], tensors.HEAD_OUTPUTS),
+    ]
+    preprocess: _Step = (names.preprocess, _RAW_INPUTS, [tensors.IMAGE, tensors.TOKENS, tensors.ERROR])
+    raw_inputs = {spec: spec.shape for spec in _RAW_INPUTS}
+    raw_outputs = [*tensors.HEAD_OUTPUTS, tensors.ERROR]
+    return [
+        _ensemble_config(tensors.RAW_ENSEMBLE, raw_inputs, raw_outputs, [preprocess, *encoders_and_head]),
+        _ensemble_config(tensors.ENSEMBLE, _pixels_and_tokens(sizes), tensors.HEAD_OUTPUTS, encoders_and_head),
+    ]
+
+
+def add_warmup(folder: Path, config: Any, samples: Mapping[str, Sample]) -> None:
+    """Have Triton run each sample at every warm-up batch size before it calls the model loaded.
+
+    Args:
+        folder: the model's folder; the samples' tensors are written below it.
+        config: the model's configuration, to which the samples are added.
+        samples: requests by name.
+    """
+    (folder / WARMUP_FOLDER).mkdir()
+    data_types = {tensor.name: tensor.data_type for tensor in config.input}
+    for name, sample in samples.items():
+        for spec, value in sample.items():
+            (folder / WARMUP_FOLDER / f"{name}.{spec.name}").write_bytes(_serialize(value))
+        for batch_size in WARMUP_BATCH_SIZES:
+            warmup = config.model_warmup.add(name=f"{name} x {batch_size}", batch_size=batch_size)
+            for spec, value in sample.items():
+                tensor = warmup.inputs[spec.name]
+                tensor.data_type = data_types[spec.name]
+                tensor.dims.extend([1] if isinstance(value, bytes) else value.shape)
+                tensor.input_data_file = f"{name}.{spec.name}"
+
+
+def text_samples(question: str) -> dict[str, Sample]:
+    """``question``, extended to each length that the text graph computes."""
+    samples: dict[str, Sample] = {}
+    for length in tensors.TOKEN_LENGTHS:
+        used = np.count_nonzero(tokenizer.tokenize(question).ids)
+        ids = tokenizer.tokenize(question + " " + "word " * (length - used)).ids  # "word" is one token
+        samples[f"{length} tokens"] = {tensors.TOKENS: tokenizer.pad(ids, tensors.CONTEXT_LENGTH)}
+    return samples
+
+
+def _onnx_config(name: str, inputs: Dims, outputs: Dims, graph: Path) -> Any:
+    """An ONNX model, in fields that Triton 2.51 and the native backend both understand."""
+    config = pb.ModelConfig(name=name, backend="onnxruntime", max_batch_size=tensors.MAX_BATCH_SIZE)
+    _add_tensors(config.input, inputs)
+    _add_tensors(config.output, outputs)
+    config.instance_group.add(kind=pb.ModelInstanceGroup.KIND_AUTO, count=1)
+    _enable_batching(config)
+    config.parameters[tensors.MODEL_DIGEST_PARAMETER].string_value = file_digest(graph)
+    return config
+
+
+def _encoder_config(name: str, inputs: Dims, outputs: Dims, graph: Path, target: Target) -> Any:
+    config = _onnx_config(name, inputs, outputs, graph)
+    accelerators = config.optimization.execution_accelerators
+    if target.accelerator is not None:
+        # the native backend reads the name alone, and OpenVINO there chooses the precision
+        accelerator = accelerators.cpu_execution_accelerator.add(name=OPENVINO)
+        accelerator.parameters[tensors.PRECISION_PARAMETER] = OPENVINO_HINT
+    if target.device == "tensorrt":
+        options = _tensorrt_options(name, inputs)
+        accelerators.gpu_execution_accelerator.add(name=TENSORRT).parameters.update(options)
+    _set_cuda_parameters(config, target)  # for TensorRT too: CUDA computes what TensorRT cannot
+    if target.device == "cpu":
+        config.dynamic_batching.preferred_batch_size.append(CPU_BATCH_SIZE)
+    return config
+
+
+def _set_cuda_parameters(config: Any, target: Target) -> None:
+    if target.device in ("cuda", "tensorrt"):
+        for key, value in _CUDA_PARAMETERS.items():
+            config.parameters[key].string_value = str(value)
+
+
+def _tensorrt_options(name: str, inputs: Dims) -> dict[str, str]:
+    """fp16, cached engines, and one engine for every batch size."""
+
+    def shapes(batch: int) -> str:
+        return ",".join(f"{spec.name}:{'x'.join(map(str, (batch, *dims)))}" for spec, dims in inputs.items())
+
+    return {
+        "precision_mode": "FP16",
+        "trt_layer_norm_fp32_fallback": "1",
+        "max_workspace_size_bytes": str(_GIB),
+        "trt_engine_cache_enable": "1",
+        "trt_engine_cache_path": TENSORRT_CACHE,
+        "trt_engine_cache_prefix": name,
+        "trt_timing_cache_enable": "1",
+        "trt_timing_cache_path": TENSORRT_CACHE,
+        "trt_profile_min_shapes": shapes(1),
+        "trt_profile_opt_shapes": shapes(TENSORRT_OPT_BATCH),
+        "trt_profile_max_shapes": shapes(tensors.MAX_BATCH_SIZE),
+    }
+
+
+def _ensemble_config(name: str, inputs: Dims, outputs: Sequence[TensorSpec], steps: Sequence[_Step]) -> Any:
+    config = pb.ModelConfig(name=name, platform="ensemble", max_batch_size=tensors.MAX_BATCH_SIZE)
+    _add_tensors(config.input, inputs)
+    _add_tensors(config.output, {spec: spec.shape for spec in outputs})
+    for model, step_inputs, step_outputs in steps:
+        step = config.ensemble_scheduling.step.add(model_name=model, model_version=-1)
+        step.input_map.update({spec.name: spec.name for spec in step_inputs})
+        step.output_map.update({spec.name: spec.name for spec in step_outputs})
+    config.parameters[tensors.CONTRACT_VERSION_PARAMETER].string_value = str(tensors.CONTRACT_VERSION)
+    return config
+
+
+def _add_tensors(field: Any, dims: Dims) -> None:
+    for spec, shape in dims.items():
+        field.add(name=spec.name, data_type=_DATA_TYPES[spec.datatype], dims=shape)
+
+
+def _pixels_and_tokens(sizes: Sizes) -> Dims:
+    return {tensors.IMAGE: (sizes.image_size, sizes.image_size, 3), tensors.TOKENS: tensors.TOKENS.shape}
+
+
+def _enable_batching(config: Any) -> None:
+    """Batch requests that wait already; delay none.
+
+    No queue timeout: under one, Triton's batcher miscounts idle instances and waits half a second with requests queued
+    (https://github.com/triton-inference-server/server/issues/8870).
+    """
+    config.dynamic_batching.SetInParent()
+
+
+def _serialize(value: npt.NDArray[Any] | bytes) -> bytes:
+    """Raw tensor data; Triton expects a string with its length before it."""
+    if isinstance(value, bytes):
+        return struct.pack("<I", len(value)) + value
+    return value.tobytes()

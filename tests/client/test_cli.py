@@ -1,0 +1,427 @@
+"""``vizwiz-client``: its command line, and the commands ``ask`` and ``status``."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import shlex
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import grpc
+import pytest
+
+from tests.client.fake_server import HEAD, MODELS, FakeServer
+from vizwiz_client import (
+    DeadlineExceeded,
+    ImageError,
+    ModelMissing,
+    Overloaded,
+    ServerFault,
+    ServerUnavailable,
+    VizwizClient,
+    cli,
+)
+from vizwiz_client.cli import _output, _parser
+from vizwiz_client.cli._commands import connect, photos_and_questions
+from vizwiz_client.contract import tensors
+
+QUESTION = "what is this?"
+PROGRAM = [sys.executable, "-c", "import sys; from vizwiz_client.cli import main; sys.exit(main())"]
+
+
+@pytest.fixture(autouse=True)
+def no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable in (*(option.variable for option in _parser.OPTIONS), _parser.HEADERS_VARIABLE):
+        monkeypatch.delenv(variable, raising=False)
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]):
+    """Run a command line; return exit code, lines of standard output, lines of standard error."""
+
+    def run(*arguments: object) -> tuple[int | str | None, list[str], list[str]]:
+        try:
+            code: int | str | None = cli.main([str(argument) for argument in arguments])
+        except SystemExit as ended:
+            code = ended.code
+        output = capsys.readouterr()
+        return code, output.out.splitlines(), output.err.splitlines()
+
+    return run
+
+
+@pytest.fixture
+def ask(run, fake_server: FakeServer):
+    return lambda *arguments: run("ask", *arguments, "--url", fake_server.url)
+
+
+class TestParser:
+    @pytest.mark.parametrize(
+        ("line", "photos", "questions"),
+        [
+            ("a.jpg 'what is this?'", ["a.jpg"], ["what is this?"]),
+            ("a.jpg b.jpg what?", ["a.jpg", "b.jpg"], ["what?"]),
+            ("a.jpg b.jpg -q what? --question why?", ["a.jpg", "b.jpg"], ["what?", "why?"]),
+            ("--top 2 a.jpg what?", ["a.jpg"], ["what?"]),
+            ("a.jpg --top 2 b.jpg --json what?", ["a.jpg", "b.jpg"], ["what?"]),
+            ("a.jpg -q='- or +?'", ["a.jpg"], ["- or +?"]),
+            ("a.jpg -- -why?", ["a.jpg"], ["-why?"]),
+            ("--top 2 -- -a.jpg -q", ["-a.jpg"], ["-q"]),
+            ("--top 2 a.jpg - what?", ["a.jpg", "-"], ["what?"]),
+        ],
+    )
+    def test_photos_and_questions(self, line: str, photos: list[str], questions: list[str]) -> None:
+        assert photos_and_questions(_parser.parse(["ask", *shlex.split(line)])) == (photos, questions)
+
+    def test_wildcards_that_the_shell_left(self, photos: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.chdir(photos[0].parent)
+        found, _ = photos_and_questions(_parser.parse(["ask", "*.png", "none*.jpg", "what?"]))
+        assert found == [*sorted(photo.name for photo in photos), "none*.jpg"]
+
+    @pytest.mark.parametrize(
+        ("line", "text"),
+        [
+            ("", "the following arguments are required: COMMAND"),
+            ("answer", "invalid choice: 'answer'"),
+            ("ask", "got nothing, expected at least one photo and then a question"),
+            ("ask a.jpg", "got 'a.jpg' alone, expected at least one photo and then a question"),
+            ("ask -q what?", "got no photo, expected at least one"),
+            ("ask {photo} what is this?", "'what' is not a photo; if it is part of the question, put quotes around"),
+            ("ask a.jpg {photo}", "is a file, expected a question"),
+            ("ask - - what?", "got - more than once, but standard input can be read once"),
+            ("ask a.jpg b --top 0", "got '0', expected a whole number, 1 or more"),
+            ("ask a.jpg b --retries -1", "got '-1', expected a whole number, 0 or more"),
+            ("ask a.jpg b --timeout soon", "got 'soon', expected a number of seconds over 0"),
+            ("ask a.jpg b --url http://localhost:8001", "expected host:port without http://"),
+            ("ask a.jpg b --tls-cert cert.pem", "expected cert and key together"),
+            ("ask a.jpg b --tls-ca none.pem", "none.pem'): cannot be read (No such file or directory)"),
+            ("ask a.jpg b --header grpc-x:1", "got the header 'grpc-x'"),
+            ("ask a.jpg b --colour", "unrecognized arguments: --colour"),
+            ("ask a.jpg -why?", "unrecognized arguments: -why?; a question that starts with - is written -q=-..."),
+            ("ask a.jpg -q -why?", "expected one argument; a question that starts with - is written -q=-..."),
+            ("status here", "unrecognized arguments: here"),
+            ("batch", "the following arguments are required: INPUT"),
+            ("batch a.csv b.csv", "unrecognized arguments: b.csv"),
+        ],
+    )
+    def test_mistakes_end_with_2(self, run, line: str, text: str, photos: list[Path]) -> None:
+        code, out, err = run(*shlex.split(line.format(photo=photos[0])))
+        assert (code, out) == (_output.USAGE, [])
+        assert err[0].startswith("Error: ")
+        assert text in err[0]
+
+    def test_an_invalid_header_is_not_repeated(self, run) -> None:
+        assert "hunter2" not in "\n".join(run("status", "--header", "hunter2")[2])
+
+    def test_the_options_reach_the_client(self) -> None:
+        line = "ask a what --url h:1 --timeout 3 --retries 5 --header a:b --fast-decode"
+        with connect(_parser.parse(line.split())) as client:
+            settings = client._core.settings
+        assert (settings.url, settings.timeout_s, settings.retries, settings.tls) == ("h:1", 3, 5, None)
+        assert (settings.headers, settings.fast_decode) == ({"a": "b"}, True)
+
+    def test_environment_variables(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        values = {"url": "there:1", "timeout": "3", "retries": "0", "tls_ca": "a", "tls_cert": "b", "tls_key": "c"}
+        for name, value in values.items():
+            monkeypatch.setenv(f"VIZWIZ_{name.upper()}", value)
+        monkeypatch.setenv("VIZWIZ_HEADERS", "X-Key: 1:2\n\nauthorization:Bearer x\n")
+        arguments = vars(_parser.parse(["status"]))
+        assert {name: str(arguments[name]) for name in values} == values | {"timeout": "3.0"}
+        assert arguments["header"] == [("x-key", "1:2"), ("authorization", "Bearer x")]
+        arguments = vars(_parser.parse(["status", "--url", "here:2", "--header", "y:2", "--header", "z:3"]))
+        assert (arguments["url"], arguments["header"]) == ("here:2", [("y", "2"), ("z", "3")])
+
+    def test_an_empty_variable_is_not_set(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("VIZWIZ_URL", "")
+        arguments = _parser.parse(["status"])
+        assert (arguments.url, arguments.timeout, arguments.retries, arguments.header) == ("localhost:8001", 60, 2, [])
+
+    def test_an_invalid_variable_is_named(self, run, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("VIZWIZ_TIMEOUT", "soon")
+        assert (
+            "got 'soon', expected a number of seconds over 0 (the environment variable VIZWIZ_TIMEOUT"
+            in (run("status")[2][0])
+        )
+
+    @pytest.mark.parametrize("command", _parser.COMMANDS)
+    def test_the_examples_of_the_help_parse(self, run, command: str) -> None:
+        code, out, _ = run(command, "--help")
+        examples = re.findall(r"^  vizwiz-client ([^<>\n]+)", "\n".join(out), re.MULTILINE)
+        assert code == 0
+        assert len(examples) >= 3
+        for example in examples:
+            assert _parser.parse(shlex.split(example)).command == command
+
+
+def test_exit_codes() -> None:
+    expected = {
+        _output.UsageError: 2,
+        _output.OutputError: 5,
+        ImageError: 1,
+        ServerUnavailable: 3,
+        Overloaded: 3,
+        DeadlineExceeded: 3,
+        ModelMissing: 4,
+        ServerFault: 4,
+    }
+    assert {kind: _output.exit_code(kind("")) for kind in expected} == expected
+    assert set(_output.EXIT_CODES) == {0, *expected.values(), 130}
+
+
+class TestAsk:
+    def test_one_question_is_one_line(self, ask, fake_server: FakeServer, photos: list[Path]) -> None:
+        fake_server.labels = ("banana",)
+        assert ask(photos[0], QUESTION) == (0, ["banana, 50% sure"], [])
+
+    def test_candidates(self, ask, fake_server: FakeServer, photos: list[Path]) -> None:
+        fake_server.labels = ("banana", "lemon", "unanswerable")
+        assert ask(photos[0], "--top", 3, QUESTION)[1] == ["banana, 50% sure; or lemon, 25% sure"]
+
+    def test_a_declined_answer(self, ask, fake_server: FakeServer, photos: list[Path]) -> None:
+        fake_server.labels, fake_server.answerable = ("banana",), 0.2
+        expected = "The photo probably cannot answer this. Best guess: banana, 50% sure"
+        assert ask(photos[0], QUESTION) == (0, [expected], [])
+
+    @pytest.mark.parametrize("answerable", [0.2, 0.8])
+    @pytest.mark.parametrize("label", ["unanswerable", "unsuitable", "unsuitable image"])
+    def test_unanswerable_is_not_a_guess(
+        self, ask, fake_server: FakeServer, photos: list[Path], label: str, answerable: float
+    ) -> None:
+        fake_server.labels, fake_server.answerable = (label, "banana"), answerable
+        assert ask(photos[0], QUESTION)[1] == ["The photo probably cannot answer this."]
+        line = "The photo probably cannot answer this. Best guess: banana, 25% sure"
+        assert ask(photos[0], QUESTION, "--top", 2)[1] == [line]
+
+    def test_every_question_about_every_photo(self, ask, fake_server: FakeServer, photos: list[Path]) -> None:
+        fake_server.labels = ("banana",)
+        long = "is it\nripe? " + "tell me " * 9
+        names = {QUESTION: QUESTION, long: "is it ripe? tell me tell me tell me tell me tell me tell..."}
+        lines = ask(*photos[:2], "-q", QUESTION, "-q", long)[1]
+        assert lines == [f"{photo}: {names[question]}: banana, 50% sure" for photo in photos[:2] for question in names]
+        assert ask(*photos[:2], QUESTION)[1] == [f"{photo}: banana, 50% sure" for photo in photos[:2]]
+
+    def test_a_truncated_question_is_noted_once(self, ask, photos: list[Path]) -> None:
+        status, lines, notes = ask(*photos[:2], "what is this " * 60)
+        assert (status, len(lines)) == (0, 2)
+        question = "what is this what is this what is this what is this what..."
+        assert notes == [f"Note: the question '{question}' is too long; its end was ignored."]
+
+    def test_json(self, ask, fake_server: FakeServer, photos: list[Path]) -> None:
+        fake_server.labels = ("café", "tea")
+        status, lines, notes = ask(*photos[:2], "-q", QUESTION, "-q", "hot?", "--json", "--top", 2)
+        assert (status, notes) == (0, [])
+        assert "café" in lines[0]
+        records = [json.loads(line) for line in lines]
+        pairs = [(str(photo), question) for photo in photos[:2] for question in (QUESTION, "hot?")]
+        assert [(record.pop("photo"), record.pop("question")) for record in records] == pairs
+        with VizwizClient(fake_server.url) as client:
+            expected = client.ask(photos[0], QUESTION, top=2).to_dict()
+        assert set(records[0]) == set(expected)
+        for key in set(expected) - {"request_id", "timings"}:
+            assert records[0][key] == expected[key]
+
+    def test_a_refused_photo_in_json(self, ask, photos: list[Path], tmp_path: Path) -> None:
+        bad = tmp_path / "bad.jpg"
+        bad.write_text("words")
+        status, lines, notes = ask(bad, photos[0], QUESTION, "--json")
+        first, second = map(json.loads, lines)
+        assert status == _output.SOME_FAILED
+        assert set(first) == {"photo", "question", "error"}
+        assert "bad.jpg: not a picture" in first["error"]
+        assert notes == [f"Error: {first['error']}"]
+        assert second["answer"]
+
+    def test_one_bad_photo_loses_no_other_answer(self, ask, photos: list[Path]) -> None:
+        status, lines, notes = ask(photos[0], "missing.jpg", photos[1], "-q", QUESTION, "-q", "is it ripe?")
+        assert (status, len(lines)) == (_output.SOME_FAILED, 4)
+        assert len(notes) == 1  # once, though there are two questions about it
+        assert notes[0].startswith("Error: missing.jpg: cannot be read (No such file or directory)")
+
+    def test_quiet_keeps_errors(self, ask, photos: list[Path]) -> None:
+        status, lines, notes = ask(photos[0], "missing.jpg", "what is this " * 60, "--quiet")
+        assert (status, len(lines), len(notes)) == (_output.SOME_FAILED, 1, 1)
+        assert "missing.jpg" in notes[0]
+
+    def test_server_errors_end_it(self, ask, fake_server: FakeServer, photos: list[Path]) -> None:
+        fake_server.failure = (grpc.StatusCode.UNAVAILABLE, "Exceeds maximum queue size")
+        status, lines, notes = ask(*photos, QUESTION)
+        assert (status, lines, len(notes)) == (_output.TRY_LATER, [], 1)
+        assert "too many requests waiting" in notes[0]
+        fake_server.contract_version = "99"
+        status, lines, notes = ask(*photos, QUESTION)
+        assert (status, lines, len(notes)) == (_output.WRONG_SERVER, [], 1)
+        assert "contract version 99" in notes[0]
+
+    def test_ctrl_c(self, run, monkeypatch: pytest.MonkeyPatch, photos: list[Path]) -> None:
+        def interrupt(*_: object, **__: object) -> None:
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(VizwizClient, "ask_many", interrupt)
+        assert run("ask", photos[0], QUESTION) == (130, [], [])
+
+
+class TestStandardInput:
+    def give(self, monkeypatch: pytest.MonkeyPatch, content: bytes) -> None:
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
+
+    def test_a_photo(self, ask, photos: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+        self.give(monkeypatch, photos[1].read_bytes())
+        first, piped, file = map(json.loads, ask(photos[0], "-", photos[1], "-q", QUESTION, "--json")[1])
+        assert piped["photo"] == "-"
+        assert piped["answer"] == file["answer"] != first["answer"]
+        self.give(monkeypatch, b"words")
+        assert ask("-", QUESTION)[2][0].startswith("Error: standard input: the photo: not a picture")
+
+    @pytest.mark.skipif(sys.platform == "win32", reason="there is no /dev/zero")
+    def test_an_endless_photo(self, ask, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("vizwiz_client.contract.image.MAX_FILE_BYTES", 1_000)
+        with Path("/dev/zero").open() as zero:
+            monkeypatch.setattr(sys, "stdin", zero)
+            code, _, (error,) = ask("-", QUESTION)
+        assert code == _output.SOME_FAILED
+        assert "the file has over 1,000 bytes, expected fewer" in error
+
+
+class TestTerminals:
+    @pytest.mark.parametrize(
+        ("encoding", "expected"),
+        [
+            ("utf-8", "crème brûlée 🍮".encode()),
+            ("ascii", rb"cr\xe8me br\xfbl\xe9e \U0001f36e"),
+            ("cp1252", "crème brûlée ".encode("cp1252") + rb"\U0001f36e"),
+        ],
+    )
+    def test_what_the_encoding_lacks_is_escaped(
+        self, fake_server: FakeServer, photos: list[Path], encoding: str, expected: bytes
+    ) -> None:
+        fake_server.labels = ("crème brûlée 🍮",)
+        command = [*PROGRAM, "ask", str(photos[0]), QUESTION, "--url", fake_server.url]
+        environment = os.environ | {"PYTHONIOENCODING": encoding}
+        plain = subprocess.run(command, capture_output=True, env=environment, check=True)
+        assert (plain.stdout.split(b", 50% sure")[0], plain.stderr) == (expected, b"")
+        in_json = subprocess.run([*command, "--json"], capture_output=True, env=environment, check=True)
+        assert json.loads(in_json.stdout)["answer"] == "crème brûlée 🍮"
+
+    @pytest.mark.skipif(os.name == "nt", reason="Windows has no pseudo-terminals")
+    def test_no_colours_on_a_terminal(self, fake_server: FakeServer, photos: list[Path]) -> None:
+        import pty
+
+        ours, theirs = pty.openpty()
+        command = [*PROGRAM, "ask", str(photos[0]), "none.jpg", QUESTION, "--url", fake_server.url]
+        subprocess.run(command, stdout=theirs, stderr=theirs, env=os.environ | {"FORCE_COLOR": "1"}, timeout=60)
+        shown = os.read(ours, 10_000)
+        assert b"sure" in shown
+        assert b"Error: none.jpg" in shown
+        assert b"\x1b" not in shown
+        os.close(ours)
+        os.close(theirs)
+
+
+class TestStatus:
+    SKIPPED = "not checked, because an earlier check failed"
+
+    @pytest.fixture
+    def status(self, run):
+        """Run ``vizwiz-client status``; return the exit code and the line of each check."""
+
+        def status(url: str, *arguments: str) -> tuple[int, dict[str, str]]:
+            code, out, err = run("status", "--url", url, *arguments)
+            assert err == []
+            return code, dict(line.split(": ", 1) for line in out)
+
+        return status
+
+    def test_a_real_server(self, status, live_server) -> None:
+        code, lines = status(live_server.grpc_url, "--max-latency", "60")
+        assert code == _output.OK
+        assert list(lines) == ["server", "models", "contract", "latency"]
+        assert re.fullmatch(f"ok, triton-[^ ]+ 2.51.0 at {live_server.grpc_url}", lines["server"])
+        assert lines["models"].startswith(f"ok, {tensors.ENSEMBLE} answers with {tensors.IMAGE_ENCODER_PREFIX}")
+        assert lines["contract"].startswith(f"ok, version {tensors.CONTRACT_VERSION}, image size ")
+        assert lines["latency"].startswith("ok, an answer takes ")
+        assert status(live_server.grpc_url, "--quiet", "--max-latency", "60") == (_output.OK, {})
+
+    def test_json(self, run, fake_server: FakeServer) -> None:
+        code, (line,), _ = run("status", "--url", fake_server.url, "--json", "--max-latency", "60")
+        found = json.loads(line)
+        assert (code, found["ok"], found["head_id"]) == (0, True, HEAD)
+        assert 0 < found["latency_s"] < 60
+        assert {name: check["ok"] for name, check in found["checks"].items()} == dict.fromkeys(
+            ("server", "models", "contract", "latency"), True
+        )
+
+    def test_too_slow(self, status, fake_server: FakeServer) -> None:
+        code, lines = status(fake_server.url, "--max-latency", "0.000001", "--quiet")
+        assert (code, list(lines)) == (_output.SOME_FAILED, ["latency"])
+        assert "expected at most 0 ms; is the server busy, or its CLIP too large for the machine?" in lines["latency"]
+
+    def test_the_model_is_missing(self, status, fake_server: FakeServer) -> None:
+        fake_server.missing = True
+        code, lines = status(fake_server.url)
+        assert code == _output.WRONG_SERVER
+        assert lines["server"].startswith("ok, ")
+        assert "does not serve 'vizwiz_vqa'; export a model to its repository" in lines["models"]
+        assert lines["contract"] == lines["latency"] == self.SKIPPED
+
+    def test_the_http_port(self, status, live_server) -> None:
+        code, lines = status(live_server.http_url.removeprefix("http://"), "--timeout", "10")
+        assert code == _output.TRY_LATER
+        assert "give its gRPC port (8001 by default; 8000 is HTTP)" in lines["server"]
+
+    def test_no_server(self, status) -> None:
+        with socket.socket() as reserved:  # bound, but not listening
+            reserved.bind(("127.0.0.1", 0))
+            code, lines = status(f"127.0.0.1:{reserved.getsockname()[1]}", "--retries", "0")
+        assert code == _output.TRY_LATER
+        assert lines["server"].startswith("failed, no server is ready at 127.0.0.1")
+        assert lines["models"] == lines["contract"] == lines["latency"] == self.SKIPPED
+
+    def test_another_contract(self, status, fake_server: FakeServer) -> None:
+        fake_server.contract_version = "99"
+        code, lines = status(fake_server.url)
+        assert code == _output.WRONG_SERVER
+        assert "contract version 99, this client has 1; install the vizwiz-client that" in lines["contract"]
+        assert lines["models"] == lines["latency"] == self.SKIPPED
+
+    def test_a_model_is_not_ready(self, status, fake_server: FakeServer) -> None:
+        fake_server.not_ready = MODELS[1:]
+        code, lines = status(fake_server.url)
+        assert code == _output.WRONG_SERVER
+        assert lines["models"].startswith(f"failed, not ready: {', '.join(MODELS[1:])}; ")
+
+    def test_replicas_that_differ(self, status, fake_server: FakeServer) -> None:
+        fake_server.models = (*MODELS[:2], f"{tensors.HEAD_PREFIX}000000000000")
+        code, lines = status(fake_server.url)
+        assert code == _output.WRONG_SERVER
+        assert f"failed, {tensors.HEAD_PREFIX}{HEAD} answered, but " in lines["models"]
+
+    @pytest.mark.parametrize(
+        ("failure", "code"),
+        [
+            ((grpc.StatusCode.INTERNAL, "out of memory"), _output.WRONG_SERVER),
+            ((grpc.StatusCode.UNAVAILABLE, "Exceeds maximum queue size"), _output.TRY_LATER),
+        ],
+    )
+    def test_it_gives_no_answer(
+        self, status, fake_server: FakeServer, failure: tuple[grpc.StatusCode, str], code: int
+    ) -> None:
+        fake_server.failure = failure
+        found, lines = status(fake_server.url, "--retries", "0")
+        assert found == code
+        assert lines["latency"].startswith("failed, ")
+        assert failure[1] in lines["latency"]
+
+    def test_of_the_library(self, connect, fake_server: FakeServer) -> None:
+        assert connect(fake_server.url).status(max_latency_s=60).ok
+        with pytest.raises(ValueError, match="expected a number of seconds over 0"):
+            connect(fake_server.url).status(max_latency_s=float("nan"))
+        fake_server.not_ready = MODELS[:1]
+        status = connect(fake_server.url).status()
+        assert (status.ok, status.latency_s, status.head_id) == (False, None, None)
+        assert [check.ok for check in status.checks] == [True, False, True, None]
+        assert isinstance(status.checks[1].error, ModelMissing)

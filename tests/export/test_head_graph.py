@@ -1,0 +1,69 @@
+"""The graph of the heads, averaged, against PyTorch's heads one by one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from export.head_graph import write_head
+from export.targets import Target, open_graph
+from training.model import GatedHead, Predictor
+from vizwiz_client.contract.tensors import head_digest
+
+DIGEST = "0123456789ab"
+
+
+def make_predictor(folds: int, answerable_from: str = "hidden") -> Predictor:
+    """Heads whose every weight differs from its initial value, LayerNorm's scale and shift included."""
+    torch.manual_seed(0)
+    heads = [
+        GatedHead(embed_dim=8, answers=5, types=3, hidden=16, answerable_from=answerable_from).eval()
+        for _ in range(folds)
+    ]
+    for parameter in nn.ModuleList(heads).parameters():
+        nn.init.normal_(parameter, mean=0.1)
+    return Predictor(heads).eval()
+
+
+def serve(predictor: Predictor, folder: Path, image: Tensor, text: Tensor) -> list[Tensor]:
+    """The outputs of the graph of ``predictor``."""
+    write_head(predictor, DIGEST, path := folder / "head.onnx")
+    features = {"image_features": image.numpy(), "text_features": text.numpy()}
+    return [torch.from_numpy(output) for output in open_graph(path, Target("portable", "fp32"))(features)]
+
+
+@torch.inference_mode()
+def test_served_head_gives_probabilities_and_its_number(tmp_path: Path) -> None:
+    served = serve(make_predictor(1), tmp_path, torch.randn(4, 8), torch.randn(4, 8))
+    answer, answer_type, answerable, number = served
+    torch.testing.assert_close(answer.sum(dim=1), torch.ones(4))
+    torch.testing.assert_close(answer_type.sum(dim=1), torch.ones(4))
+    assert answerable.shape == number.shape == (4, 1)
+    assert head_digest(int(number[0])) == DIGEST
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("answerable_from", ["hidden", "features"])
+def test_folds_are_the_mean_of_the_heads(answerable_from: str, tmp_path: Path) -> None:
+    predictor = make_predictor(3, answerable_from=answerable_from)
+    image, text = torch.randn(4, 8), torch.randn(4, 8)
+    answer, answer_type, answerable, _ = serve(predictor, tmp_path, image, text)
+    logits = [head(text, image) for head in predictor.heads]
+    torch.testing.assert_close(answer, sum(each.answer.softmax(1) for each in logits) / 3)
+    torch.testing.assert_close(answer_type, sum(each.answer_type.softmax(1) for each in logits) / 3)
+    torch.testing.assert_close(answerable[:, 0], sum(each.answerable.sigmoid() for each in logits) / 3)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("certain", [[1000.0], [1000.0] * 3, [-1000.0] * 3, [1000.0, -1000.0, 0.0]])
+def test_certainty_stays_finite(certain: list[float], tmp_path: Path) -> None:
+    predictor = make_predictor(len(certain))
+    for head, bias in zip(predictor.heads, certain, strict=True):
+        head.answerable.bias.fill_(bias)
+        head.answerable.weight.zero_()
+    answerable = serve(predictor, tmp_path, torch.randn(2, 8), torch.randn(2, 8))[2]
+    mean = torch.tensor(certain).sigmoid().mean()
+    torch.testing.assert_close(answerable, mean.expand(2, 1))

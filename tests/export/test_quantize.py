@@ -1,0 +1,111 @@
+"""int8 products on real runtimes, for activations as uneven as those of trained networks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnxruntime
+import pytest
+import torch
+from torch import nn
+
+from export.graph_builder import GraphBuilder
+from export.quantize import quantize_matmuls
+from export.targets import Target, open_graph
+
+CHANNELS, OUTPUTS = 64, 48
+Array = npt.NDArray[Any]
+
+
+class Layer(nn.Module):
+    """A LayerNorm and a linear layer; ``shared`` adds another reader of the norm."""
+
+    def __init__(self, *, loud: float = 1.0, shared: bool = False, normed: bool = True) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.norm, self.linear, self.shared = nn.LayerNorm(CHANNELS), nn.Linear(CHANNELS, OUTPUTS), shared
+        self.normed = normed
+        with torch.no_grad():
+            self.norm.weight[3] = loud  # one channel that drowns the others
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.norm(x) if self.normed else x
+        return self.linear(y) + (y[..., :OUTPUTS] if self.shared else 0)
+
+
+def written(layer: Layer, path: Path) -> Path:
+    """``layer`` as a graph of x [B, T, C]."""
+    graph = GraphBuilder()
+    normed = graph.layer_norm("x", layer.norm) if layer.normed else "x"
+    y = graph.linear(normed, layer.linear)
+    if layer.shared:
+        first, last, axis = (graph.constant([number]) for number in (0, OUTPUTS, 2))
+        y = graph.add("Add", y, graph.add("Slice", normed, first, last, axis))
+    given, wanted = onnx.helper.make_tensor_value_info("x", 1, ["B", "T", CHANNELS]), onnx.ValueInfoProto(name=y)
+    graph.save(path, [given], [wanted])
+    return path
+
+
+def values(seed: int) -> Array:
+    return np.random.default_rng(seed).standard_normal((1, 7, CHANNELS)).astype(np.float32)
+
+
+def error(layer: Layer, path: Path, run: Any) -> float:
+    """The largest error on values that were no example, as a share of the largest output."""
+    x = np.concatenate([values(seed) for seed in range(100, 104)])
+    with torch.inference_mode():
+        expected = layer(torch.from_numpy(x)).numpy()
+    return float(np.abs(run({"x": x})[0] - expected).max() / np.abs(expected).max())
+
+
+def operators(path: Path) -> list[str]:
+    return [node.op_type for node in onnx.load(path).graph.node]
+
+
+def with_onnx_runtime(path: Path) -> Any:
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    return lambda inputs: session.run(None, inputs)
+
+
+def with_openvino(path: Path) -> Any:
+    return open_graph(path, Target("portable", "int8"))
+
+
+@pytest.mark.parametrize("opened", [with_onnx_runtime, with_openvino])
+@pytest.mark.parametrize("loud", [1.0, 5.0])
+def test_a_loud_channel_behind_a_norm_leaves_the_others_their_levels(opened: Any, loud: float, tmp_path: Path) -> None:
+    layer = Layer(loud=loud)
+    path = written(layer, tmp_path / "model.onnx")
+    quantize_matmuls(path, map(values, range(8)))
+    assert operators(path).count("QuantizeLinear") == 1
+    assert error(layer, path, opened(path)) < 0.05
+    assert [file.name for file in tmp_path.iterdir()] == ["model.onnx"]
+
+
+def test_a_norm_that_others_read_is_left_alone(tmp_path: Path) -> None:
+    layer = Layer(loud=3.0, shared=True)
+    path = written(layer, tmp_path / "model.onnx")
+    quantize_matmuls(path, map(values, range(8)))
+    assert operators(path).count("QuantizeLinear") == 1
+    assert error(layer, path, with_onnx_runtime(path)) < 0.05
+
+
+@pytest.mark.parametrize("layer", [Layer(normed=False), Layer(loud=100.0)], ids=["once", "always"])
+def test_values_that_are_too_uneven_keep_their_bits(layer: Layer, tmp_path: Path) -> None:
+    path = written(layer, tmp_path / "model.onnx")
+    examples = [values(seed) for seed in range(8)]
+    examples[0][0, 0, 5] = 1000  # one channel, once
+    quantize_matmuls(path, examples)
+    assert "QuantizeLinear" not in operators(path)
+    assert error(layer, path, with_onnx_runtime(path)) < 0.03  # the matrix alone is rounded
+
+
+def test_channels_that_are_always_zero_are_no_trouble(tmp_path: Path) -> None:
+    layer = Layer(normed=False)
+    path = written(layer, tmp_path / "model.onnx")
+    quantize_matmuls(path, [np.zeros((1, 7, CHANNELS), np.float32)])
+    assert np.isfinite(with_onnx_runtime(path)({"x": values(0)})[0]).all()

@@ -1,0 +1,133 @@
+"""Devices, and what is said of a CLIP that cannot be loaded."""
+
+from __future__ import annotations
+
+import errno
+import io
+import urllib.request
+from collections.abc import Callable
+from email.message import Message
+from http.client import IncompleteRead
+from pathlib import Path
+from typing import Any
+from urllib.error import URLError
+
+import pytest
+import torch
+
+from training.backbone import ClipError, FrozenClip, choose_device, clip, load_clip
+
+NAME = "ViT-B/32"
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where clip keeps what it downloads, empty."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    return tmp_path / ".cache" / "clip"
+
+
+class Response(io.BytesIO):
+    """What a server sends that promises 1,000 bytes."""
+
+    def info(self) -> Message:
+        headers = Message()
+        headers["Content-Length"] = "1000"
+        return headers
+
+
+class CutResponse(Response):
+    """A connection that breaks while the checkpoint is read."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        raise ConnectionResetError("Connection reset by peer")
+
+
+def opens(response: Response | Exception) -> Callable[[str], Response]:
+    def urlopen(url: str) -> Response:
+        if isinstance(response, Exception):
+            raise response
+        return response
+
+    return urlopen
+
+
+@pytest.mark.parametrize("device", ["cpu", "cpu:0", "cpu:3"])
+def test_a_cpu_has_no_number(device: str, tiny_vit: FrozenClip) -> None:
+    chosen = choose_device(device)
+    assert str(chosen) == "cpu"
+    assert load_clip(tiny_vit.source, chosen).precision == "float32"
+
+
+def test_a_cuda_device_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert choose_device("cuda") == torch.device("cuda")
+    assert choose_device("cuda:1") == torch.device("cuda:1")
+    with pytest.raises(
+        ClipError, match=r"--device cuda:7: this PyTorch sees 2 CUDA device\(s\), the last one is cuda:1"
+    ):
+        choose_device("cuda:7")
+
+
+@pytest.mark.parametrize(
+    "response",
+    [
+        URLError("no route to host"),
+        ConnectionResetError("reset"),
+        TimeoutError("late"),
+        IncompleteRead(b""),
+        CutResponse(),
+    ],
+    ids=lambda response: type(response).__name__,
+)
+def test_without_a_connection_the_checkpoint_is_asked_for(
+    response: Response | Exception, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(urllib.request, "urlopen", opens(response))
+    with pytest.raises(ClipError, match=r"CLIP ViT-B/32 could not be downloaded \(.*give its path"):
+        load_clip(NAME)
+
+
+def test_a_download_that_was_cut_short_is_to_be_tried_again(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(urllib.request, "urlopen", opens(Response(b"half of it")))
+    with pytest.raises(ClipError, match=r"CLIP ViT-B/32 could not be loaded \(.*checksum.*: run the command again"):
+        load_clip(NAME)
+
+
+def test_a_cache_that_cannot_be_written_is_named(cache: Path) -> None:
+    cache.parent.write_text("a file, not a folder")
+    with pytest.raises(
+        ClipError, match=r"CLIP ViT-B/32 cannot be stored in ~/\.cache/clip \(.*: check its permissions"
+    ):
+        load_clip(NAME)
+
+
+@pytest.mark.parametrize(
+    ("failure", "message"),
+    [
+        (
+            torch.OutOfMemoryError("CUDA out of memory.\nhints"),
+            r"CLIP \S+tiny\.pt cannot be loaded on cuda:1 \(OutOfMemoryError: CUDA out of memory\.\): free its memory, "
+            "or choose another --device$",
+        ),
+        (torch.AcceleratorError("CUDA error: out of memory"), r"cannot be loaded on cuda:1 \(AcceleratorError: "),
+        (PermissionError(errno.EACCES, "Permission denied"), r"CLIP \S+tiny\.pt cannot be read \(PermissionError: "),
+    ],
+)
+def test_what_is_no_fault_of_the_file_is_not_blamed_on_it(
+    failure: Exception, message: str, tiny_vit: FrozenClip, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(*_: Any, **__: Any) -> None:
+        raise failure
+
+    monkeypatch.setattr(clip, "load", load)
+    with pytest.raises(ClipError, match=message):
+        load_clip(tiny_vit.source, "cuda:1")
+
+
+@pytest.mark.parametrize("content", [5, "text", [1], {}, {"a": 1}, None], ids=repr)
+def test_a_file_with_something_else_is_not_a_checkpoint(content: Any, tmp_path: Path) -> None:
+    torch.save(content, tmp_path / "other.pt")
+    with pytest.raises(ClipError, match=r"other\.pt is not an OpenAI CLIP checkpoint \(\w+: "):
+        load_clip(tmp_path / "other.pt")

@@ -1,0 +1,270 @@
+"""The run folder, the result of a fit.
+
+==========================  ===========================================================
+``run.json``                recipe, versions, and digests of data, CLIPs and files
+``head.safetensors``        weights of every head; the calibration of answerability is part of them
+``baselines.safetensors``   weights of both baselines, except after `--no-baselines`
+``answers.txt``             answer list, one a line, in the order of the head's outputs
+``metrics.json``            scores on val: of the run, of the baselines and of every epoch
+``metrics.jsonl``           scores of every epoch, written during the fit
+``tensorboard/``            the same for TensorBoard
+``loss_curves.png``         loss and VQA accuracy per epoch
+``MODEL_CARD.md``           what the head was made from, its scores and its limits
+``evaluation-*/``           results of `python -m training.evaluate`
+==========================  ===========================================================
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+from safetensors import SafetensorError
+from tensorboard.compat.proto.event_pb2 import Event
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.summary.writer.record_writer import RecordWriter
+
+from training.artifacts import digest_of, file_digest, write_json
+from training.baselines import Baseline, load_baselines, save_baselines
+from training.dataset import HOLDOUT
+from training.model import ClipEnsemble, GatedHead, Predictor
+
+DEFAULT_RUNS = Path("runs")
+RUN_FORMAT = 3
+RUN_FILE = "run.json"
+HEAD_FILE = "head.safetensors"
+ANSWERS_FILE = "answers.txt"
+BASELINES_FILE = "baselines.safetensors"
+METRICS_FILE = "metrics.json"
+EPOCHS_FILE = "metrics.jsonl"
+EVENTS_FOLDER = "tensorboard"
+CURVES_FILE = "loss_curves.png"
+CARD_FILE = "MODEL_CARD.md"
+_KEYS = ("files", "data", "holdout", "recipe", "clips", "vocabulary", "type_set", "answer_types")
+
+
+class RunError(Exception):
+    """A run folder that is missing, incomplete, altered, or of another version."""
+
+
+class NoRunError(RunError):
+    """No run folder exists."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder that was read and verified."""
+
+    folder: Path
+    config: dict[str, Any]  # the content of run.json
+    answers: list[str]
+
+    @property
+    def answer_types(self) -> list[str]:
+        """Answer types, in the order of the head's outputs."""
+        return list(self.config["answer_types"])
+
+    @property
+    def clips(self) -> list[dict[str, Any]]:
+        """``source``, ``sha256``, ``image_size`` and ``embed_dim`` of each CLIP that the run was fitted on."""
+        return list(self.config["clips"])
+
+    @property
+    def clip_source(self) -> str:
+        """Name or path of the run's only CLIP.
+
+        Raises:
+            RunError: the run was fitted on several CLIPs.
+        """
+        return str(self._only_clip["source"])
+
+    @property
+    def clip_digest(self) -> str:
+        """Digest of the weights of the run's only CLIP.
+
+        Raises:
+            RunError: the run was fitted on several CLIPs.
+        """
+        return str(self._only_clip["sha256"])
+
+    @property
+    def _only_clip(self) -> dict[str, Any]:
+        if len(self.clips) > 1:
+            sources = " and ".join(clip["source"] for clip in self.clips)
+            raise RunError(
+                f"{self.folder} was fitted on {len(self.clips)} CLIPs ({sources}): such a run can be evaluated, but "
+                "not exported; fit on one --clip to export"
+            )
+        return self.clips[0]
+
+    @property
+    def digest(self) -> str:
+        """Identity of the fitted heads: digest of their weights, answers, answer types and CLIPs."""
+        files = self.config["files"]
+        clips = [clip["sha256"] for clip in self.clips]
+        return digest_of(files[HEAD_FILE], files[ANSWERS_FILE], *self.answer_types, *clips)
+
+    def load_predictor(self) -> Predictor:
+        """Load the heads of the run's only CLIP, in evaluation mode.
+
+        Raises:
+            RunError: the run was fitted on several CLIPs, or the weights do not match the configuration.
+        """
+        _ = self._only_clip
+        predictor = self.load_ensemble().members[0]
+        assert isinstance(predictor, Predictor)
+        return predictor
+
+    def load_ensemble(self) -> ClipEnsemble:
+        """Load the heads of all CLIPs of the run, in the order of ``clips``, in evaluation mode.
+
+        Raises:
+            RunError: the weights do not match the configuration.
+        """
+        recipe = self.config["recipe"]
+        sizes = len(self.answers), len(self.answer_types), recipe["hidden"]
+        source = recipe["answerable_from"]
+        members = [
+            Predictor([GatedHead(clip["embed_dim"], *sizes, answerable_from=source) for _ in range(recipe["folds"])])
+            for clip in self.clips
+        ]
+        ensemble = ClipEnsemble(members)
+        try:
+            ensemble.load_state_dict(safetensors.torch.load_file(self.folder / HEAD_FILE))
+        except (SafetensorError, RuntimeError) as error:
+            raise RunError(f"{self.folder / HEAD_FILE} does not match {RUN_FILE} ({error}); fit again") from error
+        return ensemble.eval().requires_grad_(False)
+
+    def load_baselines(self) -> dict[str, Baseline]:
+        """Load the baselines by name; none after ``--no-baselines``."""
+        return load_baselines(self.folder / BASELINES_FILE) if BASELINES_FILE in self.config["files"] else {}
+
+
+def write_run(
+    folder: Path,
+    config: dict[str, Any],
+    ensemble: ClipEnsemble,
+    answers: list[str],
+    baselines: dict[str, Baseline] | None = None,
+) -> None:
+    """Write heads, answers, baselines and configuration, with the digests of the files, into ``folder``."""
+    weights = {name: tensor.cpu().contiguous() for name, tensor in ensemble.state_dict().items()}
+    (folder / HEAD_FILE).write_bytes(safetensors.torch.save(weights))  # save_file ignores the umask
+    (folder / ANSWERS_FILE).write_text("".join(f"{answer}\n" for answer in answers), encoding="utf-8")
+    names = [HEAD_FILE, ANSWERS_FILE]
+    if baselines:
+        save_baselines(baselines, folder / BASELINES_FILE)
+        names.append(BASELINES_FILE)
+    digests = {name: file_digest(folder / name) for name in names}
+    write_json(folder / RUN_FILE, {"format": RUN_FORMAT, **config, "files": digests})
+
+
+def read_run(folder: Path) -> Run:
+    """Read and verify a run folder.
+
+    Raises:
+        RunError: it is missing, incomplete, altered, or of another version.
+    """
+    try:
+        config = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        raise RunError(
+            f"{folder} is not a run folder: it has no {RUN_FILE}. Make one with `python -m training.fit`."
+        ) from None
+    except ValueError as error:
+        raise RunError(f"{folder / RUN_FILE} is not JSON ({error}); fit again") from None
+    found = config.get("format") if isinstance(config, dict) else None
+    if found != RUN_FORMAT:
+        raise RunError(
+            f"{folder} has run format {found!r}, this version reads {RUN_FORMAT}: fit again with "
+            "`python -m training.fit`"
+        )
+    if missing := [key for key in _KEYS if key not in config]:
+        raise RunError(f"{folder / RUN_FILE} lacks {', '.join(missing)}: it was changed after the fit; fit again")
+    for name, expected in config["files"].items():
+        path = folder / name
+        if not path.is_file() or file_digest(path) != expected:
+            raise RunError(f"{path} is missing or was changed after the fit (its digest differs); fit again")
+    answers = (folder / ANSWERS_FILE).read_text(encoding="utf-8").split("\n")[:-1]
+    return Run(folder, config, answers)
+
+
+def read_scores(folder: Path) -> dict[str, Any]:
+    """Read the scores on val: ``best`` (of the run), ``majority_baseline``, ``baselines``, ``history`` (of each epoch).
+
+    Raises:
+        RunError: ``metrics.json`` is missing or unreadable.
+    """
+    path = folder / METRICS_FILE
+    try:
+        scores: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RunError(f"{path} cannot be read ({error}); fit again") from None
+    return scores
+
+
+def annotations_of_fit(config: dict[str, Any]) -> dict[str, str]:
+    """Digest of the fit's annotation file of each labelled split."""
+    return {"val": config["data"]["val"]["sha256"], HOLDOUT: config["data"]["train"]["sha256"]}
+
+
+def newest_run(runs: Path) -> Path:
+    """Folder of the latest fit in ``runs``; run names begin with the time.
+
+    Raises:
+        NoRunError: there is none.
+    """
+    folders = sorted(path.parent for path in runs.glob(f"[!.]*/{RUN_FILE}"))
+    if not folders:
+        raise NoRunError(f"no run in {runs}/: make one with `python -m training.fit`")
+    return folders[-1]
+
+
+@contextmanager
+def epoch_log(folder: Path) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """Log the scores of each epoch in ``folder``, as JSON Lines and as TensorBoard events.
+
+    Yields:
+        A function that writes a row: ``epoch``, the fold and the CLIP if there are several, and scores as floats. NaN
+        becomes null.
+    """
+    (folder / EVENTS_FOLDER).mkdir()
+    # On a full disk, the background thread of SummaryWriter would print a traceback.
+    path = folder / EVENTS_FOLDER / f"events.out.tfevents.{time.time():.6f}"
+    with (folder / EPOCHS_FILE).open("w", encoding="utf-8") as lines, closing(RecordWriter(path.open("wb"))) as events:
+
+        def write_event(event: Event) -> None:
+            events.write(event.SerializeToString())
+            events.flush()
+
+        def write(row: dict[str, Any]) -> None:
+            finite = {key: _null_if_not_finite(value) for key, value in row.items()}
+            lines.write(json.dumps(finite, ensure_ascii=False) + "\n")
+            lines.flush()
+            prefix = "".join(f"{key} {row[key]}/" for key in ("clip", "fold") if key in row)
+            values = [
+                Summary.Value(tag=f"{prefix}{key}", simple_value=value)
+                for key, value in finite.items()
+                if isinstance(value, float)
+            ]
+            write_event(Event(wall_time=time.time(), step=row["epoch"], summary=Summary(value=values)))
+
+        write_event(Event(wall_time=time.time(), file_version="brain.Event:2"))
+        yield write
+
+
+def _null_if_not_finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def read_epochs(folder: Path) -> list[dict[str, Any]]:
+    """Read the scores of every epoch from ``metrics.jsonl``."""
+    lines = (folder / EPOCHS_FILE).read_text(encoding="utf-8").split("\n")
+    return [json.loads(line) for line in lines if line]
