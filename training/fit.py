@@ -40,8 +40,6 @@ from training.trainer import DivergedError, FeatureDataset, Row, scores
 from training.training_data import TrainingData, choose_vocabulary, make_dataset, score_majority_baseline
 from vizwiz_client.contract import streams
 
-_REMEDY = "give --recipe best, or more --min-steps"
-
 
 class Result(NamedTuple):
     """Heads and baselines of a fit, with their scores on val."""
@@ -96,7 +94,7 @@ def fit(
     print(f"vocabulary ({recipe.vocabulary}): {len(data.vocabulary.answers)} answers of {len(rows)} training records")
     print(f"  oracle accuracy on val, by choosing the best of them: {config['vocabulary']['oracle_accuracy']:.2f}")
     if (steps := recipe.steps(len(rows))) < FEW_STEPS:
-        print(f"  each head takes {steps} steps, on which it learns little: {_REMEDY}")
+        print(f"  each head takes {steps} steps, on which it learns little: {_remedy(recipe)}")
     finished = FinishedHeads(runs, config)
     now = datetime.now(timezone.utc)
     names = [Path(clip.source).stem if Path(clip.source).is_file() else clip.source for clip in clips]
@@ -150,6 +148,10 @@ def fit_ensemble(
     return Result(ensemble, history, best, fitted_baselines, baseline_scores)
 
 
+def _remedy(recipe: Recipe) -> str:
+    return "give more --min-steps" if recipe.name == "best" else "give --recipe best, or more --min-steps"
+
+
 def warn_of_underfit(
     ensemble: ClipEnsemble,
     logistic: Baseline,
@@ -172,7 +174,7 @@ def warn_of_underfit(
     print(
         f"warning: the head {kind}: VQA {head.mean():.2f} on val and {head_train.mean():.2f} on its training records, "
         f"where logistic regression on the same features has {baseline.mean():.2f} and {baseline_train.mean():.2f}. "
-        f"Each head took {recipe.steps(len(on_train[0]))} steps: {_REMEDY}",
+        f"Each head took {recipe.steps(len(on_train[0]))} steps: {_remedy(recipe)}",
         file=sys.stderr,
     )
 
