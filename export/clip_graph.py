@@ -58,7 +58,7 @@ def write_image_encoder(model: FrozenClip, target: Target, path: Path) -> None:
     image = tensor_value(tensors.IMAGE, model.image_size, model.image_size, 3)
     _save(ops.graph, image, features, tensor_value(tensors.IMAGE_FEATURES, model.embed_dim), path)
     check_operators(ops.graph.nodes, target, count_attentions(visual))
-    # A ResNet is convolutions except for its attention pool: int8 there gains 2% and fails parity (docs/decisions.md).
+    # A ResNet is convolutions but for its attention pool: int8 there fails parity (docs/decisions.md).
     if target.precision == "int8" and not is_resnet(visual):
         quantize_matmuls(path, calibration_photos(model.image_size))
 
