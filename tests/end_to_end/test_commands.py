@@ -71,8 +71,8 @@ def grpc_url(place: Path, exported: str) -> Iterator[str]:
 
 def test_fit_says_what_it_fits_on_and_what_comes_next(fitted: str) -> None:
     lines = fitted.splitlines()
-    assert lines[0].startswith("data: the embedded demo data")
-    assert lines[1].startswith("CLIP: the embedded demo CLIP")
+    assert lines[0].startswith("data: the demo data")
+    assert lines[1].startswith("CLIP: the demo CLIP")
     assert lines[-1] == "next: python -m export.to_onnx"
 
 
