@@ -5,8 +5,9 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 USE := $(VENV)/.installed-use
 DEV := $(VENV)/.installed-dev
-# two processes of tests, a file in one of them: much of a test of a server is waiting. Fixtures are made in each.
-PARALLEL ?= -n 2 --dist loadfile
+# Two processes of tests, a file in one of them: much of a test of a server is waiting. Fixtures are made in each.
+# A process that crashes ends the run: in place of another one, pytest-xdist may wait for ever.
+PARALLEL ?= -n 2 --dist loadfile --max-worker-restart=0
 # a VizWiz folder of real data (docs/data.md); tests and benchmarks that need it are skipped without it
 VIZWIZ_MATERIAL ?=
 

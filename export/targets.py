@@ -228,7 +228,8 @@ def _on_gpu(target: Target) -> bool:
 
 
 def _open_openvino(path: Path, target: Target, emulate: bool) -> Graph:
-    core = _import_openvino(target).Core()
+    _import_openvino(target)
+    core = openvino_core()
     native = OPENVINO_HINT.upper() in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     hint = OPENVINO_HINT if (_openvino_multiplies(OPENVINO_HINT) if emulate else native) else "f32"
     model = core.compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": hint})
@@ -247,6 +248,18 @@ def _import_openvino(target: Target) -> Any:
 
 
 @lru_cache
+def openvino_core() -> Any:
+    """The process's only ``openvino.Core``.
+
+    A core gives the thread that compiles its first model another stack for signals, and the one before back when it is
+    deleted. After two cores, the thread may have a stack that was deleted, and then Ctrl-C is a segmentation fault.
+    """
+    import openvino
+
+    return openvino.Core()
+
+
+@lru_cache
 def _openvino_multiplies(precision: str) -> bool:
     """Whether OpenVINO multiplies in ``precision`` on this CPU; where it cannot, it silently takes fp32."""
     import openvino
@@ -254,7 +267,7 @@ def _openvino_multiplies(precision: str) -> bool:
 
     x = operators.parameter([8, 64], np.float32)
     product = operators.matmul(x, operators.constant(np.ones((64, 64), np.float32)), False, False)
-    compiled = openvino.Core().compile_model(
+    compiled = openvino_core().compile_model(
         openvino.Model([product], [x]), "CPU", {"INFERENCE_PRECISION_HINT": precision}
     )
     nodes = [node.get_rt_info() for node in compiled.get_runtime_model().get_ops()]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 
 from export.targets import TARGETS, Machine, Target, TargetError, choose_target, execution, recommend
@@ -72,3 +75,26 @@ def test_a_cpu_does_not_compute_a_gpus_target_as_requested(monkeypatch: pytest.M
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     assert [target for target in TARGETS if target.device != "cpu" and execution(target).as_requested] == []
     assert execution(Target("fused", "fp16")).precision == "fp32"
+
+
+def test_ctrl_c_ends_a_process_that_has_opened_graphs_with_openvino() -> None:
+    """OpenVINO leaves the thread a deleted stack for signals where each graph has its own core."""
+    pytest.importorskip("openvino")
+    script = """
+import os, pathlib, signal, tempfile
+import onnx
+from export.targets import Target, open_graph
+header = '<ir_version: 10, opset_import: ["": 17]>'
+graph = onnx.parser.parse_model(header + "g (float[1, 4] x) => (float[1, 4] y) {y = Relu(x)}")
+path = pathlib.Path(tempfile.mkdtemp()) / "model.onnx"
+onnx.save(graph, path)
+opened = [open_graph(path, Target("portable", "bf16")) for _ in range(2)]
+while opened:
+    del opened[0]  # in the order in which they were opened
+try:
+    os.kill(os.getpid(), signal.SIGINT)
+except KeyboardInterrupt:
+    print("stopped")
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300)
+    assert (done.returncode, done.stdout) == (0, "stopped\n"), done.stderr
