@@ -1,4 +1,4 @@
-"""OpenAI's nine CLIPs at full size with random weights: neither speed nor parity depends on the values."""
+"""OpenAI's nine CLIPs at full size with random weights: speed does not depend on the values."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ ARCHITECTURES = {
 
 def write_full_size(name: str, path: Path) -> Path:
     """Write a checkpoint of one of :data:`ARCHITECTURES` to ``path``, in fp16 as OpenAI's are."""
-    embed, side, layers, width, patch, text_width, heads, text_layers = ARCHITECTURES[name]
+    embed_dim, image_size, layers, width, patch, text_width, heads, text_layers = ARCHITECTURES[name]
     torch.manual_seed(0)
-    model = clip.model.CLIP(embed, side, layers, width, patch, 77, 49408, text_width, heads, text_layers)
+    model = clip.model.CLIP(embed_dim, image_size, layers, width, patch, 77, 49408, text_width, heads, text_layers)
     model.initialize_parameters()
     torch.save(model.half().state_dict(), path)
     return path

@@ -1,10 +1,10 @@
-"""What the client costs: start, install, photo to tensor, tokens, a question, and how busy it keeps a server.
+"""Cost of the client: start, photo to tensor, tokens, one question, and how busy `ask_many` keeps the server.
 
     python -m benchmarks.client
 
-Serves and asks the repository in triton_models/ (``make demo`` makes one). Some minutes. Figures are medians; what is
-compared runs in turns, so that other work on the machine falls on all alike; CPU is processor time, without the waits.
-The demo's encoder takes less time than decoding a photo does: only a CLIP of full size (--repository) can be kept busy.
+Serves the repository in triton_models/ (``make demo`` writes one). Takes some minutes. Figures are medians; what is
+compared runs in turn, to cancel noise. The demo's encoder is faster than decoding a photo: only a CLIP of full size
+(--repository) can be kept busy.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import argparse
 import io
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -22,7 +21,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from itertools import cycle, islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import tritonclient.grpc
@@ -39,12 +38,11 @@ from vizwiz_client.contract.tokenizer import tokenize
 
 DEMO = Path("data/demo")
 DATA = Path(os.environ.get("VIZWIZ_MATERIAL") or DEMO)  # a VizWiz folder
-QUESTION = "what is this?"
 COMMAND = str(Path(sys.executable).with_name("vizwiz-client"))
 IMPORT_ALL = (
     "import vizwiz_client._protocol, vizwiz_client._core, vizwiz_client._threads, vizwiz_client.contract.tokenizer"
 )
-MS = 1e3
+Row = tuple[str, str, str]  # what, measured, goal
 
 
 def main() -> None:
@@ -62,44 +60,29 @@ def main() -> None:
     table("Start, as processes", start(arguments.rounds))
     table("Photo and question to tensors", prepare(photo, questions()))
     with EmbeddedTriton(arguments.repository) as server, VizwizClient(server.grpc_url, timeout_s=600) as client:
-        table("A question", ask(server.grpc_url, client, photo, arguments.rounds))
+        table(
+            "A question, without the import of gRPC and the server's time",
+            ask(server.grpc_url, photo, arguments.rounds),
+        )
         table("ask_many", ask_many(server.grpc_url, client, arguments.photos))
 
 
-def table(title: str, rows: Sequence[tuple[str, str, str]]) -> None:
+def table(title: str, rows: Sequence[Row]) -> None:
     """Print a table in Markdown."""
     print(f"\n### {title}\n\n| what | measured | goal |\n|---|---|---|", flush=True)
     for row in rows:
         print("| " + " | ".join(row) + " |", flush=True)
 
 
-class Cost(NamedTuple):
-    """Seconds of an action, its child processes included."""
-
-    wall: float
-    cpu: float
-
-
-def in_turns(actions: dict[str, Callable[[], object]], rounds: int) -> dict[str, Cost]:
-    """The median cost of each action; the first run of each warms up and does not count."""
-    costs: dict[str, list[Cost]] = {name: [] for name in actions}
+def medians(actions: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+    """Median time of each action, ms; the first run of each warms up and does not count."""
+    times: dict[str, list[float]] = {name: [] for name in actions}
     for _ in range(rounds + 1):
         for name, action in actions.items():
-            before, started = cpu_seconds(), time.perf_counter()
+            started = time.perf_counter()
             action()
-            costs[name].append(Cost(time.perf_counter() - started, cpu_seconds() - before))
-    return {name: Cost(*map(statistics.median, zip(*found[1:], strict=True))) for name, found in costs.items()}
-
-
-def cpu_seconds() -> float:
-    """Processor time of this process and of its children that ended."""
-    usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
-
-
-def spoken(cost: Cost) -> str:
-    """Both figures, in ms."""
-    return f"{MS * cost.wall:.0f} ms (CPU {MS * cost.cpu:.0f})"
+            times[name].append(1e3 * (time.perf_counter() - started))
+    return {name: statistics.median(found[1:]) for name, found in times.items()}
 
 
 def process(*command: str) -> Callable[[], object]:
@@ -112,9 +95,9 @@ def python(program: str) -> Callable[[], object]:
     return process(sys.executable, "-c", program)
 
 
-def start(rounds: int) -> list[tuple[str, str, str]]:
+def start(rounds: int) -> list[Row]:
     """Interpreter, imports, help."""
-    found = in_turns(
+    found = medians(
         {
             "none": python("pass"),
             "grpc": python("import tritonclient.grpc"),
@@ -124,29 +107,26 @@ def start(rounds: int) -> list[tuple[str, str, str]]:
         },
         rounds,
     )
-    none = found["none"]
-    over = {name: Cost(cost.wall - none.wall, cost.cpu - none.cpu) for name, cost in found.items()}
+    grpc = found["grpc"] - found["none"]
 
-    def row(what: str, name: str) -> tuple[str, str, str]:
-        wall, cpu = over[name].wall / over["grpc"].wall, over[name].cpu / over["grpc"].cpu
-        return f"{what}, over that", f"{spoken(over[name])}: {wall:.2f} x (CPU {cpu:.2f} x)", "under 1.2 x"
+    def ratio(name: str) -> str:
+        time_ms = found[name] - found["none"]
+        return f"{time_ms:.0f} ms, {time_ms / grpc:.2f} x `import tritonclient.grpc`"
 
     return [
-        ("the interpreter alone", spoken(none), ""),
-        ("`import tritonclient.grpc`, over that", spoken(over["grpc"]), ""),
-        row("`import vizwiz_client`", "package"),
-        row("all that a question loads (gRPC, NumPy, Pillow, tokens)", "all"),
-        ("`vizwiz-client --help`, in all", spoken(found["help"]), "under 100 ms"),
+        ("`import vizwiz_client`", ratio("package"), "under 1.2 x"),
+        ("all imports of a question (gRPC, NumPy, Pillow, tokenizer)", ratio("all"), "under 1.2 x"),
+        ("`vizwiz-client --help`", f"{found['help']:.0f} ms", "under 100 ms"),
     ]
 
 
-def prepare(photo: bytes, asked: Sequence[str]) -> list[tuple[str, str, str]]:
-    """From a JPEG of 2592 x 1936 pixels to uint8 [336, 336, 3], and from questions to token ids."""
-    side = 336
-    found = in_turns(
+def prepare(photo: bytes, asked: Sequence[str]) -> list[Row]:
+    """A JPEG of 2592 x 1936 pixels to uint8 [336, 336, 3], and questions to token ids."""
+    image_size = 336
+    found = medians(
         {
-            "exact": lambda: to_pixels(load_photo(photo), side),
-            "fast": lambda: to_pixels(load_photo(photo, side), side),
+            "exact": lambda: to_pixels(load_photo(photo), image_size),
+            "fast": lambda: to_pixels(load_photo(photo, image_size), image_size),
             "tokens": lambda: [tokenize(question) for question in asked],
         },
         15,
@@ -160,83 +140,68 @@ def prepare(photo: bytes, asked: Sequence[str]) -> list[tuple[str, str, str]]:
         for _ in range(9)
     )
     return [
-        ("2592 x 1936 JPEG to tensor", spoken(found["exact"]), ""),
-        ("the same with scaled decoding (`fast_decode`)", spoken(found["fast"]), "at most 25 ms"),
-        (
-            f"tokens, per question of {len(asked):,}",
-            f"{1e6 * found['tokens'].wall / len(asked):.0f} us (CPU {1e6 * found['tokens'].cpu / len(asked):.0f})",
-            "under 100 us",
-        ),
-        ("the first question's tokens, table included", f"{MS * first:.1f} ms", ""),
+        ("2592 x 1936 JPEG to tensor", f"{found['exact']:.0f} ms", ""),
+        ("the same with `fast_decode`", f"{found['fast']:.0f} ms", "at most 25 ms"),
+        ("tokens of a question", f"{1e3 * found['tokens'] / len(asked):.0f} us", "under 100 us"),
+        ("tokens of the first question", f"{1e3 * first:.1f} ms", ""),
     ]
 
 
-def ask(url: str, client: VizwizClient, photo: bytes, rounds: int) -> list[tuple[str, str, str]]:
-    """The command and the library on one photo, and the server's part of it."""
+def ask(url: str, photo: bytes, rounds: int) -> list[Row]:
+    """The command on one photo, without the import of gRPC and without the server's part."""
     with tempfile.TemporaryDirectory() as folder:
-        large, small = Path(folder) / "large.jpg", Path(folder) / "small.jpg"
-        large.write_bytes(photo)
+        large, small = str(Path(folder, "large.jpg")), str(Path(folder, "small.jpg"))
+        Path(large).write_bytes(photo)
         load_photo(photo).resize((640, 480)).save(small)
-        command = (COMMAND, "ask", QUESTION, "--url", url)
+        options = ("what is this?", "--url", url)
         before = server_seconds(url)
-        found = in_turns(
+        found = medians(
             {
                 "grpc": python("import tritonclient.grpc"),
-                "640 x 480 JPEG": process(*command[:2], str(small), *command[2:]),
-                "2592 x 1936 JPEG": process(*command[:2], str(large), *command[2:]),
-                "2592 x 1936 JPEG, `--fast-decode`": process(*command[:2], str(large), *command[2:], "--fast-decode"),
+                "640 x 480 JPEG": process(COMMAND, "ask", small, *options),
+                "2592 x 1936 JPEG": process(COMMAND, "ask", large, *options),
+                "2592 x 1936 JPEG, `--fast-decode`": process(COMMAND, "ask", large, *options, "--fast-decode"),
             },
             rounds,
         )
         after = server_seconds(url)
-        connected = in_turns({"ask": lambda: client.ask(photo, QUESTION)}, 50)["ask"]
-    served, grpc = (after[0] - before[0]) / (after[1] - before[1]), found.pop("grpc")
-    return [
-        ("a process that imports `tritonclient.grpc`", spoken(grpc), ""),
-        ("the server's own time (Triton's statistics, mean)", f"{MS * served:.1f} ms", ""),
-        *(
-            (f"`ask` of a {what}, over both", spoken(Cost(wall - grpc.wall - served, cpu - grpc.cpu)), "at most 150 ms")
-            for what, (wall, cpu) in found.items()
-        ),
-        ("`VizwizClient.ask` of the large one, connected", spoken(connected), ""),
-    ]
+    others = found.pop("grpc") + 1e3 * (after[0] - before[0]) / (after[1] - before[1])
+    return [(f"`ask`, {photo}", f"{time_ms - others:.0f} ms", "at most 150 ms") for photo, time_ms in found.items()]
 
 
-def ask_many(url: str, client: VizwizClient, count: int) -> list[tuple[str, str, str]]:
-    """How busy ``count`` photos in a stream keep the server, by its own statistics."""
+def ask_many(url: str, client: VizwizClient, count: int) -> list[Row]:
+    """Share of the time in which the image encoder computes while ``count`` photos are streamed."""
     client.check()
     pairs: Iterator[tuple[Path, str]] = islice(zip(cycle(photos()), cycle(questions()), strict=False), count)
-    before, started = executions(url), time.perf_counter()
+    before, started = compute_seconds(url), time.perf_counter()
     answered = sum(isinstance(result, Answer) for result in client.ask_many(pairs))
-    wall, after = time.perf_counter() - started, executions(url)
+    wall, after = time.perf_counter() - started, compute_seconds(url)
     spent = {model: after[model] - before[model] for model in after}
     encoder = next(seconds for model, seconds in spent.items() if model.startswith(tensors.IMAGE_ENCODER_PREFIX))
-    inside = spent[tensors.ENSEMBLE]
     return [
         (f"{answered:,} of {count:,} photos answered, in all", f"{wall:.1f} s, {count / wall:.1f} photos/s", ""),
-        ("time in which the image encoder computes", f"{encoder / wall:.0%}", "above 90%"),
-        ("requests inside the server, on average", f"{inside / wall:.2f}", ""),
+        ("share of the time in which the image encoder computes", f"{encoder / wall:.0%}", "above 90%"),
     ]
 
 
 def server_seconds(url: str) -> tuple[float, int]:
-    """Seconds that the ensemble took in all, queues included, and its requests."""
+    """Seconds of all requests to the ensemble, queues included, and their number."""
     (model,) = statistics_of(url, tensors.ENSEMBLE)
     success = model["inference_stats"]["success"]
     return int(success.get("ns", 0)) / 1e9, int(success.get("count", 0))
 
 
-def executions(url: str) -> dict[str, float]:
-    """Seconds that each model computed, one batch after the other; of the ensemble, seconds of its requests."""
+def compute_seconds(url: str) -> dict[str, float]:
+    """Seconds that each model computed."""
     found = {}
     for model in statistics_of(url, ""):
         parts = [batch[part] for batch in model.get("batch_stats", []) for part in batch if part.startswith("compute_")]
         found[model["name"]] = sum(int(part.get("ns", 0)) for part in parts) / 1e9
-    return found | {tensors.ENSEMBLE: server_seconds(url)[0]}
+    return found
 
 
 def statistics_of(url: str, model: str) -> list[dict[str, Any]]:
-    """https://github.com/triton-inference-server/server/blob/main/docs/protocol/extension_statistics.md"""
+    """Triton's statistics of a model, or of all: docs/protocol/extension_statistics.md of its server."""
     with tritonclient.grpc.InferenceServerClient(url, channel_args=DIRECT_CHANNEL) as triton:
         found: list[dict[str, Any]] = triton.get_inference_statistics(model, as_json=True)["model_stats"]
         return found

@@ -1,10 +1,9 @@
-"""Does the encoder wait for photos? Wall time of encoding against the encoder alone, on pixels that are ready.
+"""Time of encoding photos to features, against the encoder alone on decoded pixels.
 
     python benchmarks/features.py --photos VizWiz/val
 
-CLIP has ViT-B/32's size and random weights. Takes about five minutes on two idle cores. Expect a ratio of 1.1 or less:
-with one encoder thread, cores are left for the decoding; with all of them, both share the cores, and the ratio says how
-much of them decoding takes.
+ViT-B/32's architecture with random weights; about five minutes on two idle cores. Expect a ratio of about 1.05 with one
+encoder thread, where decoding has a core of its own, and 1.15 with two, where both share the cores.
 """
 
 from __future__ import annotations
@@ -43,19 +42,19 @@ def random_clip(device: torch.device) -> FrozenClip:
     return FrozenClip(model, "ViT-B/32 with random weights", weights_digest(model), device)
 
 
-def make_photos(folder: Path) -> list[Path]:
-    """Photos of phone sizes whose JPEGs are as heavy as real ones: soft noise."""
+def draw_photos(folder: Path) -> list[Path]:
+    """Photos of phone sizes: smooth noise, whose JPEGs are as large as real ones."""
     noise = np.random.default_rng(0)
     paths = []
     for number, (width, height) in enumerate(PHONE_SIZES):
         coarse = noise.integers(0, 255, (height // 8, width // 8, 3), np.uint8)
-        paths.append(folder / f"made_{number}.jpg")
+        paths.append(folder / f"drawn_{number}.jpg")
         Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC).save(paths[-1], quality=85)
     return paths
 
 
 def make_split(folder: Path, photos: list[Path], count: int) -> Split:
-    """``count`` records over copies of ``photos``, in turn."""
+    """``count`` records that use ``photos`` in turn."""
     records = []
     for number in range(count):
         source = photos[number % len(photos)]
@@ -84,9 +83,9 @@ def end_to_end(model: FrozenClip, split: Split, workers: int) -> float:
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--photos", type=Path, help="folder of JPEG photos (default: made ones, of phone sizes)")
+    parser.add_argument("--photos", type=Path, help="folder of JPEG photos (default: drawn ones of phone sizes)")
     parser.add_argument("--count", type=int, default=256, help="photos to encode (default: 256)")
-    parser.add_argument("--rounds", type=int, default=3, help="of which the median counts (default: 3)")
+    parser.add_argument("--rounds", type=int, default=3, help="of measurements; the median is printed (default: 3)")
     parser.add_argument("--threads", type=int, nargs="+", help="of the encoder (default: 1, and one for each core)")
     parser.add_argument("--device", default="auto")
     arguments = parser.parse_args()
@@ -95,15 +94,15 @@ def main() -> None:
     print(f"{model.source}, {model.precision}, on {model.device}; {cores} cores ({platform.machine()}); {date.today()}")
     print(f"{'encoder threads':>15} {'workers':>8} {'alone':>12} {'wall':>12} {'wall / alone':>13}")
     with tempfile.TemporaryDirectory() as scratch:
-        made = Path(scratch) / "made"
-        (made / "split").mkdir(parents=True)
-        photos = sorted(arguments.photos.glob("*.jpg")) if arguments.photos else make_photos(made)
-        split = make_split(made / "split", photos, arguments.count)
+        drawn = Path(scratch) / "drawn"
+        (drawn / "split").mkdir(parents=True)
+        photos = sorted(arguments.photos.glob("*.jpg")) if arguments.photos else draw_photos(drawn)
+        split = make_split(drawn / "split", photos, arguments.count)
         for threads in arguments.threads or sorted({1, cores}):
             torch.set_num_threads(threads)
             encoder_alone(model, BATCH)  # warm up
             rounds = []
-            for _ in range(arguments.rounds):  # alternating, so that a busy machine disturbs both
+            for _ in range(arguments.rounds):  # interleaved, to cancel noise
                 alone = encoder_alone(model, arguments.count)
                 rounds.append((alone, end_to_end(model, split, cores)))
             alone, wall = (1e3 * statistics.median(times) / arguments.count for times in zip(*rounds, strict=True))

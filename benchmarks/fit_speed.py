@@ -1,18 +1,17 @@
-"""Time and peak memory of a fit at VizWiz's full size, on made-up features.
+"""Time and peak memory of a fit at VizWiz's full size, on random features.
 
     python benchmarks/fit_speed.py                     # the report's recipe: 10 epochs, half a minute on two cores
     python benchmarks/fit_speed.py --recipe best --device cuda
     python benchmarks/fit_speed.py --bits              # print a digest of the weights: the same each time on CPU
 
 20,523 training and 4,319 validation records, 768 features of each encoder (ViT-L/14@336px), 5,860 answers. Every epoch
-is scored, and the baselines are fitted, as `python -m training.fit` does; encoding is left out.
+is scored; encoding is left out.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-import platform
 import resource
 import sys
 import time
@@ -23,8 +22,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import numpy as np
 import torch
 
+from export.targets import cpu_name
 from training.artifacts import digest_of
-from training.baselines import fit_baselines
 from training.dataset import ANSWER_TYPES, Record, fold_rows
 from training.folds import fit_predictor, predict
 from training.labels import TYPE_SETS, AnswerScores, Vocabulary, build_vocabulary, make_targets
@@ -36,7 +35,7 @@ TRAIN, VAL, FEATURES, ANSWERS = 20_523, 4_319, 768, 5_860
 
 
 def make_records(count: int, first: int, rng: np.random.Generator) -> list[Record]:
-    """Records whose answers are as unevenly frequent as real ones; the first ones of all use every answer once."""
+    """Records with a long tail of answers; those from number 0 on use every answer once."""
     rank = np.minimum(rng.pareto(0.4, (count, 3)), ANSWERS - 1).astype(int)
     records = []
     for number in range(count):
@@ -52,6 +51,7 @@ def make_records(count: int, first: int, rng: np.random.Generator) -> list[Recor
 def make_dataset(
     records: list[Record], recipe: Recipe, vocabulary: Vocabulary, rotations: int, device: str
 ) -> FeatureDataset:
+    """Random features, and the targets of ``records``."""
     generator = torch.Generator().manual_seed(len(records))
     return FeatureDataset(
         torch.randn(len(records), FEATURES, generator=generator).to(device),
@@ -62,17 +62,14 @@ def make_dataset(
     )
 
 
-def parse_arguments() -> argparse.Namespace:
+def main() -> None:
+    """Fit, and print time, memory and the digest of the weights."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recipe", choices=RECIPES, default="report")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--bits", action="store_true", help="print a digest of the weights: the same each time on CPU")
-    return parser.parse_args()
-
-
-def run(arguments: argparse.Namespace) -> None:
-    """Fit, and print time, memory and the digest of the weights."""
+    arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     recipe = RECIPES[arguments.recipe]
     busy = os.getloadavg()[0]
@@ -95,30 +92,16 @@ def run(arguments: argparse.Namespace) -> None:
     )
     on_val = scores(*predict(ClipEnsemble([fitted.predictor]), [val]), val)
     seconds = time.perf_counter() - started
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024**2
-    started = time.perf_counter()
-    fit_baselines([(train.texts, train.images[0])], train.targets, len(vocabulary.answers))
-    time_of_baselines = time.perf_counter() - started
-    with_baselines = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024**2
-    print(
-        f"machine: {platform.processor() or platform.machine()}, {arguments.threads} threads, torch {torch.__version__}"
-    )
-    print(f"load average when it began: {busy:.1f}")
+    peak_gb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024**2
+    print(f"{cpu_name()}, {arguments.threads} threads, torch {torch.__version__}; load average {busy:.1f} at the start")
     print(f"recipe {recipe.name}: {recipe.folds} head(s) x {recipe.epochs} epochs, {len(vocabulary.answers)} answers")
-    print(f"{'time':>10}{'peak memory':>14}\n{seconds:>8.1f} s{peak:>11.2f} GB")
-    print(f"{time_of_baselines:>8.1f} s{with_baselines:>11.2f} GB  both baselines after it")
+    print(f"{seconds:.1f} s, peak memory {peak_gb:.2f} GB")
     if arguments.device != "cpu":
         print(f"peak memory of the GPU: {torch.cuda.max_memory_allocated() / 1024**3:.2f} GB")
-    digest = digest_of(*(tensor.cpu().numpy().tobytes() for tensor in fitted.predictor.state_dict().values()))[:16]
     if arguments.bits:
+        digest = digest_of(*(tensor.cpu().numpy().tobytes() for tensor in fitted.predictor.state_dict().values()))[:16]
         print(f"weights: {digest}, VQA {on_val['vqa_accuracy_leave_one_out']:.4f}")
 
 
-def main() -> int:
-    arguments = parse_arguments()
-    run(arguments)
-    return 0
-
-
 if __name__ == "__main__":
-    raise SystemExit(main())
+    main()

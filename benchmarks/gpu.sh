@@ -28,6 +28,6 @@ for target in 'portable fp32' 'portable fp16' 'fused fp32' 'fused fp16'; do
   step "export-$variant-$precision" "$python" -m export.to_onnx --runs "$out/runs" \
     --variant "$variant" --precision "$precision" --repository "$out/triton_models-$variant-$precision"
 done
-step export-tests "$python" -m pytest -q tests/export/test_encoders.py  # on CUDA where ONNX Runtime can use it
+step export-tests "$python" -m pytest -q tests/export/test_clip_graph.py  # on CUDA where ONNX Runtime can use it
 step bench-export "$python" -m benchmarks.export --device cuda --batch 1 8 32 --cache "$out/bench-export"
 exit "$failed"

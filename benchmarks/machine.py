@@ -1,4 +1,4 @@
-"""What this machine can do at most, and what a process took of it."""
+"""Peak matrix rate of this machine, and peak memory of a process."""
 
 from __future__ import annotations
 

@@ -33,11 +33,11 @@ WARMUP_BATCH_SIZES = (1, 8)  # an idle and a busy server
 MAX_QUEUED_PHOTOS = 128
 
 # Preferred batch size on a CPU: on two cores, one batch of 16 of ViT-B/32's size answers a fifth fewer questions a
-# second than two batches of 8 (docs/results.md, tuning).
+# second than two batches of 8 (docs/decisions.md).
 CPU_BATCH_SIZE = 8
 
 # nice(2) of the text encoder on a CPU: it runs when the image encoder, which takes several times as long, leaves the
-# cores idle. In equal shares each would wait inside its products for threads of the other (docs/results.md, tuning).
+# cores idle. In equal shares each would wait inside its products for threads of the other (docs/decisions.md).
 TEXT_ENCODER_NICE = "5"
 
 HEAD_THREADS = "2"  # two threads read the head's weights faster than one; its products are small

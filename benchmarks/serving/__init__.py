@@ -1,1 +1,1 @@
-"""Load on the embedded server: closed loops over models, ensembles, concurrencies and batches, and what others give."""
+"""Load benchmark of the embedded server, beside the bare encoders and FastAPI with PyTorch."""

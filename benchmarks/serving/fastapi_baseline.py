@@ -1,9 +1,9 @@
-"""What one would write without this project: FastAPI and PyTorch, a photo and a question up, JSON down.
+"""FastAPI with PyTorch, the baseline of the load benchmark: multipart photo and question in, JSON out.
 
-    python -m benchmarks.serving.plain --checkpoint clip.pt --run runs/... --port 8080 [--bf16]
+    python -m benchmarks.serving.fastapi_baseline --checkpoint clip.pt --run runs/... --port 8080 [--bf16]
 
-One process. The endpoint is an ordinary function, so FastAPI runs requests in its threads, and PyTorch each of them on
-all cores. CLIP's own preprocess knows no EXIF: a photo that is stored sideways is answered sideways.
+One process. FastAPI runs the endpoint, a plain function, in its thread pool, and PyTorch computes each request on all
+cores. CLIP's own preprocess ignores EXIF orientation.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from training.run import read_run
 
 
 def create_app(checkpoint: Path, run_folder: Path, bf16: bool) -> FastAPI:
-    """The application: CLIP's own model and preprocess, and the head of a run."""
+    """CLIP's own model and preprocess, and the head of a run, as an application."""
     model, preprocess = clip.load(str(checkpoint), device="cpu")
     run = read_run(run_folder)
     head = run.load_predictor()
@@ -39,13 +39,13 @@ def create_app(checkpoint: Path, run_folder: Path, bf16: bool) -> FastAPI:
         with torch.inference_mode():
             with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
                 image_features, text_features = model.encode_image(image), model.encode_text(tokens)
-            found = head(text_features.float(), image_features.float())
-        best = int(found.answer[0].argmax())
+            outputs = head(text_features.float(), image_features.float())
+        best = int(outputs.answer[0].argmax())
         return {
             "answer": run.answers[best],
-            "probability": float(found.answer[0, best]),
-            "answer_type": run.answer_types[int(found.answer_type[0].argmax())],
-            "answerable": float(found.answerable[0]),
+            "probability": float(outputs.answer[0, best]),
+            "answer_type": run.answer_types[int(outputs.answer_type[0].argmax())],
+            "answerable": float(outputs.answerable[0]),
         }
 
     return app

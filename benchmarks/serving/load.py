@@ -1,0 +1,263 @@
+"""Load generator: a closed loop of requests, in a process of its own.
+
+It reads jobs from standard input and writes records to standard output, one JSON object a line. Photos are decoded and
+requests serialised before the loop starts, because generator and server share the cores.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import sys
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack
+from dataclasses import asdict, dataclass, field
+from functools import cache
+from itertools import islice
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import httpx
+import numpy as np
+import numpy.typing as npt
+from tritonclient.grpc import InferInput, InferRequestedOutput
+from tritonclient.grpc.aio import InferenceServerClient
+
+from export.targets import TARGETS, Graph, open_graph
+from serving.repository import read_config
+from serving.rollout import DIRECT_CHANNEL
+from vizwiz_client.contract import tensors
+from vizwiz_client.contract.image import load_photo, to_pixels
+from vizwiz_client.contract.tokenizer import pad, tokenize
+
+BARE = "bare encoders"  # both graphs, called in turn within the generator
+Send = Callable[[int], Awaitable[None]]  # sends the request of this number; raises if it is not answered
+
+TIMEOUT_S = 300.0  # of a request
+MAX_ERRORS = 20  # a server that fails fast would otherwise be asked until the time is up
+MAX_PHOTOS = 50  # of the folder: they are decoded in advance
+PHOTO_BATCHES = 16  # distinct batches of several photos: prepared, they take memory
+REPEATED_QUESTIONS = 20  # distinct questions when they are repeated
+# the share of VizWiz's 8,000 test questions that needs each of these numbers of positions
+LENGTH_SHARES = dict(zip(tensors.TOKEN_LENGTHS, (0.557, 0.354, 0.072, 0.017), strict=True))
+WORDS = """what is this the in my hand color does say on label can you tell me how much of how many are there which
+side up read please would bottle box shirt food brand kind flavor screen number money bill date front back picture
+see look left right open closed green red blue black white dog door key phone remote soup tea coffee bag""".split()
+
+
+@dataclass(frozen=True)
+class Job:
+    """A closed loop: ``concurrency`` requests of ``batch`` questions each are always in flight."""
+
+    system: str  # an ensemble, BARE, or "fastapi ..."
+    photos: str  # folder of JPEG files
+    image_size: int  # S in pixels, where decoded photos are sent
+    url: str = ""
+    repository: str = ""  # of the graphs, for BARE
+    target: str = "portable-fp32"  # likewise, the target that they were written for
+    concurrency: int = 1
+    batch: int = 1
+    repeated: bool = False  # draw all questions from a few
+    seed: int = 0  # of the questions
+    distinct: int = 1_000  # requests with their own questions; after them, these questions come again
+    ramp: int = 1  # completed requests before the measurement starts
+    seconds: float = 4.0  # length of the measurement, which goes on until ...
+    min_requests: int = 1  # ... so many requests are measured as well
+    max_requests: int = 1_000_000
+    max_seconds: float = 180.0
+
+
+@dataclass
+class Record:
+    """The requests of a job. Times are seconds of the monotonic clock, which all processes share."""
+
+    starts: list[float] = field(default_factory=list)  # of the requests that were answered, in the order of `ends`
+    ends: list[float] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
+    stopped: float = 0.0  # when the loop stopped sending
+
+
+class AnswerError(Exception):
+    """A reply without an answer."""
+
+
+async def run(job: Job) -> Record:
+    """Prepare the requests of ``job``, connect, and run its loop."""
+    async with AsyncExitStack() as stack:
+        if job.system == BARE:
+            return await closed_loop(_bare_client(job), job)
+        if job.system.startswith("fastapi"):
+            http = await stack.enter_async_context(httpx.AsyncClient(timeout=TIMEOUT_S, trust_env=False))
+            return await closed_loop(await _fastapi_client(job, http), job)
+        triton = await stack.enter_async_context(InferenceServerClient(job.url, channel_args=DIRECT_CHANNEL))
+        await triton.is_server_ready()  # connects, which is no part of the first request
+        return await closed_loop(_triton_client(job, triton), job)
+
+
+async def closed_loop(send: Send, job: Job) -> Record:
+    """Keep ``job.concurrency`` requests in flight until a limit of ``job`` is reached; wait for the last ones."""
+    record, numbers, started = Record(), itertools.count(), time.monotonic()
+
+    def finished() -> bool:
+        now, measured = time.monotonic(), len(record.ends) - job.ramp
+        since = record.ends[job.ramp - 1] if job.ramp and measured >= 0 else started
+        enough = measured >= job.min_requests and now - since >= job.seconds
+        return enough or now - started >= job.max_seconds or len(record.errors) >= MAX_ERRORS
+
+    async def worker() -> None:
+        while not finished() and (number := next(numbers)) < job.max_requests:
+            start = time.monotonic()
+            try:
+                await send(number)
+            except Exception as error:  # counted, whatever it is: a user would have had no answer
+                record.errors.append(f"{type(error).__name__}: {error}"[:300])
+                continue
+            record.starts.append(start)
+            record.ends.append(time.monotonic())
+        record.stopped = record.stopped or time.monotonic()
+
+    await asyncio.gather(*(worker() for _ in range(job.concurrency)))
+    return record
+
+
+def _triton_client(job: Job, client: InferenceServerClient) -> Send:
+    raw = job.system != tensors.ENSEMBLE
+    if raw:
+        photos = [_input("image_bytes", _column(files)) for files in _photo_batches(job)]
+        texts = [_input("question", _column([q.encode() for q in batch])) for batch in _question_batches(job)]
+    else:
+        photos = [_input(tensors.IMAGE.name, _pixels(files, job.image_size)) for files in _photo_batches(job)]
+        texts = [_input(tensors.TOKENS.name, _token_ids(batch)) for batch in _question_batches(job)]
+    outputs = [InferRequestedOutput(spec.name, class_count=1) for spec in (tensors.ANSWER, tensors.ANSWER_TYPE)]
+    outputs += [InferRequestedOutput(spec.name) for spec in (tensors.ANSWERABLE, tensors.HEAD_ID)]
+    outputs += [InferRequestedOutput("error")] * raw
+
+    async def send(number: int) -> None:
+        inputs = [photos[number % len(photos)], texts[number % len(texts)]]
+        result = await client.infer(job.system, inputs, outputs=outputs, client_timeout=TIMEOUT_S)
+        answers = result.as_numpy(tensors.ANSWER.name)
+        if answers.shape != (job.batch, 1) or answers[0, 0].count(b":") < 2:
+            raise AnswerError(f"got the answers {answers!r}, expected {job.batch} of one label each")
+        if raw and (refused := [text for text in result.as_numpy("error").ravel() if text]):
+            raise AnswerError(f"refused: {refused[0].decode()}")
+
+    return send
+
+
+async def _fastapi_client(job: Job, client: httpx.AsyncClient) -> Send:
+    pairs = zip(_photo_files(Path(job.photos)), draw_questions(job.seed), strict=False)
+    requests = [
+        client.build_request("POST", f"{job.url}/ask", files={"photo": photo}, data={"question": question})
+        for photo, question in pairs
+    ]
+    for request in requests:
+        await request.aread()  # encodes the body
+
+    async def send(number: int) -> None:
+        response = await client.send(requests[number % len(requests)])
+        if response.status_code != httpx.codes.OK or not response.json().get("answer"):
+            raise AnswerError(f"status {response.status_code}: {response.text[:200]}")
+
+    return send
+
+
+def _bare_client(job: Job) -> Send:
+    image, text = open_encoders(Path(job.repository), job.target)
+    images = [_pixels(files, job.image_size) for files in _photo_batches(job)]
+    tokens = [_token_ids(batch) for batch in _question_batches(job)]
+
+    async def send(number: int) -> None:
+        image({tensors.IMAGE.name: images[number % len(images)]})
+        text({tensors.TOKENS.name: tokens[number % len(tokens)]})
+
+    return send
+
+
+@cache  # compiling a large encoder takes longer than measuring it
+def open_encoders(repository: Path, target: str) -> tuple[Graph, Graph]:
+    """The image and the text encoder of the ensemble in ``repository``."""
+    [of_graphs] = [each for each in TARGETS if each.name == target]
+    steps = [step.model_name for step in read_config(repository / tensors.ENSEMBLE).ensemble_scheduling.step]
+    image, text = (
+        open_graph(repository / name / "1" / "model.onnx", of_graphs)
+        for prefix in (tensors.IMAGE_ENCODER_PREFIX, tensors.TEXT_ENCODER_PREFIX)
+        for name in steps
+        if name.startswith(prefix)
+    )
+    return image, text
+
+
+def draw_questions(seed: int, *, repeated: bool = False) -> Iterator[str]:
+    """Questions without end, as long as VizWiz's. All are distinct, or drawn from :data:`REPEATED_QUESTIONS`."""
+    rng = Random(seed)
+    questions = _distinct_questions(rng)
+    if repeated:
+        few = list(islice(questions, REPEATED_QUESTIONS))
+        questions = (rng.choice(few) for _ in itertools.count())
+    return questions
+
+
+def _distinct_questions(rng: Random) -> Iterator[str]:
+    seen: set[str] = set()
+    while True:
+        [length] = rng.choices(list(LENGTH_SHARES), list(LENGTH_SHARES.values()))
+        shorter = max((other for other in tensors.TOKEN_LENGTHS if other < length), default=4)
+        words = rng.randint(shorter - 1, length - 2)  # start and end of text are tokens too; each word here is one
+        question = " ".join(rng.choices(WORDS, k=words))
+        if question not in seen:
+            seen.add(question)
+            yield question
+
+
+def _question_batches(job: Job) -> list[list[str]]:
+    questions = draw_questions(job.seed, repeated=job.repeated)
+    return [list(islice(questions, job.batch)) for _ in range(job.distinct)]
+
+
+def _photo_batches(job: Job) -> list[list[bytes]]:
+    files = _photo_files(Path(job.photos))
+    count = len(files) if job.batch == 1 else PHOTO_BATCHES
+    return [[files[(number * job.batch + item) % len(files)] for item in range(job.batch)] for number in range(count)]
+
+
+@cache
+def _photo_files(folder: Path) -> list[bytes]:
+    paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in (".jpg", ".jpeg"))
+    if not paths:
+        raise SystemExit(f"{folder} has no JPEG file: give --photos a folder of photos")
+    return [path.read_bytes() for path in paths[:MAX_PHOTOS]]
+
+
+def _pixels(files: list[bytes], image_size: int) -> npt.NDArray[np.uint8]:
+    return np.stack([_decoded(file, image_size) for file in files])
+
+
+@cache  # every measurement sends the same photos
+def _decoded(file: bytes, image_size: int) -> npt.NDArray[np.uint8]:
+    return to_pixels(load_photo(file), image_size)
+
+
+def _token_ids(questions: list[str]) -> npt.NDArray[np.int32]:
+    return np.stack([pad(tokenize(question).ids, tensors.CONTEXT_LENGTH) for question in questions])
+
+
+def _column(items: list[bytes]) -> npt.NDArray[np.object_]:
+    return np.array(items, dtype=object)[:, None]
+
+
+def _input(name: str, array: npt.NDArray[Any]) -> Any:
+    datatype = {"uint8": "UINT8", "int32": "INT32", "object": "BYTES"}[array.dtype.name]
+    return InferInput(name, list(array.shape), datatype).set_data_from_numpy(array)
+
+
+def main() -> None:
+    """Run jobs until standard input ends."""
+    for line in sys.stdin:
+        print(json.dumps(asdict(asyncio.run(run(Job(**json.loads(line)))))), flush=True)
+
+
+if __name__ == "__main__":
+    main()
