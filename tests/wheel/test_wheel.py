@@ -16,7 +16,7 @@ import pytest
 
 from tests.conftest import ROOT, LiveServer
 
-PACKAGE = ROOT / "client" / "vizwiz_client"
+PACKAGES = {"vizwiz_client": ROOT / "client", "vizwiz_gateway": ROOT / "gateway"}
 HEAVY = ["torch", "torchvision", "onnx", "onnxruntime", "clip", "training", "export", "serving"]
 PROJECT_FILES = ["pyproject.toml", "README.md", "LICENSE"]
 TEST_TOOLS = ["pytest>=8", "hypothesis>=6.100", "trustme>=1.1"]
@@ -45,7 +45,8 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     source = tmp_path_factory.mktemp("source")
     for name in PROJECT_FILES:
         shutil.copy(ROOT / name, source)
-    shutil.copytree(ROOT / "client", source / "client", ignore=shutil.ignore_patterns("*.egg-info", "__pycache__"))
+    for folder in PACKAGES.values():
+        shutil.copytree(folder, source / folder.name, ignore=shutil.ignore_patterns("*.egg-info", "__pycache__"))
     pip(sys.executable, "wheel", "--quiet", "--no-deps", "--wheel-dir", source / "dist", source)
     (wheel,) = (source / "dist").iterdir()
     return wheel
@@ -83,11 +84,15 @@ class TestContents:
     def test_it_is_for_every_platform(self, wheel: Path) -> None:
         assert re.fullmatch(r"vizwiz_client-[\d.]+-py3-none-any\.whl", wheel.name)
 
-    def test_it_holds_the_package_and_its_data_alone(self, wheel: Path) -> None:
+    def test_it_holds_the_packages_and_their_data_alone(self, wheel: Path) -> None:
         names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
-        tracked = run("git", "ls-files", "-co", "--exclude-standard", ".", cwd=PACKAGE).splitlines()
-        assert names == {f"vizwiz_client/{name}" for name in tracked}
-        assert {"vizwiz_client/py.typed", "vizwiz_client/cli/__init__.py"} < names
+        tracked = {
+            f"{name}/{file}"
+            for name, folder in PACKAGES.items()
+            for file in run("git", "ls-files", "-co", "--exclude-standard", ".", cwd=folder / name).splitlines()
+        }
+        assert names == tracked
+        assert {"vizwiz_client/py.typed", "vizwiz_client/cli/__init__.py", "vizwiz_gateway/static/page.css"} < names
         assert any(name.startswith("vizwiz_client/contract/clip_merges") for name in names)
 
     def test_its_metadata(self, wheel: Path) -> None:

@@ -1,0 +1,100 @@
+"""POST /v1/ask: equal to the client's answers, and a typed error for every fault of a request."""
+
+from __future__ import annotations
+
+import io
+
+import httpx
+import pytest
+from PIL import Image
+
+from tests.client.small_server import SmallServer
+from tests.gateway.processes import Gateway
+from vizwiz_client import VizwizClient
+
+
+def test_answers_are_the_clients(gateway: Gateway, triton: SmallServer, photo: bytes) -> None:
+    questions = ["what is this?", "what color is it?"]
+    response = gateway.ask(photo, *questions, data={"top": "3"})
+    with VizwizClient(triton.grpc_url) as client:
+        expected = [answer.to_dict() for answer in client.ask_batch([(photo, q) for q in questions], top=3)]
+    assert response.status_code == 200
+    answers = response.json()["answers"]
+    for answer in (*answers, *expected):
+        del answer["timings"], answer["request_id"]
+    assert answers == expected
+    assert answers[0] != answers[1]
+
+
+def test_a_photo_is_turned_upright(gateway: Gateway, photo: bytes) -> None:
+    image = Image.open(io.BytesIO(photo))
+    exif, file = Image.Exif(), io.BytesIO()
+    exif[0x0112] = 6
+    image.rotate(90, expand=True).save(file, "PNG", exif=exif)
+    upright = io.BytesIO()
+    image.save(upright, "PNG")
+    answers = [
+        gateway.ask(data, "what is this?").json()["answers"][0] for data in (file.getvalue(), upright.getvalue())
+    ]
+    assert answers[0]["candidates"] == answers[1]["candidates"]
+
+
+@pytest.mark.parametrize(
+    ("files", "data", "status", "code"),
+    [
+        ({"photo": ("a.txt", b"no photo")}, {"question": "what is this?"}, 415, "not-a-photo"),
+        ({"photo": ("a.pdf", b"%PDF-1.4")}, {"question": "what is this?"}, 415, "not-a-photo"),
+        ({"photo": ("a.jpg", b"")}, {"question": "what is this?"}, 422, "no-photo"),
+        ({"other": ("a.jpg", b"x")}, {"question": "what is this?"}, 422, "no-photo"),
+        ("photo", {}, 422, "no-question"),
+        ("photo", {"question": "  "}, 422, "no-question"),
+        ("photo", {"question": "é" * 5_001}, 422, "no-question"),
+        ("photo", {"question": "x" * 30_000}, 413, "too-large"),
+        ("photo", {"question": ["why?"] * 17}, 422, "too-many-questions"),
+        ("photo", {"question": "why?", "top": "0"}, 422, "bad-top"),
+        ("photo", {"question": "why?", "top": "many"}, 422, "bad-top"),
+        ({"photo": ("a.jpg", bytes(26_000_000))}, {"question": "what is this?"}, 413, "too-large"),
+    ],
+)
+def test_a_bad_request_gets_a_problem(gateway: Gateway, photo: bytes, files, data, status: int, code: str) -> None:
+    files = {"photo": ("img.jpg", photo)} if files == "photo" else files
+    response = gateway.http.post("/v1/ask", files=files, data=data, headers={"x-request-id": "mine-1"})
+    assert response.status_code == status, response.text
+    assert response.headers["content-type"] == "application/problem+json"
+    body = response.json()
+    assert (body["status"], body["code"], body["request_id"]) == (status, code, "mine-1")
+    assert body["detail"]
+
+
+def test_a_body_that_is_no_form(gateway: Gateway) -> None:
+    assert gateway.http.post("/v1/ask", json={"question": "why?"}).json()["code"] == "not-a-form"
+    form = {"content-type": "multipart/form-data; boundary=x"}
+    bodies = (b"", b"--x\r\n", b'--x\r\ncontent-disposition: form-data; name="photo"\r\n\r\nabc', b"nonsense")
+    for body in bodies:
+        assert gateway.http.post("/v1/ask", content=body, headers=form).json()["code"] == "malformed", body
+
+
+def test_request_ids(gateway: Gateway, photo: bytes) -> None:
+    answer = gateway.ask(photo, "what is this?", headers={"x-request-id": "one.2_three"})
+    assert answer.headers["x-request-id"] == answer.json()["request_id"] == "one.2_three"
+    for bad in ("", "a b", "x" * 65, "<script>"):
+        made = gateway.http.get("/healthz", headers={"x-request-id": bad}).headers["x-request-id"]
+        assert made != bad
+        assert len(made) == 16
+    assert gateway.http.get("/nowhere").json()["request_id"]
+
+
+def test_a_host_name_that_is_not_allowed(gateway: Gateway) -> None:
+    port = httpx.URL(gateway.url).port
+    for host, status in {"evil.example": 421, f"localhost:{port}": 200, "192.168.1.2": 200, "[::1]:8080": 200}.items():
+        assert gateway.http.get("/", headers={"host": host}).status_code == status, host
+
+
+def test_the_page_answers_without_javascript(gateway: Gateway, photo: bytes) -> None:
+    assert '<form method="post" enctype="multipart/form-data"' in gateway.http.get("/").text
+    response = gateway.http.post("/", files={"photo": ("a.jpg", photo)}, data={"question": "what is this?"})
+    assert response.status_code == 200
+    assert response.headers["content-type"] == "text/html; charset=utf-8"
+    refused = gateway.http.post("/", files={"photo": ("a.jpg", b"none")}, data={"question": "a <b> question"})
+    assert refused.status_code == 415
+    assert "a &lt;b&gt; question" in refused.text
