@@ -34,20 +34,6 @@ def test_tasks_are_answered_side_by_side(fake_server: FakeServer, photos: list[P
     asyncio.run(ask())
 
 
-def test_the_event_loop_goes_on_meanwhile(fake_server: FakeServer, photos: list[Path]) -> None:
-    fake_server.gate.clear()
-
-    async def ask() -> None:
-        async with AsyncVizwizClient(fake_server.url, timeout_s=20) as client:
-            question = asyncio.create_task(client.ask(photos[0], "what?"))
-            for _ in range(10):
-                await asyncio.sleep(0.01)
-            fake_server.gate.set()  # a loop that waits for the answer does not come here
-            await question
-
-    asyncio.run(ask())
-
-
 def test_pairs_may_be_asynchronous(fake_server: FakeServer, photos: list[Path]) -> None:
     async def pairs() -> AsyncIterator[tuple[Path, str]]:
         for photo in photos:

@@ -17,12 +17,7 @@ import pytest
 
 from tests.client.fake_server import HEAD, MODELS, FakeServer
 from vizwiz_client import (
-    DeadlineExceeded,
-    ImageError,
     ModelMissing,
-    Overloaded,
-    ServerFault,
-    ServerUnavailable,
     VizwizClient,
     cli,
 )
@@ -158,21 +153,6 @@ class TestParser:
             assert _parser.parse(shlex.split(example)).command == command
 
 
-def test_exit_codes() -> None:
-    expected = {
-        _output.UsageError: 2,
-        _output.OutputError: 5,
-        ImageError: 1,
-        ServerUnavailable: 3,
-        Overloaded: 3,
-        DeadlineExceeded: 3,
-        ModelMissing: 4,
-        ServerFault: 4,
-    }
-    assert {kind: _output.exit_code(kind("")) for kind in expected} == expected
-    assert set(_output.EXIT_CODES) == {0, *expected.values(), 130}
-
-
 class TestAsk:
     def test_one_question_is_one_line(self, ask, fake_server: FakeServer, photos: list[Path]) -> None:
         fake_server.labels = ("banana",)
@@ -277,15 +257,6 @@ class TestStandardInput:
         self.give(monkeypatch, b"words")
         assert ask("-", QUESTION)[2][0].startswith("Error: standard input: the photo: not a picture")
 
-    @pytest.mark.skipif(sys.platform == "win32", reason="there is no /dev/zero")
-    def test_an_endless_photo(self, ask, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("vizwiz_client.contract.image.MAX_FILE_BYTES", 1_000)
-        with Path("/dev/zero").open() as zero:
-            monkeypatch.setattr(sys, "stdin", zero)
-            code, _, (error,) = ask("-", QUESTION)
-        assert code == _output.SOME_FAILED
-        assert "the file has over 1,000 bytes, expected fewer" in error
-
 
 class TestTerminals:
     @pytest.mark.parametrize(
@@ -306,20 +277,6 @@ class TestTerminals:
         assert (plain.stdout.split(b", 50% sure")[0], plain.stderr) == (expected, b"")
         in_json = subprocess.run([*command, "--json"], capture_output=True, env=environment, check=True)
         assert json.loads(in_json.stdout)["answer"] == "crème brûlée 🍮"
-
-    @pytest.mark.skipif(os.name == "nt", reason="Windows has no pseudo-terminals")
-    def test_no_colours_on_a_terminal(self, fake_server: FakeServer, photos: list[Path]) -> None:
-        import pty
-
-        ours, theirs = pty.openpty()
-        command = [*PROGRAM, "ask", str(photos[0]), "none.jpg", QUESTION, "--url", fake_server.url]
-        subprocess.run(command, stdout=theirs, stderr=theirs, env=os.environ | {"FORCE_COLOR": "1"}, timeout=60)
-        shown = os.read(ours, 10_000)
-        assert b"sure" in shown
-        assert b"Error: none.jpg" in shown
-        assert b"\x1b" not in shown
-        os.close(ours)
-        os.close(theirs)
 
 
 class TestStatus:

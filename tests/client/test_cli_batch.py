@@ -205,14 +205,6 @@ class TestErrors:
         assert status == _output.USAGE
         assert "save it as UTF-8 (in Excel: CSV UTF-8; in PowerShell: -Encoding utf8)" in notes[0]
 
-    def test_unusual_json_is_copied(self, batch, photos: list[Path], tmp_path: Path) -> None:
-        nested = json.loads("[" * 99 + "]" * 99)
-        row = {"photo": photos[0].name, "question": "what?", "n": nested, "number": 10**999, "nan": float("nan")}
-        path = write_json_lines(tmp_path / "q.jsonl", [row])
-        assert batch(path, "-o", tmp_path / "a.jsonl")[0] == 0
-        (found,) = read(tmp_path / "a.jsonl")
-        assert json.dumps({name: found[name] for name in row}) == json.dumps(row)
-
     def test_an_output_that_is_there_already(self, batch, photos: list[Path], tmp_path: Path) -> None:
         path, output = write_csv(tmp_path / "q.csv", questions(photos, 1)), tmp_path / "a.csv"
         output.write_text("mine")

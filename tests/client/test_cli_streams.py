@@ -9,12 +9,10 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tests.client.fake_server import FakeServer
-from vizwiz_client import cli
 from vizwiz_client.cli import _output
 from vizwiz_client.contract.streams import OUTPUT_LOST
 
@@ -140,17 +138,6 @@ class TestPipes:
         assert (done.returncode, ids((folder / "answers.csv").read_text())) == (0, [*ALL, str(ROWS)])
         assert [image[0] for image, _ in fake_server.shapes] == [1]
 
-    def test_one_that_breaks_off_is_named(
-        self, fake_server: FakeServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        class Broken(io.BytesIO):
-            def readline(self, _: int | None = -1) -> bytes:
-                raise OSError(5, "Input/output error")
-
-        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(Broken()))
-        assert cli.main(["batch", "-", "--url", fake_server.url]) == OUTPUT_LOST
-        assert capsys.readouterr().err == "Error: [Errno 5] Input/output error: 'standard input'\n"
-
 
 class TestSameFile:
     @pytest.mark.parametrize(
@@ -195,37 +182,6 @@ class TestFullDisk:
         assert shell("client batch questions.csv -o answers.csv").returncode == 0
         assert ids((folder / "answers.csv").read_text()) == ALL
         assert sum(image[0] for image, _ in fake_server.shapes) == ROWS - whole
-
-    def test_nothing_is_left_where_nothing_fits(self, shell, folder: Path) -> None:
-        before = set(folder.iterdir())
-        done = shell("ulimit -f 0; client batch questions.csv -o answers.csv")
-        assert done.returncode == OUTPUT_LOST
-        assert "answers.csv.part: cannot be written" in done.stderr
-        assert set(folder.iterdir()) == before
-
-    def test_when_the_answers_are_put_together(
-        self,
-        fake_server: FakeServer,
-        folder: Path,
-        monkeypatch: pytest.MonkeyPatch,
-        capsys: pytest.CaptureFixture[str],
-    ) -> None:
-        def full(_: Any) -> None:
-            raise OSError(28, "No space left on device")
-
-        before = set(folder.iterdir())
-        output, part = folder / "answers.csv", folder / "answers.csv.part"
-        command = ["batch", str(folder / "questions.csv"), "-o", str(output), "--url", fake_server.url]
-        with monkeypatch.context() as patch:
-            patch.setattr(os, "fsync", full)
-            assert cli.main(command) == OUTPUT_LOST
-        assert f"Error: {output}: cannot be written (No space left on device)" in capsys.readouterr().err
-        assert set(folder.iterdir()) == before | {part}
-        fake_server.shapes.clear()
-        assert cli.main(command) == 0
-        assert ids(output.read_text()) == ALL
-        assert fake_server.shapes == []
-        assert set(folder.iterdir()) == before | {output}
 
 
 class TestControlCharacters:

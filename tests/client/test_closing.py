@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import itertools
 import socket
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ import pytest
 
 from tests.client.conftest import Connect
 from tests.client.fake_server import FakeServer
-from vizwiz_client import ServerUnavailable, Status, VizwizClient, _core
+from vizwiz_client import ServerUnavailable, Status, _core
 
 LIMIT_S = 60  # what takes longer hangs
 CLOSED = r"this client is closed; make a new one"
@@ -131,18 +130,6 @@ def test_waiting_for_photos_to_be_decoded(
     go_on.set()
     assert closing.result() is None
     assert_closed(call.result())
-
-
-def test_within_the_source_of_a_stream(fake_server: FakeServer, photos: list[Path]) -> None:
-    client = VizwizClient(fake_server.url, timeout_s=LONG_S)
-
-    def pairs() -> Iterator[tuple[Path, str]]:
-        for number in itertools.count():
-            if number == 100:
-                client.close()
-            yield photos[0], "what?"
-
-    assert_closed(Call(lambda: list(client.ask_many(pairs()))).result())
 
 
 @pytest.mark.parametrize("method", METHODS)

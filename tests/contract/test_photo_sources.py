@@ -1,4 +1,4 @@
-"""Photos that are no file on disk, files that are no photo, and JPEGs that the decoder may shrink."""
+"""Sources of photos other than files, files that are no photo, JPEGs decoded at a fraction of their size, and EXIF."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import ExifTags, Image
+from PIL.TiffImagePlugin import IFDRational
 
+from tests.contract.bad_photos import encoded
 from vizwiz_client.contract import image as image_module
 from vizwiz_client.contract.errors import ImageError
 from vizwiz_client.contract.image import load_photo, materialize, to_pixels
@@ -19,12 +21,6 @@ from vizwiz_client.contract.image import load_photo, materialize, to_pixels
 
 def noise(height: int, width: int, *channels: int) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (height, width, *channels), dtype=np.uint8)
-
-
-def png(array: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(array).save(buffer, "PNG")
-    return buffer.getvalue()
 
 
 class TestArrays:
@@ -62,7 +58,7 @@ class TestArrays:
 class TestFileObjects:
     def test_from_its_start_if_it_can_be_rewound(self, tmp_path: Path) -> None:
         array = noise(30, 40, 3)
-        (tmp_path / "photo.png").write_bytes(png(array))
+        (tmp_path / "photo.png").write_bytes(encoded(Image.fromarray(array)))
         with (tmp_path / "photo.png").open("rb") as file:
             for _ in range(2):  # the second finds it at its end
                 np.testing.assert_array_equal(load_photo(file), array)
@@ -72,7 +68,7 @@ class TestFileObjects:
         reading, writing = os.pipe()
         with os.fdopen(reading, "rb") as file:
             with os.fdopen(writing, "wb") as other:
-                other.write(png(array))
+                other.write(encoded(Image.fromarray(array)))
             np.testing.assert_array_equal(load_photo(file), array)
 
     def test_text_is_refused(self, tmp_path: Path) -> None:
@@ -112,30 +108,14 @@ class TestNoFiles:
             with pytest.raises(ImageError, match="a pipe, socket or device, expected a regular file; read it"):
                 load_photo(path)
 
-    @pytest.mark.skipif(sys.platform == "win32", reason="there are none")
-    def test_a_pipe_that_takes_a_photos_place_at_the_last_moment(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        (photo := tmp_path / "photo.png").write_bytes(png(noise(30, 40, 3)))
-        os.mkfifo(pipe := tmp_path / "pipe")
-        status = photo.stat()
-        monkeypatch.setattr(os, "stat", lambda *_, **__: status)
-        with pytest.raises(ImageError, match="pipe: a pipe, socket or device, expected a regular file"):
-            load_photo(pipe)
-
     def test_a_path_that_cannot_be_one(self) -> None:
         with pytest.raises(ImageError, match=r"a\\x00b\.jpg: cannot be read .*embedded null"):
             load_photo("a\0b.jpg")
         with pytest.raises(ImageError, match=r"cannot be read .*surrogates not allowed"):
             load_photo("\ud800.jpg")
 
-    def test_bytes_as_a_path_of_the_file_system(self, tmp_path: Path) -> None:
-        (tmp_path / "photo.png").write_bytes(png(noise(30, 40, 3)))
-        (entry,) = os.scandir(os.fsencode(tmp_path))
-        np.testing.assert_array_equal(load_photo(entry), noise(30, 40, 3))
-
     def test_more_bytes_than_any_photo_has(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        data = png(noise(30, 40, 3))
+        data = encoded(Image.fromarray(noise(30, 40, 3)))
         (path := tmp_path / "photo.png").write_bytes(data)
         monkeypatch.setattr(image_module, "MAX_FILE_BYTES", len(data))
         for source in (path, data, bytearray(data), memoryview(data), io.BytesIO(data)):
@@ -193,8 +173,52 @@ class TestShrinking:
         assert (photo.mode, photo.size) == ("RGB", (80, 60))
 
 
-class TestTurnedOnce:
-    """A picture that was taken on its side is turned when it is loaded, and not again when that is loaded."""
+class TestUpright:
+    @pytest.mark.parametrize("orientation", range(1, 9))
+    def test_every_orientation(self, orientation: int) -> None:
+        upright = Image.fromarray(noise(24, 40, 3))
+        # what a camera that was held so stores: undoing it is a rotation by the opposite angle, or the same flip
+        stored = {
+            1: lambda image: image,
+            2: lambda image: image.transpose(Image.Transpose.FLIP_LEFT_RIGHT),
+            3: lambda image: image.transpose(Image.Transpose.ROTATE_180),
+            4: lambda image: image.transpose(Image.Transpose.FLIP_TOP_BOTTOM),
+            5: lambda image: image.transpose(Image.Transpose.TRANSPOSE),
+            6: lambda image: image.transpose(Image.Transpose.ROTATE_90),
+            7: lambda image: image.transpose(Image.Transpose.TRANSVERSE),
+            8: lambda image: image.transpose(Image.Transpose.ROTATE_270),
+        }[orientation](upright)
+        exif = Image.Exif()
+        exif[ExifTags.Base.Orientation] = orientation
+        np.testing.assert_array_equal(load_photo(encoded(stored, exif=exif)), upright)
+
+    @pytest.mark.parametrize(
+        "exif",
+        [
+            b"Exif\x00\x00nonsense",
+            b"Exif\x00\x00MM\xff*\x00\x00\x00\x08",
+            b"Exif\x00\x00MM\x00*\x00\x00\x00\x08\x00\x02\x01",
+            b"Exif\x00\x00",
+        ],
+    )
+    @pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP"])
+    def test_damaged_metadata_does_not_lose_the_photo(self, format: str, exif: bytes) -> None:
+        assert load_photo(encoded(Image.fromarray(noise(24, 40, 3)), format, exif=exif)).size == (40, 24)
+
+    def test_places_and_resolutions_of_nought_by_nought(self) -> None:
+        exif = Image.Exif()
+        exif[ExifTags.Base.Orientation] = 6
+        exif[ExifTags.Base.XResolution] = IFDRational(0, 0)
+        exif[ExifTags.IFD.GPSInfo] = {ExifTags.GPS.GPSLatitude: (IFDRational(0, 0),) * 3}
+        for format in ("JPEG", "PNG", "WEBP"):
+            assert load_photo(encoded(Image.fromarray(noise(24, 40, 3)), format, exif=exif)).size == (24, 40)
+
+    def test_an_orientation_in_xmp(self) -> None:
+        xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
+        for format in ("JPEG", "WEBP"):
+            assert load_photo(encoded(Image.fromarray(noise(24, 40, 3)), format, xmp=xmp)).size == (24, 40)
+
+    """A photo is rotated when it is loaded, and not again when the result is loaded."""
 
     @pytest.mark.parametrize("orientation", range(1, 9))
     def test_loaded_twice(self, orientation: int) -> None:

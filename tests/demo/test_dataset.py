@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 import pytest
@@ -62,19 +61,6 @@ def test_a_complete_folder_is_used_again(demo: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in demo.rglob("*")}
     assert ensure_demo_dataset(demo, **COUNTS) == demo
     assert {path: path.stat().st_mtime_ns for path in demo.rglob("*")} == before
-
-
-def test_a_worker_for_each_core_that_may_be_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = []
-
-    def pool(workers: int, *_: object) -> None:
-        asked.append(workers)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 5, 7})
-    monkeypatch.setattr("demo.dataset.ProcessPoolExecutor", pool)
-    assert main(["--out", str(tmp_path / "data")]) == 130
-    assert asked == [3]
 
 
 def test_bad_input_is_one_clear_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from tests.conftest import LiveServer
-from tests.export.conftest import ask_golden
 from training.backbone import clip_preprocess, clip_tokenize, load_clip
 from training.dataset import read_split
 from vizwiz_client import VizwizClient
@@ -47,21 +46,6 @@ def test_answers_are_what_pytorch_gives(live_server: LiveServer, asked: list[tup
         assert answer.answerable == pytest.approx(predicted.answerable[row].item(), abs=1e-4)
         assert f"gated_head_{answer.head_id}" == live_server.head
     assert len({answer.answer for answer in answers}) > 3  # a head that separates nothing would prove nothing
-
-
-def test_the_golden_request_has_the_answer_that_travels_with_it(live_server: LiveServer) -> None:
-    ask_golden(live_server.grpc_url, live_server.repository)
-
-
-def test_one_alone_and_many_together_have_the_same_answers(
-    live_server: LiveServer, asked: list[tuple[Path, str]]
-) -> None:
-    with VizwizClient(live_server.grpc_url) as client:
-        together = client.ask_batch(asked)
-        alone = [client.ask(photo, question) for photo, question in asked]
-    for one, many in zip(alone, together, strict=True):
-        assert one.answer == many.answer
-        assert one.confidence == pytest.approx(many.confidence, abs=1e-4)
 
 
 def test_the_command_prints_what_the_library_returns(live_server: LiveServer, asked: list[tuple[Path, str]]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -27,10 +28,16 @@ def run(tiny_clip: FrozenClip, some_photos: Path, tmp_path_factory: pytest.TempP
 
 @pytest.fixture(scope="session")
 def published(run: Run, tiny_clip: FrozenClip, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A repository that the run was exported into; a test that spoils it restores it."""
+    """A repository that the run was exported into. No test changes it: see :func:`own`."""
     folder = tmp_path_factory.mktemp("export") / "triton_models"
     export_run(run, tiny_clip, folder)
     return folder
+
+
+@pytest.fixture
+def own(published: Path, tmp_path: Path) -> Path:
+    """A copy of the repository for a test that changes it."""
+    return Path(shutil.copytree(published, tmp_path / "triton_models"))
 
 
 def snapshot(folder: Path) -> dict[str, bytes]:

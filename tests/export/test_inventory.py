@@ -26,12 +26,6 @@ from training.run import Run
 pytestmark = pytest.mark.parametrize("tiny_clip", [3], ids=["vit"], indirect=True)
 
 
-@pytest.fixture
-def own(published: Path, tmp_path: Path) -> Path:
-    """A copy of the repository for a test that changes it."""
-    return Path(shutil.copytree(published, tmp_path / "triton_models"))
-
-
 def state(folder: Path) -> dict[str, tuple[int, int, int]]:
     """Inode, time of change and size of every file below ``folder``."""
     files = (path for path in folder.rglob("*") if path.is_file())

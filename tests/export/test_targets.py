@@ -66,11 +66,6 @@ def test_what_does_not_go_together_is_refused() -> None:
         choose_target("fused", "int8", NEW_CPU)
 
 
-def test_only_cpu_targets_ask_for_an_accelerator() -> None:
-    accelerated = {target for target in TARGETS if target.accelerator}
-    assert accelerated == {Target("portable", "bf16"), Target("portable", "int8")}
-
-
 def test_a_cpu_does_not_compute_a_gpus_target_as_requested(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     assert [target for target in TARGETS if target.device != "cpu" and execution(target).as_requested] == []

@@ -54,14 +54,14 @@ def test_exporting_again_changes_nothing(published: Path, run: Run, tiny_clip: F
 
 
 @pytest.mark.parametrize("damage", ["missing", "reordered"])
-def test_a_damaged_label_file_is_written_again(damage: str, published: Path, run: Run, tiny_clip: FrozenClip) -> None:
-    labels = next(published.glob("gated_head_*/answer.txt"))
+def test_a_damaged_label_file_is_written_again(damage: str, own: Path, run: Run, tiny_clip: FrozenClip) -> None:
+    labels = next(own.glob("gated_head_*/answer.txt"))
     original = labels.read_text(encoding="utf-8")
     if damage == "missing":
         labels.unlink()
     else:
         labels.write_text("\n".join(reversed(original.splitlines())) + "\n", encoding="utf-8")
-    export_run(run, tiny_clip, published)
+    export_run(run, tiny_clip, own)
     assert labels.read_text(encoding="utf-8") == original
 
 
@@ -76,11 +76,11 @@ def test_two_exports_at_once_leave_one_whole_repository(run: Run, tiny_clip: Fro
     assert [path.name for path in tmp_path.iterdir()] == ["triton_models"]
 
 
-def test_an_altered_graph_is_exported_again(published: Path, run: Run, tiny_clip: FrozenClip) -> None:
-    graph = next(published.glob("gated_head_*/1/model.onnx"))
+def test_an_altered_graph_is_exported_again(own: Path, run: Run, tiny_clip: FrozenClip) -> None:
+    graph = next(own.glob("gated_head_*/1/model.onnx"))
     graph.write_bytes(graph.read_bytes() + b"\0")
-    export_run(run, tiny_clip, published)
-    assert repository.is_published(published, graph.parents[1].name)
+    export_run(run, tiny_clip, own)
+    assert repository.is_published(own, graph.parents[1].name)
 
 
 @pytest.mark.parametrize("tiny_clip", [3], ids=["vit"], indirect=True)

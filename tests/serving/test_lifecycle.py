@@ -23,7 +23,6 @@ from tritonclient.grpc import InferenceServerClient
 from tritonclient.utils import InferenceServerException
 
 from serving import ServingError, access
-from serving import __main__ as command
 from serving import server as server_module
 from serving.golden import read_golden
 from serving.process import stubs
@@ -357,14 +356,6 @@ def test_the_log_is_bounded(tiny_repository: Path, monkeypatch: pytest.MonkeyPat
             assert eventually(rotated, 60)
         ask(client, IMAGE, TOKENS)
         assert eventually(lambda: server.log.read_bytes()[:1] not in (b"", b"\0"))
-
-
-def test_it_prints_its_addresses_and_the_next_command(server: EmbeddedTriton) -> None:
-    text = command._addresses(server, 1.25)
-    assert text.startswith("vizwiz_vqa is ready, after 1.2 s:\n")
-    for address in (server.grpc_url, f"http://{server.http_url}/", server.metrics_url, str(server.log)):
-        assert address in text
-    assert f'\n  vizwiz-client ask img.jpg "what is this?" --url {server.grpc_url}\n' in text
 
 
 def test_onnx_runtimes_telemetry_is_off(tiny_repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

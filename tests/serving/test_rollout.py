@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import operator
 import os
 import shutil
 import signal
@@ -24,20 +22,15 @@ from serving import __main__ as command
 from serving import rollout as rollout_module
 from serving.access import find_server
 from serving.golden import read_golden
-from serving.repository import IMMUTABLE_MODEL, ensembles, locked, steps
+from serving.repository import ensembles, locked, steps
 from serving.rollout import Control, Rollout, rollout
 from serving.server import EmbeddedTriton
+from tests.serving.broken_heads import BROKEN, FIRST, HEADS, SECOND, THIRD, change_golden
 from tests.serving.load import Load, Reply, ask_ensemble, errors
 from tests.serving.processes import eventually, is_ready
-from tests.serving.tiny_repository import HEAD, IMAGE_MODEL, SIDE, change_config, golden_inputs, head_answer, write_head
+from tests.serving.tiny_repository import IMAGE_MODEL, SIDE, change_config, golden_inputs, head_answer, write_head
 from vizwiz_client.contract import tensors
 
-HEADS = {  # name -> its answers, and the factor of its values
-    HEAD: (("red", "blue: dark", "green"), 1.0),
-    "gated_head_00000000beef": (("mug", "cup", "spoon", "fork", "a: b"), 2.0),
-    "gated_head_0123456789ab": (("1", "2", "3", "4", "5", "6", "7"), 0.5),
-}
-FIRST, SECOND, THIRD = HEADS
 ANOTHER = f"{tensors.ENSEMBLE}_too"  # an ensemble of the same models; it comes after the other one
 
 
@@ -153,74 +146,6 @@ def test_rollouts_under_load_fail_no_request_and_mix_no_answers(served: Served, 
     )
 
 
-def _nan_weights(repository: Path) -> None:
-    shutil.rmtree(repository / SECOND)
-    write_head(repository / SECOND, HEADS[SECOND][0], float("nan"))
-
-
-def _damaged_graph(repository: Path) -> None:
-    graph = repository / SECOND / "1" / "model.onnx"
-    graph.write_bytes(graph.read_bytes() + b"\0")
-
-
-def _other_labels(repository: Path) -> None:
-    labels = repository / SECOND / "answer.txt"
-    labels.write_text("".join(f"{label}\n" for label in reversed(HEADS[SECOND][0])))
-
-
-def _set_digest(repository: Path, parameter: str, digest: str) -> None:
-    change_config(repository / SECOND, lambda config: config.parameters[parameter].__setattr__("string_value", digest))
-
-
-def _other_labels_with_their_digest(repository: Path) -> None:
-    _other_labels(repository)
-    labels = repository / SECOND / "answer.txt"
-    _set_digest(repository, "labels_sha256_answer.txt", hashlib.sha256(labels.read_bytes()).hexdigest())
-
-
-def _wrong_digest_of_labels(repository: Path) -> None:
-    _set_digest(repository, "labels_sha256_answer.txt", "0" * 64)
-
-
-def _change_golden(repository: Path, edit: Callable[[dict[str, Any]], None]) -> None:
-    path = repository / SECOND / "golden.json"
-    golden = json.loads(path.read_text())
-    edit(golden["expected"])
-    path.write_text(json.dumps(golden))
-
-
-def _other_answer(repository: Path) -> None:
-    _change_golden(repository, lambda expected: operator.setitem(expected["candidates"][0], "confidence", 0.5))
-
-
-def _other_type(repository: Path) -> None:
-    _change_golden(repository, lambda expected: operator.setitem(expected["answer_types"][1], "confidence", 0.5))
-
-
-def _no_golden_request(repository: Path) -> None:
-    (repository / SECOND / "golden.jpg").unlink()
-
-
-def _other_head_id(repository: Path) -> None:
-    other = repository / "gated_head_ffffffffffff"
-    write_head(other, *HEADS[SECOND])
-    shutil.copy(other / "1" / "model.onnx", repository / SECOND / "1" / "model.onnx")
-    _set_digest(repository, "model_sha256", hashlib.sha256((other / "1" / "model.onnx").read_bytes()).hexdigest())
-
-
-BROKEN: list[tuple[Callable[[Path], None], str]] = [
-    (_nan_weights, "'mug' has the probability nan"),
-    (_damaged_graph, "model.onnx is damaged or replaced: its SHA-256 differs from the one in config.pbtxt"),
-    (_other_labels, "'mug' has the probability"),
-    (_other_labels_with_their_digest, "'mug' has the probability"),
-    (_wrong_digest_of_labels, "answer.txt is damaged or replaced"),
-    (_other_answer, "'mug' has the probability"),
-    (_other_type, "'number' has the probability"),
-    (_no_golden_request, f"{SECOND} has no usable golden request (FileNotFoundError"),
-    (_other_head_id, "the head that answered is ffffffffffff"),
-]
-
-
 @pytest.mark.parametrize("broken", [BROKEN[:3], pytest.param(BROKEN[3:], marks=pytest.mark.slow)])
 def test_a_broken_head_is_refused_before_any_ensemble_changes(
     served: Served, broken: list[tuple[Callable[[Path], None], str]]
@@ -256,7 +181,7 @@ def test_types_that_are_nearly_tied_may_come_in_either_order(served: Served) -> 
         for each in expected["answer_types"]:
             each["confidence"] += 0.009
 
-    _change_golden(served.repository, reorder)
+    change_golden(served.repository, reorder)
     served.roll_out(SECOND)
     assert served.heads() == [SECOND, SECOND]
 
@@ -392,13 +317,6 @@ def test_the_next_rollout_unloads_what_a_killed_one_left(served: Served) -> None
     served.control().load(THIRD)
     assert served.states()[THIRD] == "READY"
     assert served.roll_out(SECOND).unloaded == [FIRST, THIRD]
-
-
-def test_models_of_others_are_not_taken_for_ours() -> None:
-    """A rollout unloads ours."""
-    assert IMMUTABLE_MODEL.fullmatch("preprocess_0123456789ab")
-    for others in ("preprocess_audio", "preprocess_0123456789ab_v2", f"my_{HEAD}", tensors.ENSEMBLE):
-        assert not IMMUTABLE_MODEL.fullmatch(others)
 
 
 def test_a_head_that_is_not_there_or_not_clear(served: Served) -> None:

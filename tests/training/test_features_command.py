@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from tests.conftest import ROOT, annotation, write_split
@@ -143,15 +142,3 @@ def test_the_command_reports_what_it_did(
     assert capsys.readouterr().out.startswith("train: 5 x 64, 2 rotation(s), ")
     assert main([*flags, "--cache", str(tmp_path), "--workers", "0"]) == 2
     assert capsys.readouterr().err == "error: --workers must be at least 1, got 0\n"
-
-
-def test_more_processes_than_gpus(
-    flags: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr("training.features.gather", lambda value: [value])
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    for name, value in (("RANK", "2"), ("LOCAL_RANK", "2"), ("WORLD_SIZE", "3")):
-        monkeypatch.setenv(name, value)
-    assert main([*flags, "--device", "auto"]) == 2
-    assert "rank 2: error: --device cuda:2: this PyTorch sees 2 CUDA device(s)" in capsys.readouterr().err

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -107,43 +106,6 @@ def test_bad_input_is_one_clear_line(
     assert reproduce.main([*places, *clip, "--base-url", "http://127.0.0.1:9", *arguments]) == 2
     assert capsys.readouterr().err.startswith(message)
     assert not (tmp_path / "runs").exists()
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--holdout", "1.5"], "error: --holdout must be above 0 and below 1, got 1.5"),
-        (["--clip", "README.md", "--clip", "README.md"], "error: --clip README.md is given more than once"),
-    ],
-)
-def test_settings_are_checked_before_anything_is_fetched(
-    site: str, tmp_path: Path, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    places = ["--data", str(tmp_path / "VizWiz"), "--runs", str(tmp_path / "runs"), "--device", "cpu"]
-    clip = [] if "--clip" in arguments else ["--clip", "README.md"]
-    assert reproduce.main([*places, *clip, "--base-url", site, *arguments]) == 2
-    assert capsys.readouterr().err.startswith(message)
-    assert not list(tmp_path.iterdir())
-
-
-def test_an_interrupted_reproduction_continues(
-    some_photos: Path,
-    tiny_vit: FrozenClip,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    places = ["--data", str(some_photos), "--runs", str(tmp_path / "runs"), "--cache", str(tmp_path / "cache")]
-    arguments = [*places, "--clip", tiny_vit.source, "--device", "cpu", "--epochs", "2", "--holdout", "0.2"]
-
-    def interrupt(row: dict[str, Any]) -> str:
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr("training.fit.describe_epoch", interrupt)
-        assert reproduce.main(arguments) == 130
-    assert "finished heads are kept, the same command continues" in capsys.readouterr().err
-    assert reproduce.main(arguments) == 0
 
 
 @pytest.mark.slow
