@@ -44,8 +44,8 @@ VARIANTS = {
     "best": BEST,
     "  random projection": replace(BEST, projection="random"),
     "  no weight decay": replace(BEST, weight_decay=0.0, decay_trials=0),
-    "  300 steps": replace(BEST, min_steps=300),
-    "  1,200 steps": replace(BEST, min_steps=1_200),
+    "  300 steps": replace(BEST, repeat_to_steps=300),
+    "  1,200 steps": replace(BEST, repeat_to_steps=1_200),
     "  dropout 0.25": replace(BEST, dropout=0.25),
 }
 

@@ -149,7 +149,7 @@ def fit_ensemble(
 
 
 def _remedy(recipe: Recipe) -> str:
-    return "give more --min-steps" if recipe.name == "best" else "give --recipe best, or more --min-steps"
+    return "give more --repeat-to-steps" if recipe.name == "best" else "give --recipe best, or more --repeat-to-steps"
 
 
 def warn_of_underfit(

@@ -118,8 +118,8 @@ def test_a_head_that_underfits_is_told(
     fit.fit(*splits, tiny_vit, Recipe(epochs=1, learning_rate=1e-6), *places)
     warned = capsys.readouterr().err
     assert "warning: the head underfits: VQA " in warned
-    assert "Each head took 1 steps: give --recipe best, or more --min-steps" in warned
-    fit.fit(*splits, tiny_vit, Recipe(min_steps=600, dropout=0.0), *places)
+    assert "Each head took 1 steps: give --recipe best, or more --repeat-to-steps" in warned
+    fit.fit(*splits, tiny_vit, Recipe(repeat_to_steps=600, dropout=0.0), *places)
     assert "warning" not in capsys.readouterr().err
 
 
@@ -151,7 +151,7 @@ def test_every_epoch_is_logged(run: Path) -> None:
 
 @pytest.mark.parametrize("name", ["paper", "best"])
 def test_the_other_recipes(name: str, tiny_vit: FrozenClip, splits: tuple[Split, Split], tmp_path: Path) -> None:
-    recipe = replace(RECIPES[name], epochs=2, folds=3, min_steps=8)
+    recipe = replace(RECIPES[name], epochs=2, folds=3, repeat_to_steps=8)
     run = read_run(fit.fit(*splits, tiny_vit, recipe, tmp_path / "runs", tmp_path / "cache"))
     assert len(run.load_predictor().heads) == 3
     assert run.config["recipe"] == vars(recipe)

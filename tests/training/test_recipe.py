@@ -21,7 +21,7 @@ def test_the_reports_recipe_is_the_default() -> None:
     assert asdict(REPORT) == {
         "name": "report",
         "epochs": 10,
-        "min_steps": 0,
+        "repeat_to_steps": 0,
         "learning_rate": 1e-3,
         "batch_size": 128,
         "dropout": 0.5,
@@ -91,9 +91,9 @@ def test_all_problems_are_told_together() -> None:
     [
         (20_523, {"epochs": 10, "batch_size": 128}, 1_610),
         (3_000, {"epochs": 6, "batch_size": 512, "folds": 10}, 36),
-        (3_000, {"epochs": 6, "batch_size": 512, "folds": 10, "min_steps": 200}, 216),
-        (300, {"epochs": 6, "batch_size": 512, "min_steps": 200}, 204),
-        (20_523, {"epochs": 6, "batch_size": 512, "folds": 10, "min_steps": 200}, 222),
+        (3_000, {"epochs": 6, "batch_size": 512, "folds": 10, "repeat_to_steps": 400}, 396),
+        (300, {"epochs": 6, "batch_size": 512, "repeat_to_steps": 400}, 396),
+        (20_523, {"epochs": 6, "batch_size": 512, "folds": 10, "repeat_to_steps": 400}, 222),
     ],
 )
 def test_the_steps_of_a_fit(records: int, settings: dict[str, int], steps: int) -> None:

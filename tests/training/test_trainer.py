@@ -107,15 +107,15 @@ def test_the_average_of_weights_is_what_is_kept() -> None:
     torch.testing.assert_close(trainer.scored_head.gate.weight, 0.5 * seen[0] + 0.5 * seen[1])
 
 
-def test_few_records_are_passed_over_until_min_steps() -> None:
+def test_an_epoch_passes_over_few_records_several_times() -> None:
     dataset, answers = make_dataset(make_records(40), TINY)
-    recipe = replace(TINY, min_steps=25)
+    recipe = replace(TINY, repeat_to_steps=30)
     trainer = Trainer(recipe, dataset, answers, 4, 0)
     steps: list[float] = []
     trainer.optimiser.register_step_post_hook(lambda *_: steps.append(trainer.optimiser.param_groups[0]["lr"]))
     for _ in range(recipe.epochs):
         assert math.isfinite(trainer.run_epoch())
-    assert len(steps) == recipe.steps(40) == 27  # three epochs of three passes of three steps
+    assert len(steps) == recipe.steps(40) == 27  # three epochs of three passes of three steps; four passes would take 36
 
 
 def test_a_projection_starts_at_the_principal_components() -> None:
