@@ -1,10 +1,9 @@
-"""The whole job on the embedded demo material: fit, export, serve, ask.
+"""Fit, export, serve and ask, on the demo data.
 
     make demo
 
-Runs the project's own commands, one after the other, and asks a Triton server of its own on free ports. Leaves
-``img.jpg``, a photo to ask about, in the checkout. Takes one to four minutes on two cores, the packages' installation
-apart.
+Runs the project's own commands, with a Triton server on free ports. Leaves ``img.jpg``, a photo to ask about, in the
+checkout. Takes one to four minutes on two cores, after the installation of packages.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ FREE_PORTS = ["--http-port", "0", "--grpc-port", "0", "--metrics-port", "0"]
 
 
 def main() -> int:
-    """Run the job and print what came of it."""
+    """Run the commands and print questions, answers and scores."""
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     run("-m", "training.fit")
     run("-m", "export.to_onnx")
@@ -46,12 +45,12 @@ def main() -> int:
             print(f"    answer:   {ask(data / 'val' / record.image, record.question, grpc_url)}")
             print(f"    people:   {majority_answer(record)}")
     print_scores(newest_run(DEFAULT_RUNS))
-    print('\nyour turn: `python -m serving`, and in another terminal `vizwiz-client ask img.jpg "what is this?"`')
+    print('\nnext: `python -m serving`, and in another terminal `vizwiz-client ask img.jpg "what is this?"`')
     return 0
 
 
 def choose(records: Sequence[Record]) -> list[Record]:
-    """Records with different answers, the first of which asks what something is."""
+    """Select records with different answers; the first asks what something is."""
     first = next(r for r in records if r.answer_type == "other" and r.question.lower().startswith("what is this"))
     chosen = {majority_answer(first): first}
     for record in records:
@@ -60,7 +59,7 @@ def choose(records: Sequence[Record]) -> list[Record]:
 
 
 def run(*arguments: str) -> None:
-    """Run a Python command of the project, as a user would type it."""
+    """Print and run a Python command."""
     print(f"\n$ python {' '.join(arguments)}", flush=True)
     subprocess.run([sys.executable, *arguments], check=True)
 
@@ -75,7 +74,7 @@ def server() -> Iterator[str]:
         assert process.stdout is not None
         line = process.stdout.readline()
         if not line:
-            raise SystemExit(process.wait())  # the server said why
+            raise SystemExit(process.wait())  # the server has printed the cause
         yield json.loads(line)["grpc"]
     finally:
         process.send_signal(signal.SIGTERM)
@@ -89,7 +88,7 @@ def ask(photo: Path, question: str, url: str) -> str:
 
 
 def print_scores(folder: Path) -> None:
-    """The scores of the fit, and where the loss curves lie."""
+    """Print the scores of the fit and the path of the loss curves."""
     metrics = json.loads((folder / METRICS_FILE).read_text(encoding="utf-8"))
     best: dict[str, Any] = metrics["best"]
     majority = metrics["majority_baseline"]

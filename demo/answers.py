@@ -1,4 +1,4 @@
-"""Ten annotators answer a question about a scene: mostly alike, at times in other words, at times not at all."""
+"""Answers of ten simulated annotators, who mostly agree, use synonyms, or give up."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ _STATES = {
     "open": (),
     "closed": ("shut",),
 }
-_SPOILED_REMARKS: dict[str, tuple[str, ...]] = {
+_UNUSABLE_REMARKS: dict[str, tuple[str, ...]] = {
     "black": ("black", "too dark", "nothing"),
     "smeared": ("blurry", "too blurry", "blurred"),
     "empty": ("nothing", "table", "wall"),
@@ -93,14 +93,14 @@ _SPOILED_REMARKS: dict[str, tuple[str, ...]] = {
     "covered": ("finger", "hand"),
 }
 
-# How much of a question's answers each flaw takes away when it is at its worst.
+# share of annotators who give up at a flaw of severity 1
 _HARM = {"blurry": 0.3, "dark": 0.35, "noisy": 0.12, "bright": 0.15, "cut off": 0.2, "finger": 0.15, "none": 0.0}
 
 
 def answer_of(kind: str, scene: Scene) -> tuple[str, tuple[str, ...]]:
-    """What a careful annotator answers, and what others call the same thing; "unanswerable" where nothing shows it."""
-    if scene.spoiled:
-        return UNANSWERABLE, _SPOILED_REMARKS[scene.spoiled]
+    """The correct answer and its alternatives; "unanswerable" if the scene does not show it."""
+    if scene.unusable:
+        return UNANSWERABLE, _UNUSABLE_REMARKS[scene.unusable]
     if kind == "what":
         return _name_of(scene)
     if kind == "colour":

@@ -1,4 +1,4 @@
-"""What lies behind things: tables, cloths, carpets, tiles and walls; and the noise that all textures are cut from."""
+"""Backdrops: tables, cloths, carpets, tiles and walls; and the noise that textures are cropped from."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from PIL import Image, ImageChops, ImageDraw
 from demo.pen import Rgb, darker, lighter
 
 Size = tuple[int, int]
-_BANK_SIDE = 1024  # pixels of noise; every texture is a window of it
+_BANK_SIZE = 1024  # pixels of noise; every texture is a crop of it
 _GREYS: tuple[Rgb, ...] = ((226, 222, 214), (206, 204, 200), (188, 180, 168), (150, 148, 146), (216, 206, 186))
 _WOODS: tuple[Rgb, ...] = ((186, 140, 92), (148, 104, 64), (206, 168, 122), (122, 84, 54), (170, 150, 126))
 _CLOTHS: tuple[Rgb, ...] = (*_GREYS, (176, 190, 204), (196, 206, 182), (214, 190, 190), (128, 140, 156), (96, 92, 90))
@@ -20,14 +20,14 @@ _CLOTHS: tuple[Rgb, ...] = (*_GREYS, (176, 190, 204), (196, 206, 182), (214, 190
 
 @lru_cache(maxsize=1)
 def _bank() -> Image.Image:
-    noise = np.random.default_rng(0).normal(128, 42, (_BANK_SIDE, _BANK_SIDE, 3))
+    noise = np.random.default_rng(0).normal(128, 42, (_BANK_SIZE, _BANK_SIZE, 3))
     return Image.fromarray(noise.clip(0, 255).astype(np.uint8))
 
 
 def noise(size: Size, grain: Size, amount: float, rng: Random, *, grey: bool = True) -> Image.Image:
     """Smooth noise around 128 with grains of about ``grain`` pixels; ``amount`` 1 is a deviation of 42 levels."""
     width, height = max(2, size[0] // grain[0]), max(2, size[1] // grain[1])
-    x, y = rng.randrange(_BANK_SIDE - width), rng.randrange(_BANK_SIDE - height)
+    x, y = rng.randrange(_BANK_SIZE - width), rng.randrange(_BANK_SIZE - height)
     window = _bank().crop((x, y, x + width, y + height))
     window = window.getchannel(0).convert("RGB") if grey else window
     window = window.point([round(128 + (level - 128) * amount) for level in range(256)] * 3)

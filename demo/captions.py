@@ -1,7 +1,6 @@
-"""Captions for the demo CLIP: each tells a random part of what a scene shows, and says which part that is.
+"""Captions for the demo CLIP, each with the facts that it states.
 
-A caption comes with the facts it states. It is then true of every picture that has these facts, not only of the one it
-was written for, and the contrastive loss counts all of them as matches.
+A caption is true of every picture with these facts; the contrastive loss counts all of them as matches.
 """
 
 from __future__ import annotations
@@ -13,11 +12,11 @@ from demo.goods import AMOUNTS, GARMENTS, PACKAGES, PATTERNS, PRODUCTS
 from demo.objects import OBJECTS
 from demo.pen import COLOURS
 from demo.questions import phrase
-from demo.scene import FLAWS, SPOILED, Scene
+from demo.scene import FLAWS, UNUSABLE, Scene
 
 Facts = dict[str, str]
 
-# What a caption can state, and the values it can have. A spoiled picture shows none of it but its flaw.
+# Facts that a caption can state, and their values. An unusable picture has a flaw only.
 FACTS: dict[str, tuple[str, ...]] = {
     "name": (*OBJECTS, *GARMENTS, *PACKAGES, "money", "switch", "lamp", "door"),
     "colour": tuple(COLOURS),
@@ -25,7 +24,7 @@ FACTS: dict[str, tuple[str, ...]] = {
     "word": tuple(PRODUCTS),
     "amount": tuple(map(str, AMOUNTS)),
     "state": ("on", "off", "open", "closed"),
-    "flaw": (*FLAWS, *SPOILED),
+    "flaw": (*FLAWS, *UNUSABLE),
     "usable": ("yes", "no"),
 }
 _NOUNS = {
@@ -46,13 +45,13 @@ _FLAW_WORDS = {
     "covered": ("covered by a finger", "a finger over the lens"),
     "missed": ("nothing there", "empty", "the object is out of the frame"),
 }
-_UNUSABLE = ("unanswerable", "unsuitable image", "nothing to see", "can't tell", "the photo is unusable")
+_UNUSABLE_WORDS = ("unanswerable", "unsuitable image", "nothing to see", "can't tell", "the photo is unusable")
 
 
 def facts_of(scene: Scene) -> Facts:
     """Everything that a caption may state about ``scene``."""
-    if scene.spoiled:
-        return {"flaw": "empty" if scene.spoiled == "missed" else scene.spoiled, "usable": "no"}
+    if scene.unusable:
+        return {"flaw": "empty" if scene.unusable == "missed" else scene.unusable, "usable": "no"}
     facts = {
         "name": scene.name,
         "colour": scene.colour,
@@ -60,7 +59,7 @@ def facts_of(scene: Scene) -> Facts:
         "word": scene.word,
         "amount": str(scene.amount or ""),
         "state": scene.state,
-        "flaw": scene.flaw if scene.flaw == "none" or scene.severity > 0.3 else "",  # a slight flaw goes unsaid
+        "flaw": scene.flaw if scene.flaw == "none" or scene.severity > 0.3 else "",  # slight flaws are not mentioned
         "usable": "yes",
     }
     return {key: value for key, value in facts.items() if value}
@@ -69,13 +68,13 @@ def facts_of(scene: Scene) -> Facts:
 def draw_caption(scene: Scene, rng: Random) -> tuple[str, Facts]:
     """A caption of ``scene`` and the facts that it states."""
     facts = facts_of(scene)
-    if scene.spoiled:
-        return _spoiled_caption(scene, facts, rng)
+    if scene.unusable:
+        return _unusable_caption(scene, facts, rng)
     if rng.random() < 0.35:
         return _post(scene, facts, rng)
     seen = [key for key in facts if key not in ("flaw", "usable")]
-    told = [key for key in seen if rng.random() < (0.35 if key == "colour" else 0.65)]  # colours are learned first
-    stated = {key: facts[key] for key in told or [rng.choice(seen)]}
+    mentioned = [key for key in seen if rng.random() < (0.35 if key == "colour" else 0.65)]  # colours are learned first
+    stated = {key: facts[key] for key in mentioned or [rng.choice(seen)]}
     text = _describe(stated, rng)
     if facts.get("flaw", "none") != "none" and rng.random() < 0.3:
         stated["flaw"] = facts["flaw"]
@@ -111,7 +110,7 @@ _ANSWERS: dict[str, tuple[str, ...]] = {  # kind of question -> the facts that i
 
 
 def _post(scene: Scene, facts: Facts, rng: Random) -> tuple[str, Facts]:
-    """A question with its answer, as on a forum where sighted people help."""
+    """A question with its answer, as on a forum."""
     kind = rng.choice([kind for kind, keys in _ANSWERS.items() if keys[-1] in facts and _fits(kind, facts)])
     stated = {key: facts[key] for key in _ANSWERS[kind]}
     question = phrase(kind, scene, rng)
@@ -138,9 +137,9 @@ def _shortly(answer: str) -> str:
     return f"answer: {answer}"
 
 
-def _spoiled_caption(scene: Scene, facts: Facts, rng: Random) -> tuple[str, Facts]:
+def _unusable_caption(scene: Scene, facts: Facts, rng: Random) -> tuple[str, Facts]:
     if rng.random() < 0.5:
-        return f"{phrase(rng.choice(('what', 'colour')), scene, rng)} {rng.choice(_UNUSABLE)}", {"usable": "no"}
+        return f"{phrase(rng.choice(('what', 'colour')), scene, rng)} {rng.choice(_UNUSABLE_WORDS)}", {"usable": "no"}
     if rng.random() < 0.4:
-        return rng.choice(_UNUSABLE), {"usable": "no"}
+        return rng.choice(_UNUSABLE_WORDS), {"usable": "no"}
     return f"a photo that is {rng.choice(_FLAW_WORDS[facts['flaw']])}", facts

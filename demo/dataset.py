@@ -30,16 +30,16 @@ from training.artifacts import disk_full_names, staged_folder, write_json
 from training.dataset import DEMO_MANIFEST, DatasetError
 from vizwiz_client.contract import streams
 
-GENERATOR_VERSION = 1  # raised when the same seed gives other records: data made by an older one is then refused
+GENERATOR_VERSION = 1  # raise it when the same seed gives other records: older data is then refused
 DEFAULT_FOLDER = Path("data/demo")
 TRAIN, VAL, TEST = 3000, 600, 300  # records
 
 _SIZES = ((480, 640), (480, 640), (640, 480))  # pixels, upright: two in three photos are taken in portrait
-_SPOILED_SHARE = 0.165  # of photos that are past answering
-_MISPLACED_SHARE = 0.025  # of questions about objects that ask for what is not there
-_EXIF_SHARE = 0.12  # of photos that are stored sideways, with the tag that turns them upright
+_UNUSABLE_SHARE = 0.165  # of photos
+_MISPLACED_SHARE = 0.025  # of questions about objects that the photo cannot answer
+_EXIF_SHARE = 0.12  # of photos that are stored rotated, with an EXIF orientation
 _ORIENTATION = 0x0112  # EXIF tag
-_STORED_AS = {  # value of the tag -> what the phone does to the upright picture
+_STORED_AS = {  # EXIF orientation -> transformation of the upright photo
     3: Image.Transpose.ROTATE_180,
     6: Image.Transpose.ROTATE_90,
     8: Image.Transpose.ROTATE_270,
@@ -55,22 +55,25 @@ def ensure_demo_dataset(
     seed: int = 0,
     workers: int | None = None,
 ) -> Path:
-    """Make the demo data in ``folder`` unless it is there already; returns ``folder``, which appears whole or not.
+    """Draw the demo data into ``folder`` unless it exists; return ``folder``. It appears complete or not at all.
 
     Args:
-        train, val, test: the number of records of each split.
-        seed: of the random numbers that every record is drawn from.
-        workers: processes that draw; by default one for each core that this process may use.
+        folder: the VizWiz folder to create.
+        train: number of records in train.
+        val: number of records in val.
+        test: number of records in test.
+        seed: random seed.
+        workers: number of processes (default: one per available core).
 
     Raises:
-        DatasetError: ``folder`` exists and holds something else.
+        DatasetError: ``folder`` exists with other data.
     """
     counts = {"train": train, "val": val, "test": test}
     manifest = {"generator_version": GENERATOR_VERSION, **counts, "seed": seed}
     if folder.exists():
         _check_manifest(folder, manifest)
         return folder
-    print(f"making the demo data in {folder}: {train} train, {val} val and {test} test records")
+    print(f"drawing the demo data into {folder}: {train} train, {val} val and {test} test records")
     # spawn: the process may have threads by now (PyTorch's), and a fork copies the locks that they hold
     pool = ProcessPoolExecutor(
         workers or len(os.sched_getaffinity(0)), multiprocessing.get_context("spawn"), _leave_interrupts_to_the_parent
@@ -103,7 +106,7 @@ def _check_manifest(folder: Path, expected: dict[str, int]) -> None:
 def _make_record(folder: Path, split: str, seed: int, number: int) -> dict[str, Any]:
     """Draw one record from its own random numbers, save its photo and return its annotation."""
     rng = Random(f"dataset/{seed}/{split}/{number}")
-    scene = draw_scene(rng, _SPOILED_SHARE)
+    scene = draw_scene(rng, _UNUSABLE_SHARE)
     kind = draw_question_kind(scene, rng, _MISPLACED_SHARE)
     name = f"VizWiz_{split}_{number:08}.jpg"
     record = {"image": name, "question": phrase(kind, scene, rng), **annotate(kind, scene, rng)}
@@ -128,7 +131,7 @@ def _check_counts(arguments: dict[str, Any]) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Make the data set; an error with a remedy is one line and exit code 2."""
+    """Draw the data set. Errors are one line, with exit code 2."""
     parser = argparse.ArgumentParser(prog="python -m demo.dataset", description="Make the demo data set.")
     parser.add_argument("--out", type=Path, default=DEFAULT_FOLDER, help=f"folder to make (default: {DEFAULT_FOLDER})")
     for split, default in (("train", TRAIN), ("val", VAL), ("test", TEST)):

@@ -1,4 +1,4 @@
-"""Pictures and captions that the demo CLIP learns from: scenes of their own, none of the data set's."""
+"""Pictures and captions for the pre-training of the demo CLIP, independent of the demo data set."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from training.artifacts import staged_file
 from training.backbone import clip_tokenize
 from vizwiz_client.contract.image import to_pixels
 
-SIDE = 96  # pixels of the encoder's input
+IMAGE_SIZE = 96  # pixels, of the encoder's input
 
-# The data set asks about these; the demo CLIP never sees them together, only each of the two with others.
+# pairs of name and colour in the data set that pre-training excludes
 HELD_OUT: frozenset[Pair] = frozenset(
     {
         ("mug", "blue"),
@@ -41,24 +41,21 @@ HELD_OUT: frozenset[Pair] = frozenset(
         ("bag", "grey"),
     }
 )
-_SIZES = ((240, 320), (240, 320), (320, 240))  # pixels; half the data set's photos, whose flaws are in proportion
-_SPOILED_SHARE = 0.14
+_SIZES = ((240, 320), (240, 320), (320, 240))  # pixels; half of the data set's sizes
+_UNUSABLE_SHARE = 0.14
 _SAMPLE = 20_000  # captions, and as many questions, to find the tokens in
 _SHARD = 500  # pictures in a file
 _UNKNOWN = -1  # a fact that a picture does not show, or that a caption does not state
 
 
 def scene_of(seed: int, index: int) -> tuple[Scene, Random]:
-    """Scene ``index`` of the pre-training set, and the generator that goes on to draw it.
-
-    The text that seeds it differs from the data set's, so that the two are independent for any pair of seeds.
-    """
+    """Scene ``index`` of the pre-training set, and the random generator that draws its picture."""
     rng = Random(f"pretrain/{seed}/{index}")
-    return draw_scene(rng, _SPOILED_SHARE, HELD_OUT), rng
+    return draw_scene(rng, _UNUSABLE_SHARE, HELD_OUT), rng
 
 
 def render(seed: int, count: int, folder: Path, workers: int) -> list[Path]:
-    """Draw ``count`` pictures into files of uint8 [up to 500, S, S, 3]; those that are there already are kept."""
+    """Draw ``count`` pictures into files of uint8 [up to 500, S, S, 3]; existing files are reused."""
     jobs = [
         (folder / f"pictures-{start:06}.npy", range(start, min(start + _SHARD, count)))
         for start in range(0, count, _SHARD)
@@ -77,7 +74,7 @@ def _render_shard(seed: int, job: tuple[Path, range]) -> int:
     pixels = []
     for index in indices:
         scene, rng = scene_of(seed, index)
-        pixels.append(to_pixels(take_photo(scene, rng.choice(_SIZES), rng), SIDE))
+        pixels.append(to_pixels(take_photo(scene, rng.choice(_SIZES), rng), IMAGE_SIZE))
     with staged_file(path) as staging, staging.open("wb") as file:
         np.save(file, np.stack(pixels))
     return len(pixels)
@@ -97,14 +94,11 @@ def matches(shown: Tensor, stated: Tensor) -> Tensor:
 
 @lru_cache(maxsize=1)
 def tokens_in_use() -> Tensor:
-    """The tokens of CLIP that captions and questions consist of, ascending, int64.
-
-    Found in so many texts that the rarest of them occurs dozens of times.
-    """
+    """The CLIP tokens that captions and questions use, ascending, int64."""
     texts = []
     for index in range(_SAMPLE):
         rng = Random(f"tokens/{index}")
-        scene = draw_scene(rng, _SPOILED_SHARE)
+        scene = draw_scene(rng, _UNUSABLE_SHARE)
         texts.append(draw_caption(scene, rng)[0])
         texts.append(phrase(draw_question_kind(scene, rng, misplaced_share=0), scene, rng))
     return clip_tokenize(texts).unique().long()
@@ -113,11 +107,10 @@ def tokens_in_use() -> Tensor:
 class Texts:
     """Draws captions and questions as token numbers among :func:`tokens_in_use`.
 
-    With the other 49,000 rows of the embedding left out, a step takes half the time.
+    Without the other 49,000 rows of the embedding, a step takes half the time.
     """
 
     def __init__(self, scenes: Sequence[Scene]) -> None:
-        """Take the scenes that texts are drawn for."""
         self._scenes = scenes
 
     def draw_captions(self, rows: Tensor, seed: str) -> tuple[Tensor, Tensor]:
@@ -139,7 +132,7 @@ class Texts:
 def compact(texts: list[str]) -> Tensor:
     """Texts as numbers among :func:`tokens_in_use`, int64 [N, longest].
 
-    Their order is that of CLIP's tokens, so the end of the text keeps the highest number, by which CLIP finds it.
+    The numbers keep the order of CLIP's tokens: CLIP finds the end of a text by its highest number.
 
     Raises:
         ValueError: a text has a token that is not in use.

@@ -30,7 +30,7 @@ WOOD: Rgb = (160, 112, 66)
 SKIN: Rgb = (222, 170, 138)
 
 FACES = ("DejaVuSans-Bold", "DejaVuSerif-Bold", "DejaVuSansMono-Bold")
-_FONTS = Path(matplotlib.get_data_path()) / "fonts" / "ttf"  # the one set of fonts that the environment ships
+_FONTS = Path(matplotlib.get_data_path()) / "fonts" / "ttf"  # matplotlib ships these fonts
 
 
 def mix(first: Rgb, second: Rgb, share: float) -> Rgb:
@@ -40,17 +40,17 @@ def mix(first: Rgb, second: Rgb, share: float) -> Rgb:
 
 
 def darker(colour: Rgb, share: float = 0.3) -> Rgb:
-    """Towards black, as the side away from the light."""
+    """Mix ``colour`` with black."""
     return mix(colour, (0, 0, 0), share)
 
 
 def lighter(colour: Rgb, share: float = 0.35) -> Rgb:
-    """Towards white, as a reflection."""
+    """Mix ``colour`` with white."""
     return mix(colour, (255, 255, 255), share)
 
 
 def contrasting(colour: Rgb) -> Rgb:
-    """Near black or near white, whichever reads better on ``colour``."""
+    """Black or white, whichever contrasts more with ``colour``."""
     red, green, blue = colour
     return (28, 28, 30) if 299 * red + 587 * green + 114 * blue > 135_000 else (250, 250, 246)
 
@@ -62,7 +62,7 @@ def font(face: str, size: int) -> ImageFont.FreeTypeFont:
 
 
 class Pen:
-    """Draws on ``image``, RGBA of ``size`` x ``size`` pixels; every coordinate is in hundredths of the side."""
+    """Draws on ``image``, RGBA of ``size`` x ``size`` pixels; coordinates are in hundredths of ``size``."""
 
     def __init__(self, size: int) -> None:
         self.image = Image.new("RGBA", (size, size))

@@ -1,4 +1,4 @@
-"""Takes the photo of a scene: a thing on a backdrop, its shadow, the light, and the flaws of a blind person's photo."""
+"""Render the photo of a scene: an object on a backdrop, its shadow, the light, and the usual flaws."""
 
 from __future__ import annotations
 
@@ -13,25 +13,30 @@ from demo.objects import OBJECTS
 from demo.pen import COLOURS, SKIN, Pen, Rgb, mix
 from demo.scene import Scene
 
-_SUPERSAMPLING = 2  # drawn twice as large and scaled down: smooth edges
-_FRAMES = {"money": 0.98, "door": 0.95, "lamp": 0.8, "switch": 0.75}  # share of the shorter side; else 0.8
+_SUPERSAMPLING = 2  # for smooth edges
+_FRAMES = {
+    "money": 0.98,
+    "door": 0.95,
+    "lamp": 0.8,
+    "switch": 0.75,
+}  # object size / shorter side of the photo; else 0.8
 
 
 def take_photo(scene: Scene, size: Size, rng: Random) -> Image.Image:
-    """A photo of ``scene``, RGB of ``size`` pixels (width, height), upright unless the scene was taken turned."""
-    if scene.turn:
+    """A photo of ``scene``, RGB of ``size`` pixels (width, height), rotated by ``scene.rotation``."""
+    if scene.rotation:
         size = size[::-1]
     image = draw_backdrop(size, rng)
-    if scene.spoiled not in ("empty", "covered", "black"):
+    if scene.unusable not in ("empty", "covered", "black"):
         _place(image, scene, rng)
     image = _light(image, scene, rng)
-    image = _spoil(image, scene, rng) if scene.spoiled else _flaw(image, scene, rng)
+    image = _make_unusable(image, scene, rng) if scene.unusable else _flaw(image, scene, rng)
     image = roughen(image, noise(size, (1, 1), rng.uniform(0.03, 0.12), rng, grey=False))
-    return image.rotate(scene.turn, expand=True) if scene.turn else image
+    return image.rotate(scene.rotation, expand=True) if scene.rotation else image
 
 
-def _draw(scene: Scene, side: int, rng: Random) -> Image.Image:
-    pen = Pen(side * _SUPERSAMPLING)
+def _draw(scene: Scene, size: int, rng: Random) -> Image.Image:
+    pen = Pen(size * _SUPERSAMPLING)
     colour = _varied(COLOURS.get(scene.colour, (0, 0, 0)), rng)
     if scene.kind == "object":
         OBJECTS[scene.name](pen, colour)
@@ -59,10 +64,10 @@ def _varied(colour: Rgb, rng: Random) -> Rgb:
 
 
 def _place(image: Image.Image, scene: Scene, rng: Random) -> None:
-    """Draw the thing, turn and scale it, and put it down with its shadow."""
+    """Draw the object, rotated and scaled, with its shadow."""
     shorter = min(image.size)
-    side = round(shorter * _FRAMES.get(scene.kind, 0.8) * rng.uniform(0.72, 1.05))
-    thing = _draw(scene, side, rng)
+    object_size = round(shorter * _FRAMES.get(scene.kind, 0.8) * rng.uniform(0.72, 1.05))
+    thing = _draw(scene, object_size, rng)
     tilt = rng.gauss(0, 4 if scene.kind in ("door", "switch", "lamp") else 9)
     thing = thing.rotate(tilt, Image.Resampling.BILINEAR, expand=True)
     thing = thing.reduce(_SUPERSAMPLING)
@@ -74,7 +79,7 @@ def _place(image: Image.Image, scene: Scene, rng: Random) -> None:
 
 
 def _offset(scene: Scene, shorter: int, rng: Random) -> tuple[float, float]:
-    if scene.spoiled == "missed":
+    if scene.unusable == "missed":
         angle, distance = rng.uniform(0, math.tau), 1.3
     elif scene.flaw == "cut off":
         angle, distance = rng.uniform(0, math.tau), 0.25 + 0.2 * scene.severity
@@ -92,7 +97,7 @@ def _cast_shadow(image: Image.Image, thing: Image.Image, corner: Size, shorter: 
 
 
 def _light(image: Image.Image, scene: Scene, rng: Random) -> Image.Image:
-    """Light that falls off across the photo, of a warm or a cold lamp."""
+    """Uneven light, warm or cold."""
     warmth = rng.gauss(0, 0.05)
     white = [255 * min(1, 1 + warmth), 250, 255 * min(1, 1 - warmth)]
     corners = [rng.uniform(0.72, 1.0) for _ in range(4)]
@@ -117,14 +122,14 @@ def _flaw(image: Image.Image, scene: Scene, rng: Random) -> Image.Image:
     return image
 
 
-def _spoil(image: Image.Image, scene: Scene, rng: Random) -> Image.Image:
+def _make_unusable(image: Image.Image, scene: Scene, rng: Random) -> Image.Image:
     shorter = min(image.size)
-    if scene.spoiled == "black":
+    if scene.unusable == "black":
         return _exposed(image, rng.uniform(0, 0.06))
-    if scene.spoiled == "smeared":
+    if scene.unusable == "smeared":
         amount = shorter * rng.uniform(0.09, 0.14)
         return _shake(image.filter(ImageFilter.GaussianBlur(amount)), amount * 3, rng)
-    if scene.spoiled == "covered":
+    if scene.unusable == "covered":
         return _finger(image, rng.uniform(1.2, 1.6), rng)
     return image
 
@@ -134,7 +139,7 @@ def _exposed(image: Image.Image, gain: float) -> Image.Image:
 
 
 def _shake(image: Image.Image, length: float, rng: Random) -> Image.Image:
-    """Smear along a line: each blend doubles the number of shifted copies."""
+    """Motion blur: each blend doubles the number of shifted copies."""
     angle, step = rng.uniform(0, math.tau), 1.0
     while step < length:
         shift = (round(math.cos(angle) * step), round(math.sin(angle) * step))
@@ -144,7 +149,7 @@ def _shake(image: Image.Image, length: float, rng: Random) -> Image.Image:
 
 
 def _finger(image: Image.Image, reach: float, rng: Random) -> Image.Image:
-    """A fingertip before the lens: near, so out of focus."""
+    """A fingertip in front of the lens, out of focus."""
     shorter, small = min(image.size), (image.width // 8, image.height // 8)
     pen = Pen(max(small))
     unit = 100 / max(image.size)

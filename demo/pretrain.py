@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from demo import DEMO_CLIP
 from demo.captions import facts_of
-from demo.pairs import SIDE, Texts, encode_facts, matches, render, scene_of, tokens_in_use
+from demo.pairs import IMAGE_SIZE, Texts, encode_facts, matches, render, scene_of, tokens_in_use
 from training.artifacts import digest_of, staged_file
 from training.backbone import clip, normalise_pixels
 from vizwiz_client.contract import streams
@@ -60,7 +60,7 @@ def build_model(vocabulary: int) -> Any:
     """
     model = clip.model.CLIP(
         embed_dim=512,
-        image_resolution=SIDE,
+        image_resolution=IMAGE_SIZE,
         vision_layers=(1, 1, 1, 1),
         vision_width=20,
         vision_patch_size=None,

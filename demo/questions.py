@@ -1,4 +1,4 @@
-"""How a blind person asks about a photo: the kinds of question, what each scene invites, and many ways to say it."""
+"""Questions of blind people: the kinds of question, their frequency by kind of scene, and many phrasings."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _INVITED: dict[str, dict[str, float]] = {  # kind of scene -> kinds of question 
     "lamp": {"on": 45, "on or off": 25, "what": 20, "colour": 10},
     "door": {"open": 45, "open or closed": 30, "what": 10, "colour": 15},
 }
-_MISPLACED = ("money", "pattern", "read")  # asked of a photo that shows nothing of the sort
+_MISPLACED = ("money", "pattern", "read")  # kinds that an object's photo cannot answer
 
 _WORDINGS: dict[str, tuple[str, ...]] = {
     "what": (
@@ -133,12 +133,12 @@ _CLOSINGS = (
     " I think I have the camera the right way up, but let me know if I don't.",
     " I want to make sure before I put it away.",
 )
-_LONG = 120  # characters; longer questions end there, and so CLIP's 77 tokens hold all of them and an answer
+_LONG = 120  # characters; a longer question gets no closing, so that it fits CLIP's 77 tokens with an answer
 _THINGS = {"switch": ("light switch", "light", "switch"), "lamp": ("lamp", "light"), "shirt": ("shirt", "shirt", "top")}
 
 
 def draw_question_kind(scene: Scene, rng: Random, misplaced_share: float) -> str:
-    """A kind of question that the scene invites; in a share of cases one that it cannot answer."""
+    """Draw a kind of question for the scene; with probability ``misplaced_share`` one that it cannot answer."""
     if rng.random() < misplaced_share and scene.kind == "object":
         return rng.choice(_MISPLACED)
     invited = _INVITED[scene.kind]
@@ -146,10 +146,10 @@ def draw_question_kind(scene: Scene, rng: Random, misplaced_share: float) -> str
 
 
 def phrase(kind: str, scene: Scene, rng: Random) -> str:
-    """Ask a question of ``kind`` about ``scene``, at times at length and at times without care."""
+    """Phrase a question of ``kind`` about ``scene``."""
     thing = rng.choice(_THINGS.get(scene.name, (scene.name,)))
     if kind in ("colour", "pattern") and rng.random() < 0.3:
-        thing = "thing"  # the asker does not know either
+        thing = "thing"  # the asker does not know the object
     elif kind == "pattern" and scene.kind != "clothes":
         thing = "cloth"
     text = rng.choice(_WORDINGS[kind]).format(thing=thing)

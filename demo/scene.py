@@ -1,4 +1,4 @@
-"""What a photo shows and how it was taken: the one description that pictures, answers and captions are made from."""
+"""Scenes: the contents of a photo and how it was taken. Photos, questions, answers and captions derive from them."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ _OWN_COLOURS = {
 }
 _SWITCH_COLOURS = ("white", "grey", "brown", "black")
 
-# How the light and the hand spoil a photo. The spoiled ones are past answering.
+# Flaws leave a photo answerable; an unusable photo answers nothing.
 FLAWS = ("none", "blurry", "dark", "noisy", "bright", "cut off", "finger")
 _FLAW_WEIGHTS = (44, 18, 11, 8, 5, 9, 5)
-SPOILED = ("black", "smeared", "empty", "covered", "missed")
-_SPOILED_WEIGHTS = (20, 30, 25, 15, 10)
-TURNS = (0, 90, 270)  # degrees: the phone was held sideways
-_TURN_WEIGHTS = (90, 5, 5)
+UNUSABLE = ("black", "smeared", "empty", "covered", "missed")
+_UNUSABLE_WEIGHTS = (20, 30, 25, 15, 10)
+ROTATIONS = (0, 90, 270)  # degrees, counterclockwise
+_ROTATION_WEIGHTS = (90, 5, 5)
 
 Pair = tuple[str, str]
 
@@ -44,25 +44,26 @@ class Scene:
     state: str = ""  # on, off, open, closed
     flaw: str = "none"  # of FLAWS
     severity: float = 0.0  # of the flaw, 0 to 1
-    spoiled: str = ""  # of SPOILED, or empty: the photo can be used
-    turn: int = 0  # of TURNS
+    unusable: str = ""  # of UNUSABLE; empty for a usable photo
+    rotation: int = 0  # of ROTATIONS
 
 
-def draw_scene(rng: Random, spoiled_share: float, without: Collection[Pair] = ()) -> Scene:
+def draw_scene(rng: Random, unusable_share: float, without: Collection[Pair] = ()) -> Scene:
     """Draw a scene at random.
 
     Args:
-        spoiled_share: of photos that are past answering.
-        without: pairs of name and colour that must not occur together.
+        rng: source of randomness.
+        unusable_share: share of unusable photos.
+        without: pairs of name and colour to exclude.
     """
     kind = rng.choices(KINDS, _KIND_WEIGHTS)[0]
     thing = _thing(rng, kind)
     while (thing["name"], thing["colour"]) in without:
         thing = _thing(rng, kind)
     flaw = rng.choices(FLAWS, _FLAW_WEIGHTS)[0]
-    spoiled = rng.choices(SPOILED, _SPOILED_WEIGHTS)[0] if rng.random() < spoiled_share else ""
-    turn = rng.choices(TURNS, _TURN_WEIGHTS)[0]
-    return Scene(kind, **thing, flaw=flaw, severity=rng.betavariate(1.6, 2.2), spoiled=spoiled, turn=turn)
+    unusable = rng.choices(UNUSABLE, _UNUSABLE_WEIGHTS)[0] if rng.random() < unusable_share else ""
+    rotation = rng.choices(ROTATIONS, _ROTATION_WEIGHTS)[0]
+    return Scene(kind, **thing, flaw=flaw, severity=rng.betavariate(1.6, 2.2), unusable=unusable, rotation=rotation)
 
 
 def _thing(rng: Random, kind: str) -> dict[str, Any]:

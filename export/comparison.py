@@ -24,7 +24,7 @@ _TOP = 5
 
 # Rounding of probabilities in fp32. A softmax divides, so small probabilities are as exact as large ones, down to
 # fp32's smallest normal number. A sigmoid is exact to a few units of the last place below 1, 2^-24 each. ONNX Runtime's
-# was off by up to 2.8 units, so 4 count as rounding; log-odds beyond log(2^22) = 15.2 are all alike.
+# was off by up to 2.8 units, so 4 count as rounding; log-odds beyond log(2^22) = 15.2 count as equal.
 _SOFTMAX_RESOLUTION = float(np.finfo(np.float32).tiny)
 _SIGMOID_RESOLUTION = 2.0**-22
 _MIN_LOG_SCALE = 4.0  # a probability changes by at most a quarter of the change of its log-odds, p (1 - p) <= 1/4
@@ -127,7 +127,7 @@ def compare_features(images: Mapping[str, Features], texts: Mapping[str, Feature
             inputs,
             name,
             features[inputs],
-            # All noise looks alike to a network. A run's own photos may be alike too; drawn ones are not.
+            # Features of noise hardly differ. Those of a run's photos may not either; drawn photos do.
             centred_scale=0
             if inputs == "random"
             else max(_centred_scale(features[each].reference) for each in ("drawn", inputs)),

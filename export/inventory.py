@@ -37,7 +37,7 @@ class Entry:
     name: str
     kind: str  # "ensemble", "preprocess", "image encoder", "text encoder", "head"; "other": not written by export
     bytes: int
-    named_by: list[str]  # the ensembles whose steps name it
+    referenced_by: list[str]  # the ensembles with a step that references it
     steps: list[str]  # of an ensemble
     made_from: dict[str, Any]  # content of its made_from.json; empty where there is none
     parity_verified: bool | None  # of a head: whether parity was computed in the precision that its target requests
@@ -90,16 +90,17 @@ def check_repository(folder: Path, run: Run | None) -> list[str]:
             )
     if not {*steps[tensors.ENSEMBLE]} <= {*steps[tensors.RAW_ENSEMBLE]}:
         problems.append(
-            f"{tensors.RAW_ENSEMBLE} names other models than {tensors.ENSEMBLE}: a publication was interrupted just "
-            f"before its end; publish again with {_EXPORT}"
+            f"{tensors.RAW_ENSEMBLE} references other models than {tensors.ENSEMBLE}: a publication was interrupted "
+            f"just before its end; publish again with {_EXPORT}"
         )
     return problems + (_differences_from(run, folder, configs, steps[tensors.ENSEMBLE]) if run else [])
 
 
 def prune(folder: Path) -> list[Entry]:
-    """Remove the exported models that no ensemble names.
+    """Remove the exported models that no ensemble references.
 
-    Waits for an export to end. Other folders stay. A server that has loaded a removed model keeps it in memory.
+    Waits for a running export. Leaves other folders alone. A server that has loaded a removed model keeps it in
+    memory.
 
     Args:
         folder: the model repository.
@@ -108,7 +109,7 @@ def prune(folder: Path) -> list[Entry]:
         The removed models.
 
     Raises:
-        RepositoryError: there is no ensemble to say which models are needed, or ``folder`` cannot be written.
+        RepositoryError: there is no ensemble, or ``folder`` cannot be written.
     """
     if not folder.is_dir():  # the lock would create it
         raise _missing(folder)
@@ -117,10 +118,10 @@ def prune(folder: Path) -> list[Entry]:
         entries = list_models(folder)
         if not any(entry.kind == "ensemble" for entry in entries):
             raise RepositoryError(
-                f"{folder} has no ensemble, which would say which models are needed: publish one with {_EXPORT}, or "
+                f"{folder} has no ensemble, so every model would be removed: publish one with {_EXPORT}, or "
                 "delete the folder yourself"
             )
-        unused = [entry for entry in entries if entry.kind in _PREFIXES.values() and not entry.named_by]
+        unused = [entry for entry in entries if entry.kind in _PREFIXES.values() and not entry.referenced_by]
         for entry in unused:
             (folder / entry.name).replace(trash / entry.name)  # atomic; deleting file by file may be interrupted
     return unused
@@ -136,7 +137,8 @@ def describe(entries: list[Entry]) -> str:
             note = "not written by export"
         else:
             origin = ", ".join(f"{key} {_short(value)}" for key, value in entry.made_from.items())
-            note = f"{'named by ' + ', '.join(entry.named_by) if entry.named_by else 'not in use'}; {origin or '?'}"
+            users = "referenced by " + ", ".join(entry.referenced_by) if entry.referenced_by else "not in use"
+            note = f"{users}; {origin or '?'}"
             if entry.parity_verified is False:
                 note += f"; parity not verified for {entry.made_from.get('target', '?')}: see {PARITY_FILE}"
         lines.append(f"{entry.name:<26}{entry.kind:<15}{entry.bytes / _MIB:>9.1f} MiB  {note}")
@@ -164,7 +166,7 @@ def _entry(path: Path, ensembles: dict[str, list[str]]) -> Entry:
         name=path.name,
         kind=kind,
         bytes=sum(file.stat().st_size for file in path.rglob("*") if file.is_file()),
-        named_by=[name for name, steps in ensembles.items() if path.name in steps],
+        referenced_by=[name for name, steps in ensembles.items() if path.name in steps],
         steps=ensembles.get(path.name, []),
         made_from=_read_object(path / repository.MADE_FROM_FILE),
         parity_verified=report.get("passed") is True if report else None,

@@ -100,22 +100,22 @@ def draw_golden_photo() -> bytes:
 
 
 def calibration_photos(image_size: int) -> Iterator[Array]:
-    """Pixels uint8 [1, S, S, 3] to calibrate int8 on: drawn photos, half of them spoiled, then black, white and noise.
+    """Pixels uint8 [1, S, S, 3] to calibrate int8 on: drawn photos, half of them unusable, then black, white, noise.
 
     None of them is a parity input.
     """
     for number in range(CALIBRATION_PHOTOS):
-        scene, _, rng = _draw_request(f"example/{number}", spoiled_share=number % 2)
+        scene, _, rng = _draw_request(f"example/{number}", unusable_share=number % 2)
         yield to_pixels(load_photo(_render(scene, rng)), image_size)[None]
     shape = (1, image_size, image_size, 3)
     yield from (np.full(shape, value, np.uint8) for value in (0, 255))
     yield np.random.default_rng(1).integers(0, 256, shape, dtype=np.uint8)
 
 
-def _draw_request(seed: str, spoiled_share: float = 0.0) -> tuple[Scene, str, Random]:
+def _draw_request(seed: str, unusable_share: float = 0.0) -> tuple[Scene, str, Random]:
     """A scene, a question about it, and the generator that drew them."""
     rng = Random(seed)
-    scene = draw_scene(rng, spoiled_share)
+    scene = draw_scene(rng, unusable_share)
     return scene, phrase(draw_question_kind(scene, rng, 0), scene, rng), rng
 
 

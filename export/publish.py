@@ -1,6 +1,6 @@
-"""Exports a fitted run and publishes it: write the missing graphs, check parity, publish, switch the ensembles.
+"""Export a fitted run and publish it: write the missing graphs, check parity, publish, switch the ensembles.
 
-Published models are kept: after a new fit only the head is written, and CLIP is not even loaded.
+Published models are reused: after a new fit only the head is written, and CLIP is not loaded.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ from vizwiz_client.contract.tensors import CONTRACT_VERSION, DIGEST_LENGTH
 # this version cannot read the files beside a published graph.
 EXPORT_FORMAT = "16"
 DEFAULT_TARGET = Target("portable", "fp32")
-HEAD_TARGET = Target("portable", "fp32")  # of every head: it takes microseconds, so it may as well be exact
+HEAD_TARGET = Target("portable", "fp32")  # of every head: it is small, so it can be exact
 GOLDEN_PHOTO_FILE = "golden.jpg"
 GOLDEN_FILE = "golden.json"
 _GOLDEN_CANDIDATES = 5
@@ -69,22 +69,22 @@ def export_run(
 ) -> ModelNames:
     """Export a run and publish it into a Triton model repository.
 
-    Models that are published already, complete and unaltered, are kept. If anything fails, nothing is published and the
-    repository serves what it served before.
+    Published models that are complete and unaltered are reused. On any error nothing is published, and the repository
+    is unchanged.
 
     Args:
-        run: the fitted run.
-        clip: the CLIP of the fit, or its name or checkpoint; the latter is loaded only to write or check an encoder.
-        folder: the model repository; created where it is missing.
+        run: the fitted run, from :func:`training.run.read_run`.
+        clip: the CLIP of the fit, or its name or checkpoint file, which is loaded only to write or check an encoder.
+        folder: the model repository; created if missing.
         target: variant and precision of the encoders. The head is always portable fp32.
-        recheck: compare published encoders with PyTorch once more, on this machine.
+        recheck: compare published encoders with PyTorch again, on this machine.
 
     Returns:
         The names of the models that the ensembles now serve.
 
     Raises:
         ExportError: the run was fitted on another CLIP, or under another contract version.
-        ParityError: a graph does not compute what PyTorch computes; its subclasses are in :mod:`export.comparison`.
+        ParityError: a graph's outputs differ from PyTorch's; the subclasses are in :mod:`export.comparison`.
         GraphError: a graph breaks a promise of ``target``.
         TargetError: the runtime of ``target`` is not installed here.
         RepositoryError: ``folder`` cannot be written, or its disk has too little space.

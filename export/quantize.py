@@ -3,8 +3,8 @@
 Each weight matrix [in, out] gets a symmetric scale per output. Each activation gets one static scale, from the largest
 absolute value on calibration inputs. Channels behind a LayerNorm differ in size, and one large channel would leave few
 levels to the others. So the LayerNorm's channels are divided by factors that multiply the rows of the next matrix: the
-product stays the same, and the channels become alike (SmoothQuant, arXiv 2211.10438). Activations that are too uneven
-even so stay in fp32; OpenVINO then scales them dynamically, which is closer but slower.
+product stays the same, and the channels get equal ranges (SmoothQuant, arXiv 2211.10438). Activations that remain too
+uneven stay in fp32; OpenVINO then scales them dynamically, which is more exact but slower.
 
 The graph states all this with ``QuantizeLinear`` and ``DequantizeLinear``; a runtime may then multiply integers.
 """

@@ -1,7 +1,7 @@
-"""Writes and reads a Triton model repository: models are published atomically, by one process at a time.
+"""Write and read a Triton model repository: models are published atomically, by one process at a time.
 
 Replacing the configuration of ``vizwiz_vqa`` is the commit point of a publication. It comes last, so every model that
-it names is complete.
+it references is complete.
 """
 
 from __future__ import annotations
@@ -169,7 +169,7 @@ def commit(repository: Path, configs: Sequence[Any], staging: Path) -> None:
     for config in configs:
         published = repository / config.name
         folder = published if published.exists() else staging / config.name
-        (folder / VERSION).mkdir(parents=True, exist_ok=True)  # Triton wants a version, though an ensemble has no files
+        (folder / VERSION).mkdir(parents=True, exist_ok=True)  # Triton requires a version folder, even without files
         if not (folder / VERSION / ".keep").exists():
             (folder / VERSION / ".keep").touch()  # git, archives and object stores drop empty folders
         write_config_file(folder / CONFIG_FILE, config)
@@ -190,14 +190,14 @@ def _listed_files(folder: Path, config: Any) -> dict[str, Path]:
 
 
 def _beside(repository: Path) -> Path:
-    """The path beside which staging folders lie: inside ``repository`` where that is a mounted volume."""
+    """The path beside which staging folders are created: inside ``repository`` if that is a mounted volume."""
     parent = repository.parent
     same_volume = parent.stat().st_dev == repository.stat().st_dev
     return repository if same_volume else repository / repository.name
 
 
 def _remove_stale_files(repository: Path) -> None:
-    """Delete what killed processes left half-written; the caller holds the lock."""
+    """Delete incomplete files of killed processes; the caller holds the lock."""
     remove_stale(_beside(repository).parent)
     for name in tensors.ENSEMBLES:  # `serving reload` writes there too, under the same lock
         for stale in (repository / name).glob(".*.partial"):

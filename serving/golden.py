@@ -1,6 +1,6 @@
 """The golden request of a head: a smoke test that a server must pass before it serves the head.
 
-The head's folder holds it (``export/golden.py`` writes it): a photo, a question, PyTorch's answer, and the absolute
+The head's folder holds it (``export/publish.py`` writes it): a photo, a question, PyTorch's answer, and the absolute
 tolerance of each probability.
 """
 

@@ -30,7 +30,7 @@ def test_the_committed_checkpoint_is_a_small_clip() -> None:
     assert DEMO_CLIP.stat().st_size < 8_000_000
     assert {entry.compress_type for entry in zipfile.ZipFile(DEMO_CLIP).infolist()} == {zipfile.ZIP_DEFLATED}
     clip = load_clip(DEMO_CLIP)
-    assert clip.image_size == pairs.SIDE
+    assert clip.image_size == pairs.IMAGE_SIZE
     assert clip.model.context_length == 77
     assert clip.model.vocab_size == 49408
 

@@ -17,7 +17,7 @@ from demo.pairs import HELD_OUT, encode_facts, matches, scene_of
 from demo.pen import COLOURS
 from demo.photo import take_photo
 from demo.questions import KINDS, draw_question_kind, phrase
-from demo.scene import FLAWS, SPOILED, Scene, draw_scene
+from demo.scene import FLAWS, UNUSABLE, Scene, draw_scene
 from training.dataset import ANSWER_TYPES, CONFIDENCES
 from vizwiz_client.contract.tokenizer import tokenize
 
@@ -65,9 +65,9 @@ def test_flaws_do_what_they_are_called() -> None:
     assert not np.array_equal(pixels(flawed["finger"]), pixels(good))
 
 
-@pytest.mark.parametrize("spoiled", SPOILED)
-def test_a_spoiled_photo_does_not_tell_one_thing_from_another(spoiled: str) -> None:
-    mug, tie = (Scene("object", name, "red", spoiled=spoiled) for name in ("mug", "chair"))
+@pytest.mark.parametrize("unusable", UNUSABLE)
+def test_an_unusable_photo_hides_what_it_shows(unusable: str) -> None:
+    mug, tie = (Scene("object", name, "red", unusable=unusable) for name in ("mug", "chair"))
     usable = np.abs(pixels(Scene("object", "mug", "red")) - pixels(Scene("object", "chair", "red"))).mean()
     assert np.abs(pixels(mug) - pixels(tie)).mean() < 0.5 * usable
 
@@ -88,7 +88,7 @@ def test_a_spoiled_photo_does_not_tell_one_thing_from_another(spoiled: str) -> N
         ("on or off", Scene("lamp", "lamp", "red", state="off"), "off"),
         ("open", Scene("door", "door", "red", state="open"), "yes"),
         ("open or closed", Scene("door", "door", "red", state="closed"), "closed"),
-        ("what", Scene("object", "mug", "red", spoiled="black"), UNANSWERABLE),
+        ("what", Scene("object", "mug", "red", unusable="black"), UNANSWERABLE),
     ],
 )
 def test_the_answer_follows_from_the_scene(kind: str, scene: Scene, answer: str) -> None:

@@ -71,9 +71,9 @@ def test_the_list_says_what_there_is_and_what_for(run: Run, other_run: Run, own:
         "head",
         "other",
     ]
-    assert entries[new.head].named_by == entries[new.image].named_by == ["vizwiz_vqa", "vizwiz_vqa_raw"]
-    assert entries[new.preprocess].named_by == ["vizwiz_vqa_raw"]
-    assert entries[old.head].named_by == []
+    assert entries[new.head].referenced_by == entries[new.image].referenced_by == ["vizwiz_vqa", "vizwiz_vqa_raw"]
+    assert entries[new.preprocess].referenced_by == ["vizwiz_vqa_raw"]
+    assert entries[old.head].referenced_by == []
     assert entries[old.head].made_from["run"] == run.folder.name
     assert entries[new.image].made_from["clip_sha256"] == run.clip_digest
     assert entries[new.image].bytes == sum(size for *_, size in state(own / new.image).values())
@@ -131,7 +131,7 @@ def raw_of_another_head(own: Path, names: ModelNames) -> str:
     other = "gated_head_00000000000d"
     shutil.copytree(own / names.head, own / other)
     config.write_text(config.read_text(encoding="utf-8").replace(names.head, other), encoding="utf-8")
-    return "vizwiz_vqa_raw names other models than vizwiz_vqa: a publication was interrupted"
+    return "vizwiz_vqa_raw references other models than vizwiz_vqa: a publication was interrupted"
 
 
 def no_raw_ensemble(own: Path, names: ModelNames) -> str:
@@ -230,7 +230,7 @@ def test_prune_without_an_ensemble_removes_nothing(run: Run, own: Path) -> None:
     shutil.rmtree(own / "vizwiz_vqa")
     shutil.rmtree(own / "vizwiz_vqa_raw")
     before = snapshot(own)
-    with pytest.raises(RepositoryError, match="has no ensemble, which would say which models are needed"):
+    with pytest.raises(RepositoryError, match="has no ensemble, so every model would be removed"):
         prune(own)
     assert snapshot(own) == before
 

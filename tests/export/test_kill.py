@@ -53,7 +53,7 @@ def assert_whole(folder: Path, *runs: Run) -> None:
     """
     if not any(check_repository(folder, run) == [] for run in runs):
         (problem,) = check_repository(folder, None)
-        assert problem.startswith("vizwiz_vqa_raw names other models than vizwiz_vqa: a publication was interr")
+        assert problem.startswith("vizwiz_vqa_raw references other models than vizwiz_vqa: a publication was interr")
 
 
 @pytest.mark.parametrize(
@@ -83,7 +83,7 @@ def test_a_kill_between_the_two_ensembles_leaves_both_whole(
     export.communicate()
     assert export.returncode == -signal.SIGKILL
     (problem,) = check_repository(folder, None)
-    assert problem.startswith("vizwiz_vqa_raw names other models than vizwiz_vqa: a publication was interr")
+    assert problem.startswith("vizwiz_vqa_raw references other models than vizwiz_vqa: a publication was interr")
     with EmbeddedTriton(folder) as server:
         ask_golden(server.grpc_url, folder)  # of the head that `vizwiz_vqa` still names
     export_run(other_run, tiny_clip, folder)
@@ -126,6 +126,6 @@ def test_twenty_random_kills(
         export_run(other_run, tiny_clip, folder)
         assert_whole(folder, other_run)
         assert [path.name for path in folder.parent.iterdir()] == ["triton_models"]
-        assert all(repository.is_published(folder, entry.name) for entry in list_models(folder) if entry.named_by)
+        assert all(repository.is_published(folder, entry.name) for entry in list_models(folder) if entry.referenced_by)
     with EmbeddedTriton(folder) as server:
         ask_golden(server.grpc_url, folder)

@@ -1,4 +1,4 @@
-"""Image preprocessing: a photo to uint8 pixels, for training and serving alike.
+"""Image preprocessing: a photo to uint8 pixels, for training and serving.
 
 :func:`load_photo` validates, decodes, applies the EXIF orientation and converts to RGB. :func:`to_pixels` resizes and
 crops to the same pixels as CLIP's own preprocess (``clip._transform``: bicubic ``Resize``, ``CenterCrop``). Mean and

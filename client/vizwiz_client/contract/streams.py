@@ -1,4 +1,4 @@
-"""Standard streams that are closed or on a full disk, handled alike in every command of the project."""
+"""Standard streams that are closed or on a full disk, handled the same way in every command."""
 
 from __future__ import annotations
 
