@@ -115,7 +115,7 @@ def test_an_epoch_passes_over_few_records_several_times() -> None:
     trainer.optimiser.register_step_post_hook(lambda *_: steps.append(trainer.optimiser.param_groups[0]["lr"]))
     for _ in range(recipe.epochs):
         assert math.isfinite(trainer.run_epoch())
-    assert len(steps) == recipe.steps(40) == 27  # three epochs of three passes of three steps; four passes would take 36
+    assert len(steps) == recipe.steps(40) == 27  # 3 epochs of 3 passes of 3 steps; 4 passes would take 36
 
 
 def test_a_projection_starts_at_the_principal_components() -> None:
