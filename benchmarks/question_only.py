@@ -1,9 +1,8 @@
-"""Every recipe on real VizWiz labels, with the questions alone: against logistic and ridge regression.
+"""Every recipe on real VizWiz labels, with the questions alone: against logistic regression.
 
     python -m benchmarks.question_only --choose    # variants of `best` on a part of train: no look at val
     python -m benchmarks.question_only --choose --unseen    # on a part whose questions are asked nowhere else
     python -m benchmarks.question_only             # all recipes, fitted on train, scored on val, three seeds
-    python -m benchmarks.question_only --ablation  # and `best` with one setting changed at a time, for one head
 
 There are no photos in it. A question's features are 768 of its hashed words and 768 of its hashed characters, in the
 places of CLIP's text and image features; from there on it is the fit of `python -m training.fit`. The annotation files
@@ -23,12 +22,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from sklearn.decomposition import TruncatedSVD
 from sklearn.feature_extraction.text import HashingVectorizer, TfidfTransformer
 
 from benchmarks.recipes import (
-    BEST,
     CS,
     HEADER,
     VARIANTS,
@@ -41,33 +38,14 @@ from benchmarks.recipes import (
     fit_logistic,
     fit_recipe,
 )
-from training.baselines import C
 from training.dataset import Record, read_annotations
-from training.labels import AnswerScores, build_vocabulary, make_targets
 from training.metrics import question_accuracies
-from training.recipe import RECIPES, Recipe
+from training.recipe import RECIPES
 
 FEATURES = 768  # as many as ViT-L/14@336px has
 HASHES = 1 << 14
-RIDGE_PENALTIES = (0.3, 1.0, 3.0, 10.0)
 _COURTESIES = re.compile(r"\b(thank( you)?( very much)?|thanks|please|hello|okay)\b")
 Array = npt.NDArray[Any]
-
-ONE_HEAD = replace(BEST, folds=1, calibration="none", decay_trials=0)
-ABLATION = {
-    "best, not calibrated": replace(BEST, calibration="none"),
-    "best, all from what answers are": replace(BEST, answerable_from="hidden"),
-    "best, one head": ONE_HEAD,
-    "  majority targets": replace(ONE_HEAD, targets="majority"),
-    "  answerability from what answers are": replace(ONE_HEAD, answerable_from="hidden"),
-    "  hard answerability": replace(ONE_HEAD, answerable_targets="label"),
-    "  no weight averaging": replace(ONE_HEAD, ema=0.0),
-    "  constant learning rate": replace(ONE_HEAD, schedule="constant"),
-    "  the epoch best on val": replace(ONE_HEAD, keep="best"),
-    "  paper's 7 types": replace(ONE_HEAD, types="paper"),
-    "  dropout 0.3": replace(ONE_HEAD, dropout=0.3),
-    "  10 epochs": replace(ONE_HEAD, epochs=10),
-}
 
 
 def encode(train: Sequence[Record], test: Sequence[Record]) -> tuple[Part, Part]:
@@ -104,26 +82,6 @@ def plain(question: str) -> str:
     return " ".join(_COURTESIES.sub(" ", " ".join(words)).split())
 
 
-def fit_ridge(penalty: float, train: Part, test: Part) -> Outcome:
-    """Least squares with an L2 penalty, from the same features to every answer's accuracy and to answerability."""
-    vocabulary = build_vocabulary(train.records)
-    recipe = Recipe(targets="accuracy", answerable_targets="annotators")
-    targets = make_targets(train.records, vocabulary, recipe)
-    wanted = np.zeros((len(train.records), len(vocabulary.answers) + 1))
-    np.add.at(wanted, (np.arange(len(train.records))[:, None], targets.answers.numpy()), targets.weights.numpy())
-    wanted[:, -1] = targets.answerable.numpy()
-    x, y = (
-        np.hstack([part.texts, part.images[0], np.ones((len(part.records), 1))]).astype(np.float64)
-        for part in (train, test)
-    )
-    weights = np.linalg.solve(x.T @ x + penalty * np.eye(x.shape[1]), x.T @ wanted)
-    predicted = y @ weights
-    scores = AnswerScores(test.records, vocabulary.answers)
-    accuracy = scores.accuracies(torch.from_numpy(predicted[:, :-1].argmax(axis=1)))[0].numpy()
-    answerable = predicted[:, -1].clip(0, 1)
-    return Outcome(accuracy, answerable, answerable)
-
-
 def constant(test: Sequence[Record]) -> float:
     """The VQA accuracy of always answering "unanswerable", in percent."""
     given = [record.answers for record in test]
@@ -142,10 +100,8 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--choose", action="store_true", help="fit on 85%% of train, score on the rest of it")
     parser.add_argument("--unseen", action="store_true", help="with --choose: the two parts share no question")
-    parser.add_argument("--ablation", action="store_true", help="fit `best` with one setting changed at a time too")
-    parser.add_argument("--only", nargs="+", help="rows to fit: names of recipes, or parts of an ablation's name")
-    parser.add_argument("--penalty", type=float, default=3.0, help="of the ridge that is compared, found with --choose")
-    parser.add_argument("--c", type=float, default=C, help="of logistic regression, found with --choose")
+    parser.add_argument("--only", nargs="+", help="recipes or variants to fit")
+    parser.add_argument("--c", type=float, default=0.01, help="of logistic regression; --choose found the default")
     parser.add_argument("--seeds", type=int, default=3)
     arguments = parser.parse_args()
     if arguments.annotations is None:
@@ -179,12 +135,9 @@ def main() -> int:
         found[name] = [fit(seed) for seed in range(seeds)]
         print(describe(name, found[name], answerable, (time.perf_counter() - started) / seeds), flush=True)
 
-    for penalty in RIDGE_PENALTIES if arguments.choose else (arguments.penalty,):
-        add(f"ridge, penalty {penalty:g}", lambda _, penalty=penalty: fit_ridge(penalty, train, test), 1)  # type: ignore[misc]
     for c in CS if arguments.choose else (arguments.c,):
         add(f"logistic regression, C = {c:g}", lambda _, c=c: fit_logistic(c, train, test), 1)  # type: ignore[misc]
     rows = VARIANTS if arguments.choose else {name: RECIPES[name] for name in ("best", "report", "paper")}
-    rows = rows | (ABLATION if arguments.ablation else {})
     for name, recipe in rows.items():
         if not arguments.only or any(part in name for part in arguments.only):
             add(

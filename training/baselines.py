@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from training.features import SplitFeatures
-from training.labels import Targets
+from training.labels import NO_ANSWER, Targets
 
 QUESTION_ONLY, LOGISTIC = "question_only", "logistic_regression"
 LABELS = {QUESTION_ONLY: "logistic regression, question alone", LOGISTIC: "logistic regression"}
@@ -70,7 +70,7 @@ def fit_baselines(features: Features, targets: Targets, answers: int) -> dict[st
 
     Args:
         features: of the training records.
-        targets: of the training records; of weighted answers, the best of each record is used.
+        targets: of the training records.
         answers: length of the answer list, V.
     """
     return {name: fit_baseline(normalised(features, name), targets, answers) for name in LABELS}
@@ -86,12 +86,10 @@ def fit_baseline(features: Tensor, targets: Targets, answers: int, c: float = C)
         c: as in scikit-learn.
     """
     count, dim = features.shape
-    best_weight, column = targets.weights.max(dim=1)
-    # cross_entropy ignores -100
-    answer = targets.answers.gather(1, column[:, None])[:, 0].masked_fill(best_weight == 0, -100)
+    answer = targets.answer
     weight = torch.zeros(answers + 1, dim, device=features.device, requires_grad=True)
     # Biases start at the base rates, which the few steps would not reach.
-    frequency = torch.bincount(answer[answer >= 0], minlength=answers) + 0.1
+    frequency = torch.bincount(answer[answer != NO_ANSWER], minlength=answers) + 0.1
     answerable_rate = targets.answerable.mean().clamp(0.01, 0.99)
     bias = torch.cat([frequency.log(), torch.logit(answerable_rate)[None]]).requires_grad_()
     groups: list[dict[str, Any]] = [{"params": [weight], "weight_decay": 1 / (c * count)}, {"params": [bias]}]
@@ -106,8 +104,8 @@ def fit_baseline(features: Tensor, targets: Targets, answers: int, c: float = C)
         batch, rows = rows[:_BATCH].to(features.device), rows[_BATCH:]
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
             logits = functional.linear(features[batch], weight, bias).float()
-        known = (answer[batch] >= 0).sum().clamp(min=1)
-        loss = functional.cross_entropy(logits[:, :-1], answer[batch], reduction="sum") / known
+        known = (answer[batch] != NO_ANSWER).sum().clamp(min=1)
+        loss = functional.cross_entropy(logits[:, :-1], answer[batch], reduction="sum", ignore_index=NO_ANSWER) / known
         loss = loss + functional.binary_cross_entropy_with_logits(logits[:, -1], targets.answerable[batch])
         optimiser.zero_grad()
         loss.backward()

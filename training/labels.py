@@ -26,9 +26,10 @@ from torch import Tensor
 
 from training.dataset import ANSWER_TYPES, ANSWERS_PER_QUESTION, Record
 from training.metrics import accuracy_leave_one_out, accuracy_min3, normalise
-from training.recipe import LABEL, MAJORITY, OFFICIAL, PAPER, REPORT_RULE, Recipe
+from training.recipe import LABEL, OFFICIAL, PAPER, REPORT_RULE, Recipe
 
 OTHER = "other"
+NO_ANSWER = -100  # as a target: the answer list lacks it; PyTorch's cross_entropy ignores this index
 TYPE_SETS: dict[str, tuple[str, ...]] = {
     OFFICIAL: ANSWER_TYPES,
     PAPER: (OTHER, "unanswerable", "unsuitable", "yes", "no", "number", "color"),
@@ -175,10 +176,9 @@ def type_of(record: Record, target: str | None, type_set: str) -> int:
 
 
 class Targets(NamedTuple):
-    """Targets of N records; T = 1 for the majority answer alone, else 10."""
+    """Targets of N records."""
 
-    answers: Tensor  # int64 [N, T], indices into the answer list
-    weights: Tensor  # fp32 [N, T], of these answers; a row of zeros has no target answer
+    answer: Tensor  # int64 [N], index into the answer list, or NO_ANSWER
     answer_type: Tensor  # int64 [N]
     answerable: Tensor  # fp32 [N], in [0, 1]
 
@@ -195,26 +195,10 @@ def make_targets(records: Sequence[Record], vocabulary: Vocabulary, recipe: Reci
     """Targets of labelled records by the recipe's settings; answers are looked up as they are written."""
     index = {answer: number for number, answer in enumerate(vocabulary.answers)}
     chosen = [vocabulary.target(record) for record in records]
-    columns = 1 if recipe.targets == MAJORITY else ANSWERS_PER_QUESTION
-    answers = np.zeros((len(records), columns), np.int64)
-    weights = np.zeros((len(records), columns), np.float32)
-    for row, (record, target) in enumerate(zip(records, chosen, strict=True)):
-        graded = {target: 1.0} if recipe.targets == MAJORITY else _graded(record)
-        known = [(index[answer], weight) for answer, weight in graded.items() if answer in index]
-        for column, (number, weight) in enumerate(known):
-            answers[row, column], weights[row, column] = number, weight
+    answers = [NO_ANSWER if target is None else index.get(target, NO_ANSWER) for target in chosen]
     types = [type_of(record, target, recipe.types) for record, target in zip(records, chosen, strict=True)]
     answerable = [_answerable(record, recipe.answerable_targets) for record in records]
-    return Targets(torch.from_numpy(answers), torch.from_numpy(weights), torch.tensor(types), torch.tensor(answerable))
-
-
-def _graded(record: Record) -> dict[str | None, float]:
-    """Each distinct answer with the accuracy it scores as a prediction.
-
-    A prediction is normalised: "dont know" becomes "don’t know", which no annotator gave.
-    """
-    votes = [one_line(answer) for answer in record.answers]
-    return {answer: accuracy_leave_one_out(normalise(answer), votes) for answer in dict.fromkeys(votes)}
+    return Targets(*map(torch.tensor, (answers, types, answerable)))
 
 
 def _answerable(record: Record, source: str) -> float:

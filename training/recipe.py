@@ -13,7 +13,6 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 REPORT_RULE, PAPER, OFFICIAL = "report", "paper", "official"  # rules of the answer list, sets of answer types
-MAJORITY, ACCURACY = "majority", "accuracy"  # targets
 HIDDEN, FEATURES = "hidden", "features"  # inputs of answerability
 LABEL, ANNOTATORS = "label", "annotators"  # targets of answerability
 CONSTANT, COSINE = "constant", "cosine"  # schedules
@@ -55,11 +54,6 @@ class Recipe:
     types: str = _option(OFFICIAL, "answer types: the 4 official ones or the paper's 7", (OFFICIAL, PAPER))
     rotations: int = _option(1, "rotations of each photo; an epoch sees one of them at random", (1, 2, 3, 4))
     folds: int = _option(1, "heads, each fitted without its fold of train; their probabilities are averaged")
-    targets: str = _option(
-        MAJORITY,
-        "target answers: the majority's, or all, weighted by the accuracy that each scores",
-        (MAJORITY, ACCURACY),
-    )
     answerable_from: str = _option(
         HIDDEN, "input of answerability: the projection, as for answers, or CLIP's features", (HIDDEN, FEATURES)
     )

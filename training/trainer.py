@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from training.labels import AnswerScores, Targets
+from training.labels import NO_ANSWER, AnswerScores, Targets
 from training.metrics import answerability
 from training.model import GatedHead, HeadLogits
 from training.recipe import BEST_EPOCH, COSINE, PRINCIPAL, Recipe
@@ -91,14 +91,9 @@ def total_loss(logits: HeadLogits, targets: Targets) -> Tensor:
 
 
 def answer_loss(logits: Tensor, targets: Targets) -> tuple[Tensor, Tensor]:
-    """Summed cross-entropy of answer ``logits`` [B, V], and the number of records that have a target answer.
-
-    Weights that are accuracies are not normalised to sum to 1. At the minimum, an answer's probability is then
-    proportional to its expected accuracy, so the most probable answer is the one that scores best.
-    """
-    count = (targets.weights.sum(dim=1) > 0).sum()
-    log_probabilities = functional.log_softmax(logits, dim=1)
-    return -(targets.weights * log_probabilities.gather(1, targets.answers)).sum(dim=1).sum(), count
+    """Summed cross-entropy of answer ``logits`` [B, V], and the number of records that have a target answer."""
+    loss = functional.cross_entropy(logits, targets.answer, reduction="sum", ignore_index=NO_ANSWER)
+    return loss, (targets.answer != NO_ANSWER).sum()
 
 
 def learning_rate_at(recipe: Recipe, progress: float) -> float:
@@ -211,8 +206,8 @@ def _initialise_as_logistic_regression(head: GatedHead, train: FeatureDataset) -
         linear.weight.copy_(rotation @ components)
         linear.bias.copy_(-(linear.weight @ mean))
         last.weight.zero_()
-        total = torch.full_like(last.bias, 0.1).index_add_(0, targets.answers.flatten(), targets.weights.flatten())
-        last.bias.copy_(2 * (total / total.sum()).log())  # twice the log rate: the gates start at a half
+        frequency = targets.answer[targets.answer != NO_ANSWER].bincount(minlength=len(last.bias)) + 0.1
+        last.bias.copy_(2 * (frequency / frequency.sum()).log())  # twice the log rate: the gates start at a half
         head.gate.weight.zero_()
         head.gate.bias.zero_()
         head.answerable.weight.zero_()

@@ -20,6 +20,7 @@ from training.baselines import (
     save_baselines,
     underfits,
 )
+from training.labels import NO_ANSWER
 from training.recipe import Recipe
 from training.trainer import FeatureDataset
 
@@ -34,8 +35,8 @@ def test_logistic_regression_is_scikit_learns() -> None:
     targets = examples.targets
     baseline = fit_baseline(x, targets, answers)
     ours = torch.nn.functional.linear(x, baseline.weight, baseline.bias)
-    known = targets.weights[:, 0] > 0
-    theirs = LogisticRegression(C=C, max_iter=1_000).fit(x[known].numpy(), targets.answers[known, 0].numpy())
+    known = targets.answer != NO_ANSWER
+    theirs = LogisticRegression(C=C, max_iter=1_000).fit(x[known].numpy(), targets.answer[known].numpy())
     expected = torch.zeros(len(x), answers)
     expected[:, theirs.classes_] = torch.from_numpy(theirs.predict_proba(x.numpy())).float()
     assert (ours[:, :-1].softmax(1) - expected).abs().mean() < 0.01
@@ -46,16 +47,10 @@ def test_logistic_regression_is_scikit_learns() -> None:
     assert agree.float().mean() > 0.97
 
 
-def test_graded_targets_teach_the_best_answer_and_unknown_ones_none() -> None:
-    records = make_records(300)
-    majority, answers = make_dataset(records, Recipe())
-    graded, _ = make_dataset(records, Recipe(targets="accuracy"))
-    x = normalised(features_of(majority), LOGISTIC)
-    torch.testing.assert_close(
-        fit_baseline(x, majority.targets, answers).weight, fit_baseline(x, graded.targets, answers).weight
-    )
-    none = majority.targets._replace(weights=torch.zeros_like(majority.targets.weights))
-    baseline = fit_baseline(x, none, answers)
+def test_records_without_a_target_answer_teach_answerability_alone() -> None:
+    examples, answers = make_dataset(make_records(300), Recipe())
+    none = examples.targets._replace(answer=torch.full_like(examples.targets.answer, NO_ANSWER))
+    baseline = fit_baseline(normalised(features_of(examples), LOGISTIC), none, answers)
     assert not baseline.weight[:-1].any()
     assert baseline.weight[-1].any()
 

@@ -9,6 +9,7 @@ import torch
 
 from training.dataset import Record, read_annotations
 from training.labels import (
+    NO_ANSWER,
     TYPE_SETS,
     AnswerScores,
     Vocabulary,
@@ -110,29 +111,11 @@ def test_confidences_of_the_rebuilt_training_set(rebuilt: dict[str, tuple[Record
     assert sum(all_confidences_unknown(record) for record in rebuilt["train"]) == 20_123
 
 
-def target_weights(example: Record, recipe: Recipe) -> dict[str, float]:
-    targets = make_targets([example], VOCABULARY, recipe)
-    pairs = zip(targets.answers[0].tolist(), targets.weights[0].tolist(), strict=True)
-    return {VOCABULARY.answers[number]: pytest.approx(weight) for number, weight in pairs if weight}
-
-
-def test_targets_by_hand() -> None:
-    split = record(*["mug"] * 5 + ["cup"] * 2 + ["jar"] * 3)
-    assert target_weights(split, Recipe()) == {"mug": 1.0}
-    assert target_weights(split, Recipe(targets="accuracy")) == {"mug": 1.0, "cup": 0.6}
-
-
-def test_an_answer_is_weighted_by_its_score_as_a_prediction() -> None:
-    """The official evaluation turns a predicted "dont know" into "don't know", which these annotators did not say."""
-    vocabulary = Vocabulary("report", ["dont know", "mug"], Counter())
-    targets = make_targets([record(*["dont know"] * 7 + ["mug"] * 3)], vocabulary, Recipe(targets="accuracy"))
-    assert targets.weights[0, :2].tolist() == pytest.approx([0.0, 0.9])
-
-
-def test_an_answer_outside_the_list_is_no_target() -> None:
+def test_the_majority_is_the_target_answer() -> None:
+    inside = record(*["mug"] * 5 + ["cup"] * 2 + ["jar"] * 3)
     outside = record(*["jar"] * 6 + ["cup"] * 4)
-    assert target_weights(outside, Recipe()) == {}
-    assert target_weights(outside, Recipe(targets="accuracy")) == {"cup": 1.0}
+    targets = make_targets([inside, outside], VOCABULARY, Recipe())
+    assert targets.answer.tolist() == [VOCABULARY.answers.index("mug"), NO_ANSWER]
 
 
 def test_answerability_is_the_label_or_its_mean_with_the_annotators() -> None:

@@ -32,7 +32,6 @@ def test_the_reports_recipe_is_the_default() -> None:
         "types": "official",
         "rotations": 1,
         "folds": 1,
-        "targets": "majority",
         "answerable_from": "hidden",
         "answerable_targets": "label",
         "weight_decay": 0.0,
@@ -47,14 +46,13 @@ def test_the_reports_recipe_is_the_default() -> None:
 def test_the_papers_recipe() -> None:
     paper = parse("--recipe", "paper")
     assert (paper.vocabulary, paper.types, paper.rotations, paper.folds) == ("paper", "paper", 4, 10)
-    assert paper.targets == "majority"
 
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_flag_overrides_any_setting(name: str) -> None:
     assert parse("--recipe", name) == RECIPES[name]
     assert parse("--recipe", name, "--epochs", "3", "--dropout", "0") == replace(RECIPES[name], epochs=3, dropout=0.0)
-    assert parse("--recipe", name, "--targets", "accuracy").targets == "accuracy"
+    assert parse("--recipe", name, "--types", "paper").types == "paper"
 
 
 def test_a_recipe_does_not_change() -> None:
@@ -70,7 +68,7 @@ def test_all_problems_are_told_together() -> None:
             hidden=10**9,
             seed=2**64,
             dropout=1,
-            targets="mode",
+            schedule="mode",
             rotations=5,
             calibration="platt",
         )
@@ -81,7 +79,7 @@ def test_all_problems_are_told_together() -> None:
         "--hidden must be in 1 to 1,048,576, got 1000000000",
         "--seed must be in 0 to 2**32 - 1, got 18446744073709551616",
         "--rotations must be one of 1, 2, 3, 4, got 5",
-        "--targets must be one of majority, accuracy, got mode",
+        "--schedule must be one of constant, cosine, got mode",
         "--calibration platt needs --folds 2 or more, whose held-out records it is fitted on (or --calibration none)",
     ]
 
