@@ -6,9 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from vizwiz_client.contract.errors import VizwizError
-
-DECLINE_BELOW = 0.5  # threshold that the served probability `answerable` is calibrated for
-NO_ANSWER = ("unanswerable", "unsuitable", "unsuitable image")  # labels of VizWiz that mean "the photo cannot tell"
+from vizwiz_client.contract.wording import is_declined
 
 
 class Candidate(NamedTuple):
@@ -68,7 +66,7 @@ class Answer:
         True if :attr:`answerable` is under 0.5, or if the most probable answer is a label such as "unanswerable". Show
         :attr:`answer` as a guess then, or not at all.
         """
-        return self.answerable < DECLINE_BELOW or self.answer in NO_ANSWER
+        return is_declined(self.answerable, self.answer)
 
     def to_dict(self) -> dict[str, Any]:
         """All attributes and properties as plain values for JSON."""

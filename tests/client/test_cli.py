@@ -156,15 +156,15 @@ class TestParser:
 class TestAsk:
     def test_one_question_is_one_line(self, ask, fake_server: FakeServer, photos: list[Path]) -> None:
         fake_server.labels = ("banana",)
-        assert ask(photos[0], QUESTION) == (0, ["banana, 50% sure"], [])
+        assert ask(photos[0], QUESTION) == (0, ["Banana. Fairly sure, 50%."], [])
 
     def test_candidates(self, ask, fake_server: FakeServer, photos: list[Path]) -> None:
         fake_server.labels = ("banana", "lemon", "unanswerable")
-        assert ask(photos[0], "--top", 3, QUESTION)[1] == ["banana, 50% sure; or lemon, 25% sure"]
+        assert ask(photos[0], "--top", 3, QUESTION)[1] == ["Banana. Fairly sure, 50%. Or: lemon, 25%, not sure."]
 
     def test_a_declined_answer(self, ask, fake_server: FakeServer, photos: list[Path]) -> None:
         fake_server.labels, fake_server.answerable = ("banana",), 0.2
-        expected = "The photo probably cannot answer this. Best guess: banana, 50% sure"
+        expected = "The photo cannot answer this. Best guess: banana, 50%, fairly sure."
         assert ask(photos[0], QUESTION) == (0, [expected], [])
 
     @pytest.mark.parametrize("answerable", [0.2, 0.8])
@@ -173,8 +173,8 @@ class TestAsk:
         self, ask, fake_server: FakeServer, photos: list[Path], label: str, answerable: float
     ) -> None:
         fake_server.labels, fake_server.answerable = (label, "banana"), answerable
-        assert ask(photos[0], QUESTION)[1] == ["The photo probably cannot answer this."]
-        line = "The photo probably cannot answer this. Best guess: banana, 25% sure"
+        assert ask(photos[0], QUESTION)[1] == ["The photo cannot answer this."]
+        line = "The photo cannot answer this. Best guess: banana, 25%, not sure."
         assert ask(photos[0], QUESTION, "--top", 2)[1] == [line]
 
     def test_every_question_about_every_photo(self, ask, fake_server: FakeServer, photos: list[Path]) -> None:
@@ -182,8 +182,10 @@ class TestAsk:
         long = "is it\nripe? " + "tell me " * 9
         names = {QUESTION: QUESTION, long: "is it ripe? tell me tell me tell me tell me tell me tell..."}
         lines = ask(*photos[:2], "-q", QUESTION, "-q", long)[1]
-        assert lines == [f"{photo}: {names[question]}: banana, 50% sure" for photo in photos[:2] for question in names]
-        assert ask(*photos[:2], QUESTION)[1] == [f"{photo}: banana, 50% sure" for photo in photos[:2]]
+        assert lines == [
+            f"{photo}: {names[question]}: Banana. Fairly sure, 50%." for photo in photos[:2] for question in names
+        ]
+        assert ask(*photos[:2], QUESTION)[1] == [f"{photo}: Banana. Fairly sure, 50%." for photo in photos[:2]]
 
     def test_a_truncated_question_is_noted_once(self, ask, photos: list[Path]) -> None:
         status, lines, notes = ask(*photos[:2], "what is this " * 60)
@@ -262,9 +264,9 @@ class TestTerminals:
     @pytest.mark.parametrize(
         ("encoding", "expected"),
         [
-            ("utf-8", "crème brûlée 🍮".encode()),
-            ("ascii", rb"cr\xe8me br\xfbl\xe9e \U0001f36e"),
-            ("cp1252", "crème brûlée ".encode("cp1252") + rb"\U0001f36e"),
+            ("utf-8", "Crème brûlée 🍮".encode()),
+            ("ascii", rb"Cr\xe8me br\xfbl\xe9e \U0001f36e"),
+            ("cp1252", "Crème brûlée ".encode("cp1252") + rb"\U0001f36e"),
         ],
     )
     def test_what_the_encoding_lacks_is_escaped(
@@ -274,7 +276,7 @@ class TestTerminals:
         command = [*PROGRAM, "ask", str(photos[0]), QUESTION, "--url", fake_server.url]
         environment = os.environ | {"PYTHONIOENCODING": encoding}
         plain = subprocess.run(command, capture_output=True, env=environment, check=True)
-        assert (plain.stdout.split(b", 50% sure")[0], plain.stderr) == (expected, b"")
+        assert (plain.stdout.split(b". Fairly sure, 50%.")[0], plain.stderr) == (expected, b"")
         in_json = subprocess.run([*command, "--json"], capture_output=True, env=environment, check=True)
         assert json.loads(in_json.stdout)["answer"] == "crème brûlée 🍮"
 

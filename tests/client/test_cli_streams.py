@@ -85,7 +85,7 @@ class TestClosedAndFull:
             pytest.skip("no /dev/full here")
         fake_server.labels = ("banana",)
         done = shell(f"client ask photo0.png missing.png -q 'what is this?' {error}")
-        assert (done.returncode, done.stdout) == (_output.SOME_FAILED, "photo0.png: banana, 50% sure\n")
+        assert (done.returncode, done.stdout) == (_output.SOME_FAILED, "photo0.png: Banana. Fairly sure, 50%.\n")
         done = shell(f"client batch questions.csv {error}")
         assert (done.returncode, ids(done.stdout)) == (_output.OK, ALL)
         assert shell(f"client ask {error}").returncode == _output.USAGE
@@ -191,7 +191,7 @@ class TestControlCharacters:
         photos[0].rename(folder / self.NAME)
         fake_server.labels = ("ban\x1b]0;ana",)
         done = shell("client ask a*.png missing$'\\e'.png photo1.png -q 'what\u202e is this?' -q why?")
-        assert r"a\x1b[2J\n.png: what\u202e is this?: ban\x1b]0;ana, 50% sure" in done.stdout.splitlines()
+        assert r"a\x1b[2J\n.png: what\u202e is this?: Ban\x1b]0;ana. Fairly sure, 50%." in done.stdout.splitlines()
         assert done.stderr.startswith(r"Error: missing\x1b.png: cannot be read")
         assert not {"\x1b", "\u202e"} & set(done.stdout + done.stderr)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -108,7 +109,7 @@ def test_the_client_answers_in_a_line(place: Path, grpc_url: str) -> None:
         text=True,
     )
     assert len(completed.stdout.splitlines()) == 1
-    assert completed.stdout.strip().endswith("% sure")
+    assert re.fullmatch(r"[A-Z].*\. [A-Z][a-z ]+ sure, \d+%\.\n", completed.stdout)
     assert completed.stderr == ""
 
 

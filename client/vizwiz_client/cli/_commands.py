@@ -11,10 +11,10 @@ from importlib import import_module
 from itertools import product
 
 from vizwiz_client import Answer, ServerError, Tls, VizwizClient, VizwizError
-from vizwiz_client._results import NO_ANSWER
 from vizwiz_client.cli import _output
 from vizwiz_client.cli._output import UsageError, print_error, print_json, print_line, standard_input
 from vizwiz_client.contract.errors import escape_controls
+from vizwiz_client.contract.wording import to_words
 
 STANDARD_INPUT = "-"
 
@@ -84,12 +84,12 @@ def connect(arguments: argparse.Namespace) -> VizwizClient:
 
 def sentence(answer: Answer) -> str:
     """The answer in plain words, on one line, without colours: a screen reader reads it well."""
-    guesses = [candidate for candidate in answer.candidates if candidate.answer not in NO_ANSWER]
-    words = "; or ".join(f"{guess.answer}, {guess.confidence:.0%} sure" for guess in guesses)
-    if not answer.declined:
-        return words
-    refusal = "The photo probably cannot answer this."
-    return f"{refusal} Best guess: {words}" if words else refusal
+    words = to_words(answer.candidates, declined=answer.declined)
+    parts = [words.sentence] if answer.declined else [words.sentence, words.detail]
+    others = words.guesses if answer.declined else words.guesses[1:]
+    if others:
+        parts.append(f"{'Best guess' if answer.declined else 'Or'}: {'; or '.join(others)}.")
+    return " ".join(parts)
 
 
 def photos_and_questions(arguments: argparse.Namespace) -> tuple[list[str], list[str]]:

@@ -70,8 +70,9 @@ OUTPUT = {
     "ask": """\
 output:
   One line per photo and question, in that order, as soon as it is known:
-    banana, 92% sure
-    The photo probably cannot answer this. Best guess: banana, 31% sure
+    Banana. Very sure, 92%.
+    Maybe banana. Not sure, 31%.
+    The photo cannot answer this. Best guess: banana, 31%, not sure.
   With several photos or questions, each line starts with their names. Errors and notes go to standard error.
 
   With --json, one JSON object a line: photo, question, answer, confidence, declined, answerable, answer_type,
