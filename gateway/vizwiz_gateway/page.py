@@ -5,22 +5,26 @@ Interface to the application (``app.py``):
 - ``GET /`` calls ``render(PageState(...))`` with no questions, answers or problem.
 - ``POST /`` takes the fields of ``POST /v1/ask`` (multipart/form-data: file ``photo``, one or more ``question``,
   optional ``top``, 5 unless given) and calls ``render`` with the ``answers`` or with the ``problem``. The response's
-  status is that of the problem. The page works without JavaScript by this form alone; its script may send the same form
-  to ``/`` and take the result from the returned HTML, or to ``/v1/ask`` for JSON (``docs/gateway.md``).
+  status is that of the problem. The page works by this form alone; its script sends the same form and takes the result
+  from the returned HTML, so that every sentence has one home.
 - ``static/`` beside this module is served under ``/static/``; browsers revalidate it by its ETag.
 - Every response has the content security policy in :data:`CSP`: own scripts, styles, and requests alone; previews of
   photos as ``blob:``; no inline script or style, so neither ``style="..."`` nor ``onclick="..."``.
 
-The caller escapes nothing: ``render`` escapes all text.
+The caller escapes nothing: the template escapes all text.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
+from pathlib import Path
+from typing import Literal
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from vizwiz_client import Answer
+from vizwiz_client.contract.wording import QUESTION_TRUNCATED, Outcome, to_words
 from vizwiz_gateway.problems import Problem
 
 CSP = (
@@ -28,6 +32,62 @@ CSP = (
     "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
 )
 TOP = 5  # candidates that the page asks for
+
+# The most frequent questions of VizWiz's 32,842, variants of one question merged, those about a single thing left out.
+SUGGESTIONS = (
+    "What is this?",
+    "What color is this?",
+    "What does this say?",
+    "What is in this box?",
+    "What is in this can?",
+    "What product is this?",
+    "What flavor is this?",
+    "What is in this bottle?",
+    "What is the expiration date?",
+    "What do you see?",
+    "What kind of coffee is this?",
+    "What kind of soup is this?",
+    "What color is this shirt?",
+    "What is on the screen?",
+    "What is this a picture of?",
+)
+
+_AGAIN_LATER = "Press Ask again in a minute."
+_NO_PHOTO = "There is no photo. Take or choose one, then press Ask."
+_NO_QUESTION = "There is no question. Type one, such as “what is this?”, then press Ask."
+_AWAY = f"The server that answers is not available. {_AGAIN_LATER} If that fails too, tell the people who run it."
+_BY_CODE = {  # of a problem; others are told as they are
+    "no-photo": _NO_PHOTO,
+    "no-question": _NO_QUESTION,
+    "malformed": "The form did not arrive whole, or with two photos. Choose one photo, then press Ask again.",
+    "busy": "Too many people are asking at the moment. Press Ask again in a few seconds.",
+    "too-slow": f"No answer came in time. {_AGAIN_LATER}",
+    "slow-upload": "The photo took too long to arrive. Choose a smaller one, or ask where the connection is faster.",
+    "triton-unavailable": _AWAY,
+    "triton-unsuitable": _AWAY,
+    "triton-failed": _AWAY,
+    "internal": f"The server failed. {_AGAIN_LATER} If that fails too, tell the people who run it.",
+}
+_SCRIPT_MESSAGES = {  # attributes of the form that the script reads
+    "no-photo": _NO_PHOTO,
+    "no-question": _NO_QUESTION,
+    "waiting": "Still waiting for the answer. Please wait.",
+    "lost": "No answer came: the connection was lost, or the photo cannot be read any more. "
+    "Check the connection, then press Ask again.",
+    "unexpected": "The server sent something else than an answer. Reload the page, then ask again.",
+    "not-heard": "Nothing was understood. Dictate again, or type the question.",
+    "photo": "Photo:",
+}
+_PHOTO_CODES = ("no-photo", "not-a-photo", "too-large", "malformed", "slow-upload")
+_QUESTION_CODES = ("no-question", "too-many-questions")
+
+_TEMPLATES = Environment(
+    loader=FileSystemLoader(Path(__file__).with_name("templates")),
+    autoescape=True,
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
 
 
 @dataclass(frozen=True)
@@ -51,31 +111,73 @@ class PageState:
     request_id: str = ""
 
 
+@dataclass(frozen=True)
+class _Result:
+    """What the live region says.
+
+    Attributes:
+        outcome: for the style, and for what the script does next.
+        title: of the document: without the script, the first thing that a screen reader reads.
+        lines: sentences.
+        guesses: possible answers, best first.
+        field: the form's control to which an error belongs; "" for none.
+    """
+
+    outcome: Outcome | Literal["empty", "error"]
+    title: str
+    lines: Sequence[str]
+    guesses: Sequence[str] = ()
+    field: Literal["photo", "question", ""] = ""
+
+
 def render(state: PageState) -> str:
     """The page as an HTML document."""
-    result = "".join(f"<p>{escape(answer.answer)}</p>" for answer in state.answers)
+    return _TEMPLATES.get_template("page.html").render(
+        result=_result(state),
+        demo=state.demo,
+        question=state.questions[0] if state.questions else "",
+        suggestions=SUGGESTIONS,
+        request_id=state.request_id,
+        max_photo_bytes=state.max_photo_bytes,
+        script_messages={**_SCRIPT_MESSAGES, "too-large": _too_large(state.max_photo_bytes)},
+    )
+
+
+def _result(state: PageState) -> _Result:
     if state.problem:
-        result = f"<p>{escape(state.problem.detail)}</p>"
-    question = escape(state.questions[0]) if state.questions else ""
-    return f"""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width">
-<title>Ask about a photo</title>
-<link rel="stylesheet" href="/static/page.css">
-</head>
-<body>
-<main>
-<h1>Ask about a photo</h1>
-<p>Answers can be wrong. Do not rely on them for medicines, money, food safety or traffic.</p>
-<form method="post" enctype="multipart/form-data">
-<p><label for="photo">Photo</label> <input id="photo" name="photo" type="file" accept="image/*" required></p>
-<p><label for="question">Question</label> <input id="question" name="question" value="{question}" required></p>
-<button>Ask</button>
-</form>
-<div role="status">{result}</div>
-</main>
-</body>
-</html>
-"""
+        text = _explain(state.problem, state)
+        return _Result("error", f"Error: {text}", [text], field=_field(state.problem))
+    if not state.answers:
+        return _Result("empty", "Ask about a photo", ["No question was asked yet."])
+    answer = state.answers[0]  # the form has one question; programs that send several use /v1/ask
+    words = to_words(answer.candidates, declined=answer.declined)
+    lines = [words.sentence, words.detail] + [QUESTION_TRUNCATED] * answer.question_truncated
+    return _Result(words.outcome, words.sentence, lines, words.guesses)
+
+
+def _explain(problem: Problem, state: PageState) -> str:
+    """What happened and what to do, for a person."""
+    if problem.code == "no-question" and state.questions:
+        return _capitalized(problem.detail)  # too long, for example
+    if problem.code == "not-a-photo":
+        return f"This photo cannot be used. {_capitalized(problem.detail.removeprefix('photo: '))}"
+    if problem.code == "too-large":
+        return _too_large(state.max_photo_bytes) if "photo" in problem.detail else _capitalized(problem.detail)
+    return _BY_CODE.get(problem.code) or _capitalized(problem.detail)
+
+
+def _too_large(max_photo_bytes: int) -> str:
+    limit = f"{max_photo_bytes / 1e6:.3g} MB"
+    return (
+        f"The photo is too large: it has more than {limit}. Choose a smaller one, or take it with a lower resolution."
+    )
+
+
+def _field(problem: Problem) -> Literal["photo", "question", ""]:
+    if problem.code in _PHOTO_CODES:
+        return "photo"
+    return "question" if problem.code in _QUESTION_CODES else ""
+
+
+def _capitalized(text: str) -> str:
+    return f"{text[:1].upper()}{text[1:].rstrip('.')}."
