@@ -42,7 +42,7 @@ COMMAND = str(Path(sys.executable).with_name("vizwiz-client"))
 IMPORT_ALL = (
     "import vizwiz_client._protocol, vizwiz_client._core, vizwiz_client._threads, vizwiz_client.contract.tokenizer"
 )
-Row = tuple[str, str, str]  # what, measured, goal
+Row = tuple[str, str, str]  # what, measured, target
 
 
 def main() -> None:
@@ -69,7 +69,7 @@ def main() -> None:
 
 def table(title: str, rows: Sequence[Row]) -> None:
     """Print a table in Markdown."""
-    print(f"\n### {title}\n\n| what | measured | goal |\n|---|---|---|", flush=True)
+    print(f"\n### {title}\n\n| what | measured | target |\n|---|---|---|", flush=True)
     for row in rows:
         print("| " + " | ".join(row) + " |", flush=True)
 

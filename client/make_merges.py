@@ -11,7 +11,7 @@ one that ends a word, from 512 on what a merge makes. Merges are sorted by their
 
     starts   [49,407]  where the merges of each first symbol start (the last: where they end)
     seconds  [48,894]  second symbol of each merge
-    merged   [48,894]  the symbol that it makes; the lower, the better
+    merged   [48,894]  the symbol that it makes; the lowest is merged first
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ POLL_INTERVAL_S = 0.5  # between two checks of the processes, the shared memory 
 STOP_TIMEOUT_S = DRAIN_TIMEOUT_S + EXIT_TIMEOUT_S + 10  # for the supervisor to stop the server; then it is killed
 STUB_TIMEOUT_S = 600  # for a model to load: a large CLIP's file takes a while to read and optimise
 MAX_RESTARTS = 3  # that fail in a row; then the server stays down
-RECENT_S, MAX_PAUSE_S = 60, 30  # every failure in RECENT_S doubles the pause before a restart, up to MAX_PAUSE_S
+RECENT_S, MAX_BACKOFF_S = 60, 30  # each failure in RECENT_S doubles the backoff before a restart
 CACHE_BYTES = 64 << 20  # of the response cache, which holds text features: a few KB a question
 
 
@@ -197,11 +197,11 @@ class EmbeddedTriton:
                 raise ServingError(f"{cause}\n{MAX_RESTARTS} restarts have failed in a row")
             start = time.monotonic()
             failures = [failure for failure in failures if start - failure < RECENT_S] + [start]
-            pause_s = min(2 ** (len(failures) - 1) - 1, MAX_PAUSE_S)
-            report(f"{cause}\nserver log: {self.log}\nrestarting it{f' in {pause_s} s' if pause_s else ''}")
+            backoff_s = min(2 ** (len(failures) - 1) - 1, MAX_BACKOFF_S)
+            report(f"{cause}\nserver log: {self.log}\nrestarting it{f' in {backoff_s} s' if backoff_s else ''}")
             self._kill()
             self._workspace.remove_shared_memory()
-            if self._stopping.wait(pause_s):
+            if self._stopping.wait(backoff_s):
                 return
             try:
                 if self._launch(report):

@@ -3,7 +3,7 @@
     python -m training.features --data VizWiz --clip ViT-L/14@336px
     torchrun --nproc-per-node 8 -m training.features --data VizWiz --clip ViT-L/14@336px --rotations 4
 
-A fit encodes what it needs by itself; this command does it beforehand, with several processes or for several rotations.
+A fit encodes what it needs; this command does so beforehand, with several processes or for several rotations.
 
 Features are encoded in shards of 256 inputs. A shard is named by a digest of CLIP's weights and precision, the image
 preprocessing, the rotation and the inputs. Its content depends on nothing else, including the batches it is encoded in:
@@ -238,7 +238,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m training.features",
         description="Encode the photos and questions of a VizWiz folder with a frozen CLIP and cache the features, as "
-        "a fit does by itself. Under torchrun, each process encodes its share on a GPU of its own.",
+        "a fit does. Under torchrun, each process encodes its share on a GPU of its own.",
         epilog="Next: python -m training.fit, with the same --data, --clip and --cache",
     )
     parser.add_argument("--data", type=Path, required=True, help="VizWiz folder: Annotations/, train/, val/")

@@ -15,7 +15,7 @@ from training.dataset import Record
         ("  ", ""),
     ],
 )
-def test_how_a_question_was_spelt_does_not_tell_its_source(spelt: str, tokenised: str) -> None:
+def test_spelling_does_not_reveal_the_source_of_a_question(spelt: str, tokenised: str) -> None:
     assert plain(spelt) == plain(tokenised) == tokenised
 
 

@@ -89,17 +89,17 @@ def ask_in_process(client: Any) -> str:
 
 def unused(client: Any, url: str) -> Outcomes:
     """As of a server that loads its application, and then forks its workers."""
-    told = {method: ask_in_child(client, method) for method in METHODS}
-    told["process"] = ask_in_process(client)
-    return told | {"grandchild": fork(lambda: ask_in_child(client))}
+    outcomes = {method: ask_in_child(client, method) for method in METHODS}
+    outcomes["process"] = ask_in_process(client)
+    return outcomes | {"grandchild": fork(lambda: ask_in_child(client))}
 
 
 def used(client: Any, url: str) -> Outcomes:
     ask(client, "ask_batch")
-    told = {method: ask_in_child(client, method) for method in METHODS}
-    told["process"] = ask_in_process(client)
-    told["grandchild"] = fork(lambda: ask_in_child(client))
-    return told | {"new client": fork(lambda: ask(type(client)(url), "ask_batch"))}
+    outcomes = {method: ask_in_child(client, method) for method in METHODS}
+    outcomes["process"] = ask_in_process(client)
+    outcomes["grandchild"] = fork(lambda: ask_in_child(client))
+    return outcomes | {"new client": fork(lambda: ask(type(client)(url), "ask_batch"))}
 
 
 def left(client: Any, url: str) -> Outcomes:
@@ -120,30 +120,30 @@ def in_flight(client: Any, url: str) -> Outcomes:
     done = threading.Event()
     errors: list[str] = []
 
-    def go_on(method: str) -> None:
+    def keep_asking(method: str) -> None:
         while not done.is_set():
             errors.extend(error for error in [outcome(lambda: ask(client, method))] if error != "fine")
 
     ask(client, "check")
-    threads = [threading.Thread(target=go_on, args=[method]) for method in METHODS]
+    threads = [threading.Thread(target=keep_asking, args=[method]) for method in METHODS]
     for thread in threads:
         thread.start()
-    told = {f"child {number}": ask_in_child(client, METHODS[number % 3]) for number in range(9)}
+    outcomes = {f"child {number}": ask_in_child(client, METHODS[number % 3]) for number in range(9)}
     done.set()
     for thread in threads:
         thread.join()
-    return told | {f"parent {number}": error for number, error in enumerate(errors)}
+    return outcomes | {f"parent {number}": error for number, error in enumerate(errors)}
 
 
 def stream(client: Any, url: str) -> Outcomes:
     """The rest of a stream that the parent began."""
     answers = client.ask_many(itertools.cycle(PAIRS))
     next(answers)
-    told = {"rest": fork(lambda: any(isinstance(each, Exception) for each in answers))}
-    told["closed"] = fork(answers.close)
+    outcomes = {"rest": fork(lambda: any(isinstance(each, Exception) for each in answers))}
+    outcomes["closed"] = fork(answers.close)
     next(answers)
     answers.close()
-    return told
+    return outcomes
 
 
 def foreign(client: Any, url: str) -> Outcomes:
@@ -157,6 +157,6 @@ if __name__ == "__main__":
     signal.alarm(5 * LIMIT_S)
     scenario, kind, url = sys.argv[1:]
     client = {"threads": VizwizClient, "tasks": Tasks}[kind](url)
-    told = globals()[scenario](client, url)
-    print(json.dumps(told | {"parent": outcome(lambda: ask(client, "ask_batch"))}))
+    outcomes = globals()[scenario](client, url)
+    print(json.dumps(outcomes | {"parent": outcome(lambda: ask(client, "ask_batch"))}))
     client.close()

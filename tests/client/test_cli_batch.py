@@ -147,7 +147,7 @@ class TestFormats:
 
 
 class TestErrors:
-    def test_they_have_a_column_and_the_exit_code_says_so(self, batch, photos: list[Path], tmp_path: Path) -> None:
+    def test_they_have_a_column_and_an_exit_code(self, batch, photos: list[Path], tmp_path: Path) -> None:
         rows = questions(photos, 4)
         rows[1]["photo"], rows[2]["question"] = "missing.jpg", " "
         path = write_csv(tmp_path / "q.csv", rows)
@@ -255,7 +255,7 @@ class TestResume:
         assert synced[0] == (tmp_path / "a.csv").stat().st_size
         assert len(synced) == 2, "the folder too"
 
-    def test_it_is_written_down_with_keep_going(
+    def test_it_is_written_to_its_row_with_keep_going(
         self, batch, fake_server: FakeServer, path: Path, tmp_path: Path
     ) -> None:
         fake_server.failure, fake_server.failures_left = (grpc.StatusCode.INTERNAL, "out of memory"), 1
@@ -304,7 +304,7 @@ class TestResume:
         assert notes[0].endswith("a.csv.part was begun with other input; remove it to begin again")
 
     @pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
-    def test_ctrl_c_says_how_to_go_on(self, fake_server: FakeServer, photos: list[Path], tmp_path: Path) -> None:
+    def test_ctrl_c_prints_how_to_resume(self, fake_server: FakeServer, photos: list[Path], tmp_path: Path) -> None:
         path, output = write_csv(tmp_path / "q.csv", questions(photos, MANY)), tmp_path / "a.csv"
         fake_server.delay_s = 0.5
         heeding = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "  # a shell's & ignores it

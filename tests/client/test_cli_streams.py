@@ -68,7 +68,7 @@ class TestClosedAndFull:
             "batch questions.csv",
         ],
     )
-    def test_output_that_cannot_be_written_is_told(self, shell, command: str, output: str, unbuffered: str) -> None:
+    def test_output_that_cannot_be_written_is_an_error(self, shell, command: str, output: str, unbuffered: str) -> None:
         if output == "> /dev/full" and not Path("/dev/full").exists():
             pytest.skip("no /dev/full here")
         done = shell(f"PYTHONUNBUFFERED={unbuffered} client {command} {output}")
@@ -124,7 +124,7 @@ class TestPipes:
         assert (done.returncode, done.stderr) == (0, f"{ROWS} of {ROWS} rows answered\n")
         assert ids(done.stdout) == ALL
 
-    def test_a_mistake_in_it_keeps_the_answers_before_and_the_same_rows_go_on(
+    def test_an_error_in_it_preserves_earlier_answers_and_the_rows_resume(
         self, shell, fake_server: FakeServer, folder: Path
     ) -> None:
         done = shell("(cat questions.csv; echo 40,photo0.png) | client batch - -o answers.csv")

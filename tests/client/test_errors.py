@@ -41,7 +41,7 @@ class TestNoServer:
             ):
                 connect(url, retries=0).ask(photos[0], "what is this?")
 
-    def test_a_listener_that_says_nothing(self, connect: Connect, photos: list[Path]) -> None:
+    def test_a_listener_that_sends_nothing(self, connect: Connect, photos: list[Path]) -> None:
         with socket.create_server(("127.0.0.1", 0)) as listener:
             url = f"127.0.0.1:{listener.getsockname()[1]}"
             with pytest.raises(DeadlineExceeded, match=rf"no answer from {url} within 0\.5 s; allow more time"):
@@ -157,7 +157,7 @@ class TestFailures:
             if status is grpc.StatusCode.OK:
                 continue
             fake_server.request_ids.clear()
-            fake_server.failure = (status, "trouble")
+            fake_server.failure = (status, "failed")
             with pytest.raises(ServerError):
                 client.ask(photos[0], "what is this?")
             retryable = status in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.NOT_FOUND)
@@ -214,7 +214,7 @@ class TestFailures:
             client.ask(photos[0], "what is this?")
         assert len(fake_server.request_ids) == 1
 
-    def test_bad_input_is_said_before_the_server_is_called(self, connect: Connect) -> None:
+    def test_bad_input_is_refused_before_the_server_is_called(self, connect: Connect) -> None:
         with pytest.raises(ImageError):
             connect("localhost:1").ask(b"words", "what is this?")
 

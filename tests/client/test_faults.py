@@ -68,7 +68,7 @@ def test_frozen(connect: Connect, server: SmallServer) -> None:
         start = time.monotonic()
         with pytest.raises(DeadlineExceeded):  # one that was never connected
             connect(server.grpc_url, timeout_s=0.5).ask(GREEN, QUESTION)
-        assert time.monotonic() - start < 20  # not gRPC's own patience
+        assert time.monotonic() - start < 20  # not gRPC's own timeout
     assert other.ask(GREEN, QUESTION) == expected
     assert until_answered(client) == expected
 
@@ -104,7 +104,7 @@ def test_killed_and_restarted_on_the_same_port(server: SmallServer) -> None:
                 answer.result()
             with pytest.raises(ServerUnavailable):
                 client.ask(GREEN, QUESTION)
-        server.stop()  # tidies up
+        server.stop()  # removes its workspace
         server.start()
         assert [set(stream.result()) for stream in streams] == [expected] * 2
         assert {until_answered(client) for client in clients} == expected

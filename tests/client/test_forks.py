@@ -46,7 +46,7 @@ def test_a_client_that_was_never_asked_works_in_children(live_server: LiveServer
 
 
 @pytest.mark.parametrize("scenario", ["used", "in_flight", "foreign"])
-def test_a_child_says_that_grpc_was_used_before(live_server: LiveServer, kind: str, scenario: str) -> None:
+def test_a_child_reports_that_grpc_was_used_before(live_server: LiveServer, kind: str, scenario: str) -> None:
     told = outcomes(scenario, kind, live_server)
     assert len(told) >= len(forks.METHODS)
     assert {name: text for name, text in told.items() if not re.fullmatch(REFUSED, text)} == {}

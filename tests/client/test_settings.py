@@ -76,7 +76,7 @@ def test_certificate_and_key_come_together(tmp_path: Path) -> None:
             Tls(**{name: tmp_path / "x.pem"})
 
 
-def test_files_that_cannot_be_read_are_said_at_once(tmp_path: Path) -> None:
+def test_unreadable_files_are_reported_at_once(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"Tls\(ca='.*none.pem'\): cannot be read \(No such file or directory\)"):
         Tls(ca=tmp_path / "none.pem")
     (tmp_path / "x.pem").write_text("no certificate")

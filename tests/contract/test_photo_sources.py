@@ -48,7 +48,7 @@ class TestArrays:
             load_photo(array)
         assert "expected" in str(caught.value)
 
-    def test_what_is_kept_is_a_copy(self) -> None:
+    def test_materialize_copies(self) -> None:
         for array in (noise(30, 40), noise(30, 40, 3)):
             kept, before = materialize(array), array.copy()
             array[:] = 0
@@ -231,7 +231,7 @@ class TestUpright:
         for again in (load_photo(upright), load_photo(materialize(Image.open(buffer))), load_photo(Image.open(buffer))):
             np.testing.assert_array_equal(again, upright)
 
-    def test_an_image_that_is_kept_is_a_copy(self) -> None:
+    def test_materialize_copies_an_image(self) -> None:
         """As of a GIF that is stepped through, which is one object at every frame."""
         image = Image.fromarray(noise(30, 40, 3))
         kept = materialize(image)

@@ -51,7 +51,7 @@ def test_a_closed_output_is_refused(tmp_path: Path, arguments: list[str]) -> Non
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
 @pytest.mark.parametrize("arguments", [[], ["--help"]])
-def test_a_full_disk_behind_it_is_told(tmp_path: Path, arguments: list[str]) -> None:
+def test_a_full_disk_is_an_error(tmp_path: Path, arguments: list[str]) -> None:
     done = run(tmp_path, ">/dev/full", *arguments)
     assert done.returncode == OUTPUT_LOST
     assert re.sub(r"\(.*\)", "(...)", done.stderr.splitlines()[-1]) == "error: standard output cannot be written (...)"

@@ -51,7 +51,7 @@ def test_the_committed_checkpoint_names_what_it_sees() -> None:
     assert sum(hits) / len(hits) > 0.9
 
 
-def test_pictures_are_kept_once_drawn(tmp_path: Path) -> None:
+def test_pictures_are_drawn_once(tmp_path: Path) -> None:
     shards = pairs.render(0, 510, tmp_path, workers=2)
     assert [len(np.load(path)) for path in shards] == [500, 10]
     np.save(shards[0], np.zeros(1))
@@ -113,11 +113,11 @@ def test_texts_are_numbered_in_the_order_of_clips_tokens() -> None:
 
 
 def test_questions_that_ask_the_same_are_paraphrases() -> None:
-    alike = torch.tensor([[1.0, 0], [1, 0], [0, 1], [0, 1]])
+    features = torch.tensor([[1.0, 0], [1, 0], [0, 1], [0, 1]])
     scale = torch.tensor(20.0)
-    assert paraphrase_loss(alike, scale, torch.tensor([0, 0, 1, 1])) < 1e-3
-    assert paraphrase_loss(alike, scale, torch.tensor([0, 1, 0, 1])) > 5
-    assert torch.isfinite(paraphrase_loss(alike, scale, torch.tensor([0, 0, 1, 2])))
+    assert paraphrase_loss(features, scale, torch.tensor([0, 0, 1, 1])) < 1e-3
+    assert paraphrase_loss(features, scale, torch.tensor([0, 1, 0, 1])) > 5
+    assert torch.isfinite(paraphrase_loss(features, scale, torch.tensor([0, 0, 1, 2])))
 
 
 def test_all_true_captions_share_a_pictures_target() -> None:

@@ -46,7 +46,7 @@ def test_every_thing_looks_different_from_every_other() -> None:
         assert distances.min() > 0.3, f"{THINGS[number]} looks like {THINGS[distances.argmin()]}"
 
 
-def test_colours_can_be_told_apart() -> None:
+def test_colours_are_distinct() -> None:
     means = {colour: pixels(Scene("object", "ball", colour))[55:105, 35:85].mean(axis=(0, 1)) for colour in COLOURS}
     for first, second in combinations(COLOURS, 2):
         assert np.abs(means[first] - means[second]).max() > 15, (first, second)

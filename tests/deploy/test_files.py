@@ -101,7 +101,7 @@ class TestCompose:
         assert (repository["target"], repository["read_only"]) == ("/models", True)
         assert engines.split(":")[1] in DOCKERFILE
 
-    def test_ports_are_on_loopback_unless_told_otherwise(self) -> None:
+    def test_ports_are_on_loopback_by_default(self) -> None:
         services = compose("compose.yaml")["services"].values()
         ports = [port for service in services for port in service["ports"]]
         assert len(ports) == 4

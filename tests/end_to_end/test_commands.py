@@ -70,7 +70,7 @@ def grpc_url(place: Path, exported: str) -> Iterator[str]:
     assert server.wait(timeout=30) == 0
 
 
-def test_fit_says_what_it_fits_on_and_what_comes_next(fitted: str) -> None:
+def test_fit_prints_its_data_and_the_next_command(fitted: str) -> None:
     lines = fitted.splitlines()
     assert lines[0].startswith("data: the demo data")
     assert lines[1].startswith("CLIP: the demo CLIP")

@@ -64,16 +64,16 @@ def refused(
 
 
 @pytest.fixture(scope="module")
-def material(some_photos: Path, tiny_vit: FrozenClip) -> list[str]:
+def options(some_photos: Path, tiny_vit: FrozenClip) -> list[str]:
     """Data and CLIP, as the command line names them."""
     return ["--data", str(some_photos), "--clip", tiny_vit.source]
 
 
 @pytest.fixture(scope="module")
-def fitted(material: list[str], tmp_path_factory: pytest.TempPathFactory) -> Run:
+def fitted(options: list[str], tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A run, beside the cache of its features."""
     place = tmp_path_factory.mktemp("fitted")
-    assert fit.main([*material, *FIT, "--runs", str(place / "runs"), "--cache", str(place / "cache")]) == 0
+    assert fit.main([*options, *FIT, "--runs", str(place / "runs"), "--cache", str(place / "cache")]) == 0
     return read_run(newest_run(place / "runs"))
 
 
@@ -82,15 +82,15 @@ def cache_of(run: Run) -> list[str]:
 
 
 @pytest.mark.parametrize("kib", [4, 200])
-def test_under_the_runs(kib: int, material: list[str], fitted: Run, refused: Callable[..., list[Path]]) -> None:
-    assert refused(fit.main, [*material, *FIT, *cache_of(fitted)], "--runs", kib) == []
+def test_under_the_runs(kib: int, options: list[str], fitted: Run, refused: Callable[..., list[Path]]) -> None:
+    assert refused(fit.main, [*options, *FIT, *cache_of(fitted)], "--runs", kib) == []
 
 
 def test_under_the_runs_finished_heads_are_kept(
-    material: list[str], fitted: Run, capsys: pytest.CaptureFixture[str]
+    options: list[str], fitted: Run, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with disk(20_000) as place:
-        arguments = [*material, *FIT, *cache_of(fitted), "--runs", str(place / "runs")]
+        arguments = [*options, *FIT, *cache_of(fitted), "--runs", str(place / "runs")]
         filler = place / "filler"
         original = fit.write_result
 
@@ -114,13 +114,13 @@ def test_under_the_runs_finished_heads_are_kept(
 
 
 @pytest.mark.parametrize("kib", [4, 12, 20, 28, 36, 44])
-def test_under_the_cache(kib: int, material: list[str], refused: Callable[..., list[Path]]) -> None:
+def test_under_the_cache(kib: int, options: list[str], refused: Callable[..., list[Path]]) -> None:
     """Small steps: the index of photos, shards and joined matrices are each the one that has no room."""
-    refused(features.main, material, "--cache", kib)
+    refused(features.main, options, "--cache", kib)
 
 
-def test_under_the_cache_of_a_fit(material: list[str], tmp_path: Path, refused: Callable[..., list[Path]]) -> None:
-    assert refused(fit.main, [*material, "--runs", str(tmp_path / "runs")], "--cache", 4) == []
+def test_under_the_cache_of_a_fit(options: list[str], tmp_path: Path, refused: Callable[..., list[Path]]) -> None:
+    assert refused(fit.main, [*options, "--runs", str(tmp_path / "runs")], "--cache", 4) == []
 
 
 @pytest.mark.parametrize("kib", [4, 16, 200])
@@ -138,12 +138,12 @@ def test_under_the_repository(
 
 
 def test_every_file_follows_the_umask(
-    material: list[str], tiny_vit: FrozenClip, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    options: list[str], tiny_vit: FrozenClip, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = os.umask(0o022)
     try:
         runs, cache = tmp_path / "runs", tmp_path / "cache"
-        assert fit.main([*material, *FIT, "--runs", str(runs), "--cache", str(cache)]) == 0
+        assert fit.main([*options, *FIT, "--runs", str(runs), "--cache", str(cache)]) == 0
         assert evaluate.main(["--runs", str(runs), "--cache", str(cache)]) == 0
         export_run(read_run(newest_run(runs)), tiny_vit, tmp_path / "triton_models")
     finally:

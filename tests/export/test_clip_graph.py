@@ -173,7 +173,7 @@ def test_exporting_leaves_the_reference_as_it_was(tiny_clip: FrozenClip, tmp_pat
 
 @targets
 def test_ids_outside_the_vocabulary_are_clamped(target: Target, text_graphs: dict[Target, Path]) -> None:
-    """One graph computes both sides, so both round alike."""
+    """One graph computes both sides, so both round equally."""
     outside, nearest = np.zeros((2, 3, 77), np.int32)
     outside[:, 0] = nearest[:, 0] = 49406
     outside[:, 1:4], nearest[:, 1:4] = 320, 320

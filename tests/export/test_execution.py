@@ -51,7 +51,7 @@ def test_a_precision_that_this_machine_lacks_does_not_pass(
 
 
 @vit
-def test_bf16_is_computed_where_the_report_says_so(tiny_clip: FrozenClip, tmp_path: Path) -> None:
+def test_bf16_is_computed_where_the_report_claims_it(tiny_clip: FrozenClip, tmp_path: Path) -> None:
     """Where OpenVINO cannot compute in bf16, it silently computes in fp32."""
     pytest.importorskip("openvino")
     write_text_encoder(tiny_clip, BF16, tmp_path / "model.onnx")

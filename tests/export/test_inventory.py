@@ -57,7 +57,7 @@ def test_encoders_are_compared_again_when_asked(run: Run, own: Path, monkeypatch
     assert check_repository(own, run) == []
 
 
-def test_the_list_says_what_there_is_and_what_for(run: Run, other_run: Run, own: Path) -> None:
+def test_the_list_names_each_model_and_its_use(run: Run, other_run: Run, own: Path) -> None:
     old, new = model_names(run), export_run(other_run, other_run.clip_source, own)
     (own / "mine").mkdir()
     entries = {entry.name: entry for entry in list_models(own)}
@@ -150,7 +150,7 @@ def no_version_of_an_ensemble(own: Path, names: ModelNames) -> str:
 
 
 @pytest.mark.parametrize(
-    "spoil",
+    "damage",
     [
         no_version_of_an_ensemble,
         damaged_graph,
@@ -166,8 +166,8 @@ def no_version_of_an_ensemble(own: Path, names: ModelNames) -> str:
         no_ensemble,
     ],
 )
-def test_each_problem_is_told_with_its_remedy(
-    spoil: Callable[[Path, ModelNames], str],
+def test_each_problem_is_reported_with_its_remedy(
+    damage: Callable[[Path, ModelNames], str],
     run: Run,
     tiny_clip: FrozenClip,
     own: Path,
@@ -176,7 +176,7 @@ def test_each_problem_is_told_with_its_remedy(
     command = ["--check", "--repository", str(own), "--run", str(run.folder), "--json"]
     assert to_onnx.main(command) == 0
     assert json.loads(capsys.readouterr().out) == {"run": str(run.folder), "ok": True, "problems": []}
-    expected = spoil(own, model_names(run))
+    expected = damage(own, model_names(run))
     assert to_onnx.main(command) == 1
     problems = json.loads(capsys.readouterr().out)["problems"]
     assert problems[0].startswith(expected)
@@ -185,7 +185,7 @@ def test_each_problem_is_told_with_its_remedy(
     assert check_repository(own, run) == []
 
 
-def test_another_run_is_told(run: Run, other_run: Run, own: Path) -> None:
+def test_another_run_is_reported(run: Run, other_run: Run, own: Path) -> None:
     (problem,) = check_repository(own, other_run)
     assert problem.startswith(f"vizwiz_vqa serves the run {run.folder.name}, not {other_run.folder.name}: publish that")
 

@@ -95,7 +95,7 @@ def test_a_norm_that_others_read_is_left_alone(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("layer", [Layer(normed=False), Layer(loud=100.0)], ids=["once", "always"])
-def test_values_that_are_too_uneven_keep_their_bits(layer: Layer, tmp_path: Path) -> None:
+def test_uneven_activations_stay_fp32(layer: Layer, tmp_path: Path) -> None:
     path = written(layer, tmp_path / "model.onnx")
     examples = [values(seed) for seed in range(8)]
     examples[0][0, 0, 5] = 1000  # one channel, once

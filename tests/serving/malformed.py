@@ -47,7 +47,7 @@ def good_raw_inputs(photo: bytes) -> Inputs:
     ]
 
 
-def spoil(inputs: Inputs, dice: random.Random) -> dict[str, Any]:
+def damage(inputs: Inputs, dice: random.Random) -> dict[str, Any]:
     """A request whose ``inputs`` are wrong in one way."""
     victim = inputs[dice.randrange(len(inputs))]
     request: dict[str, Any] = {"inputs": inputs}
@@ -75,7 +75,7 @@ def spoil(inputs: Inputs, dice: random.Random) -> dict[str, Any]:
 
 def http_body(good: Inputs, dice: random.Random) -> tuple[bytes, dict[str, str]]:
     """The body and headers of a wrong ``infer`` over HTTP, made of a ``good`` one."""
-    body = json.dumps(spoil(copy.deepcopy(good), dice)).encode()
+    body = json.dumps(damage(copy.deepcopy(good), dice)).encode()
     way = dice.randrange(10)
     if way == 0:
         return body[: dice.randrange(len(body))], {}

@@ -124,7 +124,7 @@ def test_a_niceness_that_is_none_is_refused(own_repository: Path) -> None:
     assert "config.pbtxt has nice '-5', expected 0 to 19" in first_line(own_repository)
 
 
-def test_without_openvino_it_says_so_and_goes_on(own_repository: Path) -> None:
+def test_without_openvino_it_warns_and_serves(own_repository: Path) -> None:
     missing = "import sys; sys.modules['openvino'] = None  # as if it were not installed"
     after = "print(type(session).__name__, said)"
     output = in_its_own_process(own_repository / TEXT_MODEL, missing, after)

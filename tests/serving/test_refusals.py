@@ -81,7 +81,7 @@ def _replace_the_graph(model: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("spoil", "expected"),
+    ("damage", "expected"),
     [
         (_append_a_byte, "the file is damaged or replaced; publish it again with `python -m export.to_onnx`"),
         (lambda model: (model / "1" / "model.onnx").unlink(), "No such file or directory: '{model}/1/model.onnx'"),
@@ -99,9 +99,9 @@ def _replace_the_graph(model: Path) -> None:
     ],
     ids=["graph damaged", "no graph", "no ONNX", "no labels", "no model", "no config", "no batches"],
 )
-def test_a_damaged_model(own_repository: Path, spoil: Callable[[Path], Any], expected: str) -> None:
+def test_a_damaged_model(own_repository: Path, damage: Callable[[Path], Any], expected: str) -> None:
     model = own_repository / HEAD
-    spoil(model)
+    damage(model)
     assert expected.format(model=model) in first_line(own_repository)
 
 

@@ -152,8 +152,8 @@ def test_a_broken_head_is_refused_before_any_ensemble_changes(
 ) -> None:
     loads = served.server.log.read_text().count(f"loading: {tensors.ENSEMBLE}")
     with Load(served.server.grpc_url, served.repository, served.feed()) as load:
-        for number, (spoil, reason) in enumerate(broken):
-            spoil(served.repository)
+        for number, (damage, reason) in enumerate(broken):
+            damage(served.repository)
             exported = bool(number % 2)  # else the repository names it only if it is accepted
             if exported:
                 served.name(SECOND)

@@ -99,7 +99,7 @@ def test_json_has_no_nan(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "a.json").read_text(encoding="utf-8")) == {"ap": None, "answer": "café"}
 
 
-def test_digests_tell_apart_how_parts_are_cut() -> None:
+def test_digests_differ_by_how_parts_are_cut() -> None:
     assert digest_of("ab", "c") != digest_of("a", "bc")
     assert digest_of("ab") == digest_of(b"ab")
 

@@ -115,8 +115,8 @@ def test_unreadable_photos_are_named_together_with_the_missing_ones(tmp_path: Pa
 def test_control_characters_in_names_are_escaped(tmp_path: Path) -> None:
     write_split(tmp_path, "train", [annotation(0, image="a\x1b[2J\n  record 7: all is well.jpg")])
     (photo,) = (tmp_path / "train").iterdir()
-    for spoil in (lambda: photo.write_bytes(b""), photo.unlink):
-        spoil()
+    for damage in (lambda: photo.write_bytes(b""), photo.unlink):
+        damage()
         with pytest.raises(DatasetError) as error:
             read_split(tmp_path, "train")
         _, problem = str(error.value).split("\n")
@@ -155,7 +155,7 @@ def test_a_file_that_is_no_list_of_records(tmp_path: Path, content: str, message
         read_split(tmp_path, "val")
 
 
-def test_a_folder_without_annotations_says_what_a_folder_holds(tmp_path: Path) -> None:
+def test_a_folder_without_annotations_is_refused_with_the_expected_layout(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match=r"does not exist\. A VizWiz folder has Annotations/train\.json"):
         read_split(tmp_path, "train")
 

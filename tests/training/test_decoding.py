@@ -33,7 +33,7 @@ def test_a_worker_gives_the_pixels_of_the_contract(photo: Path) -> None:
     np.testing.assert_array_equal(pixels, rotated_pixels(photo, 32, ROTATIONS))
 
 
-def test_a_photo_that_cannot_be_read_says_why_and_the_worker_goes_on(photo: Path) -> None:
+def test_an_unreadable_photo_is_an_error_and_the_worker_survives(photo: Path) -> None:
     damaged = photo.with_name("damaged.png")
     damaged.write_bytes(photo.read_bytes()[:300])
     pixels = np.zeros((1, 32, 32, 3), np.uint8)

@@ -153,7 +153,7 @@ def test_a_complete_partial_file_is_accepted(site: Site, tmp_path: Path) -> None
     assert holds(tmp_path / "file.zip", CONTENT)
 
 
-def test_attempts_without_a_new_byte_end_and_the_part_is_kept(site: Site, tmp_path: Path) -> None:
+def test_attempts_without_a_new_byte_end_and_preserve_the_part(site: Site, tmp_path: Path) -> None:
     site.breaks_after = [300_000, 0, 0, 0]
     with pytest.raises(DownloadError, match=r"gave up after 3 attempts .* 300000 bytes are kept"):
         fetch(f"{site.url}/file.zip", tmp_path / "file.zip", **FAST)

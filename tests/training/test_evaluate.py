@@ -222,7 +222,7 @@ def test_another_val_never_passes_for_that_of_the_fit(
     shutil.rmtree(out)
 
 
-def test_a_run_without_a_held_out_part_says_so(run: Run, data: Path) -> None:
+def test_a_run_without_a_held_out_part_is_refused(run: Run, data: Path) -> None:
     without = replace(run, config=run.config | {"holdout": None})
     with pytest.raises(DatasetError, match=r"held nothing out of train: fit with `python -m training\.fit --holdout"):
         evaluate.read_part(without, "holdout")
@@ -313,7 +313,7 @@ def test_settings_that_override_the_recipe_are_named_with_it(run: Run, on_val: P
     assert overrides(vars(replace(RECIPES["best"], learning_rate=0.001))) == "--learning-rate 0.001"
 
 
-def test_the_model_card_tells_what_must_be_known(run: Run, on_val: Path) -> None:
+def test_the_model_card_is_complete(run: Run, on_val: Path) -> None:
     card = (run.folder / "MODEL_CARD.md").read_text(encoding="utf-8")
     for needed in (
         "MIT",

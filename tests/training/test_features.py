@@ -68,9 +68,7 @@ def test_equal_questions_share_a_row(tiny_vit: FrozenClip, split: Split, tmp_pat
     assert rows == [2, 3]  # questions, photos
 
 
-def test_unreadable_photos_are_all_named_and_nothing_is_kept_of_them(
-    tiny_vit: FrozenClip, split: Split, tmp_path: Path
-) -> None:
+def test_unreadable_photos_are_all_named_and_none_is_cached(tiny_vit: FrozenClip, split: Split, tmp_path: Path) -> None:
     broken = [split.photo_paths()[1], split.photo_paths()[4]]
     for path in broken:
         path.write_bytes(path.read_bytes()[:500])

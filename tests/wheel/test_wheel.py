@@ -41,7 +41,7 @@ def pip(python: object, *arguments: object) -> str:
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel, built from a copy: a build leaves litter beside its sources."""
+    """The wheel, built from a copy: a build writes files beside its sources."""
     source = tmp_path_factory.mktemp("source")
     for name in PROJECT_FILES:
         shutil.copy(ROOT / name, source)
