@@ -14,7 +14,8 @@ from export.parity import PARITY_FILE
 from export.publish import ExportError, check_contract, model_names, sizes
 from export.repository import RepositoryError
 from export.targets import TARGETS
-from export.triton_config import CONFIG_FILE, VERSION, ensemble_configs
+from export.triton_config import ensemble_configs
+from serving.repository import CONFIG_FILE, MADE_FROM_FILE, VERSION
 from training.artifacts import file_digest
 from training.run import ANSWERS_FILE, Run
 from vizwiz_client.contract import tensors
@@ -168,7 +169,7 @@ def _entry(path: Path, ensembles: dict[str, list[str]]) -> Entry:
         bytes=sum(file.stat().st_size for file in path.rglob("*") if file.is_file()),
         referenced_by=[name for name, steps in ensembles.items() if path.name in steps],
         steps=ensembles.get(path.name, []),
-        made_from=_read_object(path / repository.MADE_FROM_FILE),
+        made_from=_read_object(path / MADE_FROM_FILE),
         parity_verified=report.get("passed") is True if report else None,
     )
 
@@ -193,7 +194,7 @@ def _differences_from(run: Run, folder: Path, configs: dict[str, Any], steps: li
     names = next((names for names in by_target.values() if names.head in steps), None)
     if names is None:
         heads = (step for step in steps if step.startswith(tensors.HEAD_PREFIX))
-        origin = next((_read_object(folder / head / repository.MADE_FROM_FILE) for head in heads), {})
+        origin = next((_read_object(folder / head / MADE_FROM_FILE) for head in heads), {})
         if origin.get("run_sha256") == run.digest:
             return [
                 f"{tensors.ENSEMBLE} serves {run.folder.name} in export format {origin.get('export_format')}, this "

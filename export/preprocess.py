@@ -8,6 +8,7 @@ from shutil import copyfile
 from export import repository, triton_config
 from export.parity_inputs import GOLDEN_QUESTION
 from export.triton_config import Sizes
+from serving.repository import MADE_FROM_FILE, PYTHON_FILE, VERSION
 from training.artifacts import digest_of, file_digest, write_json
 from vizwiz_client.contract import tensors
 
@@ -22,7 +23,7 @@ def model_name(sizes: Sizes, export_format: str) -> str:
 
 def write_model(folder: Path, sizes: Sizes, export_format: str, photo: bytes) -> None:
     """Write the model into ``folder``, which bears its name; the golden ``photo`` is what it warms up on."""
-    path = folder / triton_config.VERSION / triton_config.PYTHON_FILE
+    path = folder / VERSION / PYTHON_FILE
     path.parent.mkdir(parents=True)
     copyfile(MODEL_FILE, path)
     config = triton_config.preprocess_config(folder.name, sizes, path)
@@ -33,5 +34,5 @@ def write_model(folder: Path, sizes: Sizes, export_format: str, photo: bytes) ->
         "image_size": sizes.image_size,
         "export_format": export_format,
     }
-    write_json(folder / repository.MADE_FROM_FILE, made_from)
+    write_json(folder / MADE_FROM_FILE, made_from)
     repository.write_config(folder, config)

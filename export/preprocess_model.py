@@ -31,15 +31,8 @@ import triton_python_backend_utils as triton
 os.environ["PILLOW_BLOCK_SIZE"] = "128m"
 
 try:
-    from vizwiz_client.contract import errors, tensors
-
-    try:
-        from vizwiz_client.contract import tokenizer
-        from vizwiz_client.contract.image import load_photo, to_pixels
-    except ImportError:  # an installed client of the same contract, from before these modules got their names
-        from vizwiz_client.contract.geometry import load_photo, to_pixels  # type: ignore
-
-        from vizwiz_client.contract import tokens as tokenizer  # type: ignore
+    from vizwiz_client.contract import errors, tensors, tokenizer
+    from vizwiz_client.contract.image import load_photo, to_pixels
 except ImportError as error:
     raise ImportError(
         f"the model needs the package vizwiz-client in the Python that Triton's Python backend runs ({error}): "

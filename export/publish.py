@@ -40,6 +40,7 @@ from export.parity_inputs import (
 )
 from export.targets import Target, execution, open_graph
 from export.triton_config import ModelNames, Sample, Sizes
+from serving.repository import GRAPH_FILE, MADE_FROM_FILE, VERSION
 from training.artifacts import digest_of, disk_full_names, write_json
 from training.backbone import FrozenClip, clip_name, load_clip
 from training.dataset import DatasetError, read_split
@@ -306,7 +307,7 @@ def _finish_model(
                 tensors.TEXT_FEATURES: result.texts["drawn"].measured[0],
             }
         }
-    write_json(folder / repository.MADE_FROM_FILE, made_from)
+    write_json(folder / MADE_FROM_FILE, made_from)
     triton_config.add_warmup(folder, config, samples)
     repository.write_config(folder, config)
 
@@ -319,4 +320,4 @@ def _most_probable(
 
 
 def _graph(folder: Path) -> Path:
-    return folder / triton_config.VERSION / triton_config.GRAPH_FILE
+    return folder / VERSION / GRAPH_FILE

@@ -18,7 +18,8 @@ from typing import Any
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
 
-from export.triton_config import CONFIG_FILE, GRAPH_FILE, PYTHON_FILE, VERSION
+import serving.repository
+from serving.repository import CONFIG_FILE, VERSION, files_with_digests
 from training.artifacts import (
     file_digest,
     flush_folder,
@@ -28,8 +29,6 @@ from training.artifacts import (
     workspace,
 )
 from vizwiz_client.contract import tensors
-
-MADE_FROM_FILE = "made_from.json"
 
 _GIB = 1 << 30
 
@@ -95,7 +94,7 @@ def write_labels(path: Path, labels: Sequence[str]) -> None:
 
 def write_config(folder: Path, config: Any) -> None:
     """Finish a model: write its configuration, with the SHA-256 of every other file in ``folder``."""
-    listed = _listed_files(folder, config).values()
+    listed = files_with_digests(folder, config).values()
     for path in sorted(folder.rglob("*")):
         if path.is_file() and path not in listed:
             key = tensors.FILE_DIGEST_PARAMETER + str(path.relative_to(folder))
@@ -134,13 +133,7 @@ def verify_digests(folder: Path) -> list[str]:
         return [str(error)]
     if tensors.MODEL_DIGEST_PARAMETER not in config.parameters:
         return [f"{folder / CONFIG_FILE} has no digest of its graph"]
-    problems = []
-    for key, path in _listed_files(folder, config).items():
-        if not path.is_file():
-            problems.append(f"{path} is missing")
-        elif config.parameters[key].string_value != file_digest(path):
-            problems.append(f"{path} was altered: its digest is not the one in {CONFIG_FILE}")
-    return problems
+    return serving.repository.verify_digests(folder)
 
 
 def is_published(repository: Path, name: str) -> bool:
@@ -175,18 +168,6 @@ def commit(repository: Path, configs: Sequence[Any], staging: Path) -> None:
         write_config_file(folder / CONFIG_FILE, config)
         if folder != published:
             publish_folder(folder, published)
-
-
-def _listed_files(folder: Path, config: Any) -> dict[str, Path]:
-    """The digest parameters of ``config``, each with the path of its file."""
-    files = {}
-    for key in config.parameters:
-        if key == tensors.MODEL_DIGEST_PARAMETER:
-            files[key] = folder / VERSION / (PYTHON_FILE if config.backend == "python" else GRAPH_FILE)
-        for prefix in (tensors.LABELS_DIGEST_PARAMETER, tensors.FILE_DIGEST_PARAMETER):
-            if key.startswith(prefix):
-                files[key] = folder / key.removeprefix(prefix)
-    return files
 
 
 def _beside(repository: Path) -> Path:

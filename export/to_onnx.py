@@ -31,12 +31,11 @@ from export.targets import (
     targets_help,
     this_machine,
 )
+from serving.repository import DEFAULT_REPOSITORY
 from training.backbone import ClipError, load_clip
 from training.dataset import DatasetError
 from training.run import DEFAULT_RUNS, NoRunError, Run, RunError, newest_run, read_run
 from vizwiz_client.contract import streams, tensors
-
-DEFAULT_REPOSITORY = Path("triton_models")
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:

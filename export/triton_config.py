@@ -21,10 +21,6 @@ from training.artifacts import file_digest
 from vizwiz_client.contract import tensors, tokenizer
 from vizwiz_client.contract.tensors import TensorSpec
 
-CONFIG_FILE = "config.pbtxt"
-GRAPH_FILE = "model.onnx"
-PYTHON_FILE = "model.py"  # of a model of Triton's Python backend
-VERSION = "1"  # the only version: a changed model gets another name
 WARMUP_FOLDER = "warmup"
 WARMUP_BATCH_SIZES = (1, 8)  # an idle and a busy server
 

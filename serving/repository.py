@@ -102,7 +102,7 @@ def read_config(folder: Path) -> Any:
 
 
 def verify_digests(folder: Path) -> list[str]:
-    """Verify the SHA-256 of the graph and label files of the model in ``folder`` against its configuration.
+    """Verify the SHA-256 of every file of the model in ``folder`` against its configuration.
 
     Returns:
         One message per file that is missing or differs.
@@ -112,14 +112,24 @@ def verify_digests(folder: Path) -> list[str]:
     """
     found = []
     config = read_config(folder)
-    for key, value in sorted(config.parameters.items()):
-        if (path := _digest_file(folder, config, key)) is None:
-            continue
+    for key, path in sorted(files_with_digests(folder, config).items()):
         if not path.is_file():
             found.append(f"{path} is missing")
-        elif _sha256(path) != value.string_value:
+        elif _sha256(path) != config.parameters[key].string_value:
             found.append(f"{path} is damaged or replaced: its SHA-256 differs from the one in {CONFIG_FILE}")
     return found
+
+
+def files_with_digests(folder: Path, config: Any) -> dict[str, Path]:
+    """The digest parameters of the ``config`` of the model in ``folder``, each with the path of its file."""
+    files = {}
+    for key in config.parameters:
+        if key == tensors.MODEL_DIGEST_PARAMETER:
+            files[key] = folder / VERSION / (PYTHON_FILE if config.backend == "python" else GRAPH_FILE)
+        for prefix in (tensors.LABELS_DIGEST_PARAMETER, tensors.FILE_DIGEST_PARAMETER):
+            if key.startswith(prefix):
+                files[key] = folder / key.removeprefix(prefix)
+    return files
 
 
 def find_head(repository: Path, wanted: str) -> str:
@@ -196,16 +206,6 @@ def locked(repository: Path, report: Callable[[str], None]) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
-
-
-def _digest_file(folder: Path, config: Any, parameter: str) -> Path | None:
-    """The file whose digest is the ``parameter`` of ``config``; None for other parameters."""
-    if parameter == tensors.MODEL_DIGEST_PARAMETER:
-        return folder / VERSION / (PYTHON_FILE if config.backend == "python" else GRAPH_FILE)
-    for prefix in (tensors.LABELS_DIGEST_PARAMETER, tensors.FILE_DIGEST_PARAMETER):
-        if parameter.startswith(prefix):
-            return folder / parameter.removeprefix(prefix)
-    return None
 
 
 def _sha256(path: Path) -> str:

@@ -81,7 +81,7 @@ def test_the_list_names_each_model_and_its_use(run: Run, other_run: Run, own: Pa
 
 def damaged_graph(own: Path, names: ModelNames) -> str:
     (own / names.text / "1" / "model.onnx").write_bytes(b"x")
-    return f"{own / names.text / '1' / 'model.onnx'} was altered: its digest is not the one in config.pbtxt"
+    return f"{own / names.text / '1' / 'model.onnx'} is damaged or replaced: its SHA-256 differs"
 
 
 def missing_labels(own: Path, names: ModelNames) -> str:
@@ -96,7 +96,7 @@ def missing_encoder(own: Path, names: ModelNames) -> str:
 
 def altered_photo(own: Path, names: ModelNames) -> str:
     (own / names.head / "golden.jpg").write_bytes(b"x")
-    return f"{own / names.head / 'golden.jpg'} was altered"
+    return f"{own / names.head / 'golden.jpg'} is damaged or replaced"
 
 
 def other_contract(own: Path, names: ModelNames) -> str:
@@ -116,7 +116,7 @@ def edited_ensemble(own: Path, names: ModelNames) -> str:
 def altered_preprocess(own: Path, names: ModelNames) -> str:
     path = own / names.preprocess / "1" / "model.py"
     path.write_text("")
-    return f"{path} was altered: its digest is not the one in config.pbtxt"
+    return f"{path} is damaged or replaced: its SHA-256 differs from the one in config.pbtxt"
 
 
 def altered_warmup(own: Path, names: ModelNames) -> str:

@@ -15,11 +15,10 @@ from typing import Any, BinaryIO
 from vizwiz_client import Answer, ServerError, VizwizClient, VizwizError
 from vizwiz_client.cli import _output
 from vizwiz_client.cli._commands import connect
-from vizwiz_client.cli._output import OutputError, UsageError, print_error
+from vizwiz_client.cli._output import STANDARD_INPUT, OutputError, UsageError, print_error
 from vizwiz_client.cli._rows import (
     JSON_LINES_SUFFIXES,
     QUESTION_COLUMN,
-    STANDARD_INPUT,
     Format,
     Row,
     Rows,

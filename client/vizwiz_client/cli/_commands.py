@@ -12,11 +12,9 @@ from itertools import product
 
 from vizwiz_client import Answer, ServerError, Tls, VizwizClient, VizwizError
 from vizwiz_client.cli import _output
-from vizwiz_client.cli._output import UsageError, print_error, print_json, print_line, standard_input
+from vizwiz_client.cli._output import STANDARD_INPUT, UsageError, print_error, print_json, print_line, standard_input
 from vizwiz_client.contract.errors import escape_controls
 from vizwiz_client.contract.wording import to_words
-
-STANDARD_INPUT = "-"
 
 
 def ask(arguments: argparse.Namespace) -> int:

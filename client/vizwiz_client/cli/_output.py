@@ -24,6 +24,7 @@ USAGE = 2  # argparse's own
 TRY_LATER = 3
 WRONG_SERVER = 4
 INTERRUPTED = 130  # 128 + SIGINT, as in shells
+STANDARD_INPUT = "-"  # in the place of a path
 
 EXIT_CODES = {
     OK: "every question was answered, declined answers included",

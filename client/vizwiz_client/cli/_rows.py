@@ -11,7 +11,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, TextIO
 
-from vizwiz_client.cli._output import UsageError, standard_input
+from vizwiz_client.cli._output import STANDARD_INPUT, UsageError, standard_input
 
 Row = dict[str, Any]
 Format = Literal["CSV", "JSON Lines"]
@@ -19,7 +19,6 @@ Format = Literal["CSV", "JSON Lines"]
 PHOTO_COLUMNS = ("photo", "image")
 QUESTION_COLUMN = "question"
 JSON_LINES_SUFFIXES = (".jsonl", ".ndjson")
-STANDARD_INPUT = "-"
 MAX_LINE_BYTES = 10_000_000  # /dev/zero is one line without an end
 
 _SAVE_AS_UTF8 = "save it as UTF-8 (in Excel: CSV UTF-8; in PowerShell: -Encoding utf8)"

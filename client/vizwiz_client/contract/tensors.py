@@ -15,7 +15,7 @@ CONTRACT_VERSION = 1  # raise it when an old client would misread a new server
 CONTRACT_VERSION_PARAMETER = "contract_version"  # in the ensemble's config
 MODEL_DIGEST_PARAMETER = "model_sha256"  # SHA-256 of a model's graph file, verified when it loads
 LABELS_DIGEST_PARAMETER = "labels_sha256_"  # + file name: SHA-256 of a label file, verified when it loads
-FILE_DIGEST_PARAMETER = "file_sha256_"  # + file name: SHA-256 of any other file, verified by export alone
+FILE_DIGEST_PARAMETER = "file_sha256_"  # + file name: SHA-256 of any other file
 PRECISION_PARAMETER = "inference_precision"  # of a CPU accelerator: the lowest precision allowed
 NICE_PARAMETER = "nice"  # nice(2) of the model's process in the embedded server
 
