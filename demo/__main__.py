@@ -26,7 +26,7 @@ from training.run import CURVES_FILE, DEFAULT_RUNS, METRICS_FILE, newest_run
 from vizwiz_client.contract import streams
 
 PHOTOS = 8
-FREE_PORTS = ["--http-port", "0", "--grpc-port", "0", "--metrics-port", "0"]
+FREE_PORTS = ["--gateway-port", "0", "--http-port", "0", "--grpc-port", "0", "--metrics-port", "0"]
 
 
 def main() -> int:
@@ -45,7 +45,7 @@ def main() -> int:
             print(f"    answer:   {ask(data / 'val' / record.image, record.question, grpc_url)}")
             print(f"    people:   {majority_answer(record)}")
     print_scores(newest_run(DEFAULT_RUNS))
-    print('\nnext: `python -m serving`, and in another terminal `vizwiz-client ask img.jpg "what is this?"`')
+    print("\nnext: `python -m serving`, then open http://localhost:8080 and ask about img.jpg")
     return 0
 
 

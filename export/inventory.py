@@ -11,7 +11,7 @@ from typing import Any
 
 from export import publish, repository
 from export.parity import PARITY_FILE
-from export.publish import ExportError, check_contract, model_names, sizes
+from export.publish import ExportError, check_contract, is_demo, model_names, sizes
 from export.repository import RepositoryError
 from export.targets import TARGETS
 from export.triton_config import ensemble_configs
@@ -207,7 +207,7 @@ def _differences_from(run: Run, folder: Path, configs: dict[str, Any], steps: li
     problems = [
         f"{folder / expected.name / CONFIG_FILE} is not what export writes for {run.folder.name} "
         f"({' + '.join(astuple(names))}); publish it again with {publish_again}"
-        for expected in ensemble_configs(names, sizes(run))
+        for expected in ensemble_configs(names, sizes(run), demo=is_demo(run))
         if configs[expected.name] != expected
     ]
     labels = folder / names.head / f"{tensors.ANSWER.name}.txt"

@@ -122,7 +122,7 @@ def export_run(
             for name in missing:
                 _finish_model(name, folders, names, run, result, target)
             repository.publish_models(folder, {name: folders[name] for name in missing}, staging)
-            repository.commit(folder, triton_config.ensemble_configs(names, sizes(run)), staging)
+            repository.commit(folder, triton_config.ensemble_configs(names, sizes(run), demo=is_demo(run)), staging)
     return names
 
 
@@ -158,6 +158,11 @@ def sizes(run: Run) -> Sizes:
     """Dimensions of the tensors of a run's models."""
     clip = run.clips[0]
     return Sizes(clip["image_size"], clip["embed_dim"], len(run.answers), len(run.answer_types))
+
+
+def is_demo(run: Run) -> bool:
+    """Whether the run was fitted on the demo's drawn pictures."""
+    return bool(run.config["data"].get("is_demo", False))
 
 
 def write_golden_request(
@@ -300,7 +305,7 @@ def _finish_model(
         samples = triton_config.text_samples(GOLDEN_QUESTION)
     else:
         made_from = {"run": run.folder.name, "run_sha256": run.digest, "answers": len(run.answers), **made_from}
-        config = triton_config.head_config(name, shape, _graph(folder), target)
+        config = triton_config.head_config(name, shape, _graph(folder), target, demo=is_demo(run))
         samples = {
             "golden": {
                 tensors.IMAGE_FEATURES: result.images["drawn"].measured[0],

@@ -103,8 +103,11 @@ def text_config(name: str, sizes: Sizes, graph: Path, target: Target) -> Any:
     return config
 
 
-def head_config(name: str, sizes: Sizes, graph: Path, target: Target) -> Any:
-    """Configuration of the head ``name``, with labels, beside encoders of ``target``."""
+def head_config(name: str, sizes: Sizes, graph: Path, target: Target, *, demo: bool = False) -> Any:
+    """Configuration of the head ``name``, with labels, beside encoders of ``target``.
+
+    ``demo``: it was fitted on drawn pictures alone.
+    """
     inputs = {tensors.IMAGE_FEATURES: (sizes.embed_dim,), tensors.TEXT_FEATURES: (sizes.embed_dim,)}
     outputs = {
         tensors.ANSWER: (sizes.answers,),
@@ -119,6 +122,7 @@ def head_config(name: str, sizes: Sizes, graph: Path, target: Target) -> Any:
             digest = file_digest(graph.parents[1] / output.label_filename)
             config.parameters[tensors.LABELS_DIGEST_PARAMETER + output.label_filename].string_value = digest
     _set_cuda_parameters(config, target)
+    _mark_demo(config, demo)
     config.parameters["intra_op_thread_count"].string_value = HEAD_THREADS
     return config
 
@@ -136,10 +140,11 @@ def preprocess_config(name: str, sizes: Sizes, model: Path) -> Any:
     return config
 
 
-def ensemble_configs(names: ModelNames, sizes: Sizes) -> list[Any]:
+def ensemble_configs(names: ModelNames, sizes: Sizes, *, demo: bool = False) -> list[Any]:
     """Configurations of the ensembles, in the order in which they are to be written.
 
-    The answer's length stays open, so that a head with another vocabulary fits the same ensembles.
+    The answer's length stays open, so that a head with another vocabulary fits the same ensembles. ``demo``: the head
+    was fitted on drawn pictures alone.
     """
     encoders_and_head: list[_Step] = [
         (names.image, [tensors.IMAGE], [tensors.IMAGE_FEATURES]),
@@ -149,10 +154,13 @@ def ensemble_configs(names: ModelNames, sizes: Sizes) -> list[Any]:
     preprocess: _Step = (names.preprocess, _RAW_INPUTS, [tensors.IMAGE, tensors.TOKENS, tensors.ERROR])
     raw_inputs = {spec: spec.shape for spec in _RAW_INPUTS}
     raw_outputs = [*tensors.HEAD_OUTPUTS, tensors.ERROR]
-    return [
+    configs = [
         _ensemble_config(tensors.RAW_ENSEMBLE, raw_inputs, raw_outputs, [preprocess, *encoders_and_head]),
         _ensemble_config(tensors.ENSEMBLE, _pixels_and_tokens(sizes), tensors.HEAD_OUTPUTS, encoders_and_head),
     ]
+    for config in configs:
+        _mark_demo(config, demo)
+    return configs
 
 
 def add_warmup(folder: Path, config: Any, samples: Mapping[str, Sample]) -> None:
@@ -239,6 +247,11 @@ def _tensorrt_options(name: str, inputs: Dims) -> dict[str, str]:
         "trt_profile_opt_shapes": shapes(TENSORRT_OPT_BATCH),
         "trt_profile_max_shapes": shapes(tensors.MAX_BATCH_SIZE),
     }
+
+
+def _mark_demo(config: Any, demo: bool) -> None:
+    if demo:
+        config.parameters[tensors.DEMO_PARAMETER].string_value = "true"
 
 
 def _ensemble_config(name: str, inputs: Dims, outputs: Sequence[TensorSpec], steps: Sequence[_Step]) -> Any:

@@ -1,4 +1,7 @@
-"""``python -m serving``: serve a model repository on loopback; ``python -m serving reload``: roll a new head out."""
+"""``python -m serving``: serve a model repository, and the gateway, on loopback.
+
+``python -m serving reload``: roll a new head out.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from serving import ServingError
-from serving.access import EXPOSE_FLAG, KEY_VARIABLE, KNOWN_HOLES, LOOPBACK, check_host
+from serving.access import EXPOSE_FLAG, KEY_VARIABLE, KNOWN_HOLES, LOOPBACK, check_host, claim_ports
+from serving.gateway import PORT, Gateway, missing_packages
 from serving.repository import DEFAULT_REPOSITORY
 from serving.rollout import rollout
 from serving.server import EmbeddedTriton
@@ -26,6 +30,8 @@ Serve a model repository with the Triton of nvidia-pytriton, on loopback only (1
 Needs Linux on x86-64 and no GPU. For a network or a GPU cluster, serve the same repository with NVIDIA's Triton
 container.
 
+In front of Triton it starts the gateway, a process of its own: a web page and a REST endpoint, also on loopback.
+
 `python -m serving reload` switches the running server to what the repository references now, or to an earlier head: see
 its --help.
 
@@ -34,10 +40,10 @@ start generates one, which `reload` finds, unless the environment variable {KEY_
 """
 _SERVE_EXAMPLES = """\
 examples:
-  python -m serving                                          serve triton_models/ at the default ports
+  python -m serving                                          serve triton_models/ and the page at the default ports
   python -m serving --repository /srv/models --threads 4     another repository, 4 threads per model
   python -m serving reload                                   after another export: roll it out, with no failed request
-  python -m serving --http-port 0 --grpc-port 0 --metrics-port 0 --json
+  python -m serving --gateway-port 0 --http-port 0 --grpc-port 0 --metrics-port 0 --json
                                                              any free ports, printed as one line of JSON
 
 exit status: 0 stopped by Ctrl-C or SIGTERM, 1 the server could not start, or died and could not be restarted,
@@ -85,19 +91,30 @@ def _serve(arguments: argparse.Namespace) -> int:
         threads=arguments.threads,
         verbose=arguments.log_verbose,
     )
+    gateway = None
     try:
         check_host(arguments.host, arguments.expose)
+        with_gateway = arguments.gateway and _has_gateway()
+        flag = "--gateway-port"
+        port = claim_ports({flag: arguments.gateway_port}, {flag: LOOPBACK})[flag] if with_gateway else 0
         if arguments.expose:
             _report(f"warning: {EXPOSE_FLAG} lets other machines reach this server, and {KNOWN_HOLES}")
         _report(f"starting Triton on {server.repository}: waiting for the models to load")
         start = time.monotonic()
         server.start(_report)
         try:
-            seconds = time.monotonic() - start
-            print(_addresses_json(server) if arguments.json else _addresses(server, seconds), flush=True)
+            if with_gateway:
+                gateway = Gateway(server.grpc_url, port, _report)
+                gateway.start()
+            page, seconds = gateway.url if gateway else None, time.monotonic() - start
+            print(_addresses_json(server, page) if arguments.json else _addresses(server, page, seconds), flush=True)
             server.wait()
         finally:
-            server.stop()
+            try:
+                if gateway:
+                    gateway.stop()
+            finally:
+                server.stop()
     except KeyboardInterrupt:
         _report("stopped")
         return 0
@@ -139,23 +156,31 @@ def _interrupted_once() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _addresses(server: EmbeddedTriton, seconds: float) -> str:
+def _has_gateway() -> bool:
+    if missing := missing_packages():
+        _report(f"no gateway: it needs {', '.join(missing)}; install 'vizwiz-client[gateway]' for the web page")
+    return not missing
+
+
+def _addresses(server: EmbeddedTriton, page: str | None, seconds: float) -> str:
     url = "" if server.grpc_url.endswith(f":{GRPC_PORT}") else f" --url {server.grpc_url}"
+    page = page and page.replace(LOOPBACK, "localhost")
+    first = f"Open {page} to ask about a photo.\n\n" if page else ""
+    curl = f'\n  curl -F photo=@img.jpg -F question="what is this?" {page}/v1/ask' if page else ""
     return f"""\
-{ENSEMBLE} is ready, after {seconds:.1f} s:
+{first}{ENSEMBLE} is ready, after {seconds:.1f} s:
   gRPC     {server.grpc_url}
   HTTP     http://{server.http_url}/v2/models/{ENSEMBLE}
   metrics  {server.metrics_url}
   log      {server.log}
-Ask it, in another terminal:
+Ask it, in another terminal:{curl}
   vizwiz-client ask img.jpg "what is this?"{url}
 Ctrl-C stops it."""
 
 
-def _addresses_json(server: EmbeddedTriton) -> str:
-    return json.dumps(
-        {"grpc": server.grpc_url, "http": server.http_url, "metrics": server.metrics_url, "log": str(server.log)}
-    )
+def _addresses_json(server: EmbeddedTriton, page: str | None) -> str:
+    triton = {"grpc": server.grpc_url, "http": server.http_url, "metrics": server.metrics_url, "log": str(server.log)}
+    return json.dumps({"gateway": page, **triton})
 
 
 def _report(line: str) -> None:
@@ -171,7 +196,14 @@ def _serve_parser() -> argparse.ArgumentParser:
         metavar="FOLDER",
         help="model repository that `python -m export.to_onnx` wrote (default: %(default)s)",
     )
+    parser.add_argument(
+        "--gateway",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="start the gateway: the web page and the REST endpoint (the default)",
+    )
     for name, port, service in (
+        ("gateway", PORT, "the web page and the REST endpoint, always on loopback"),
         ("http", 8000, "HTTP/REST"),
         ("grpc", GRPC_PORT, "gRPC, which vizwiz-client uses"),
         ("metrics", 8002, "Prometheus metrics"),

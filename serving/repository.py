@@ -163,6 +163,7 @@ def with_head(repository: Path, configs: Configs, head: str) -> Configs:
         for step in changed[ensemble].ensemble_scheduling.step:
             step.model_name = _matching_producer(repository, step.model_name, changed[ensemble])
         _copy_dims(repository, changed[ensemble])
+        _copy_demo(repository / head, changed[ensemble])
     return changed
 
 
@@ -266,6 +267,13 @@ def _made_from(folder: Path) -> Mapping[str, Any]:
     except (OSError, ValueError):
         return {}
     return made_from if isinstance(made_from, dict) else {}
+
+
+def _copy_demo(head: Path, ensemble: Any) -> None:
+    """Let ``ensemble`` say what its head says: whether it was fitted on drawn pictures alone."""
+    ensemble.parameters.pop(tensors.DEMO_PARAMETER, None)
+    if tensors.DEMO_PARAMETER in (parameters := read_config(head).parameters):
+        ensemble.parameters[tensors.DEMO_PARAMETER].CopyFrom(parameters[tensors.DEMO_PARAMETER])
 
 
 def _copy_dims(repository: Path, ensemble: Any) -> None:

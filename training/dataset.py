@@ -70,7 +70,12 @@ class Split:
     def is_vizwiz(self) -> bool:
         """Whether the photos have VizWiz's names and are not the demo's, which have them too."""
         official_names = all(_VIZWIZ_PHOTO.fullmatch(record.image) for record in self.records)
-        return official_names and not (self.folder / DEMO_MANIFEST).exists()
+        return official_names and not self.is_demo
+
+    @property
+    def is_demo(self) -> bool:
+        """Whether the photos are the demo's drawn pictures."""
+        return (self.folder / DEMO_MANIFEST).exists()
 
     def photo_paths(self) -> list[Path]:
         """The path of each record's photo."""

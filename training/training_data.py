@@ -79,6 +79,7 @@ def describe(data: TrainingData, recipe: Recipe, cache: Path) -> dict[str, Any]:
         "data": {
             "folder": str(train.folder),
             "is_vizwiz": train.is_vizwiz and val.is_vizwiz,
+            "is_demo": train.is_demo,
             **{split.name: _describe_split(split, cache) for split in (train, val)},
         },
         "clips": described,

@@ -114,7 +114,13 @@ class Server:
 def triton(served: Served, threads: int | None = None) -> Iterator[Server]:
     """The embedded server, by its own command."""
     ports = [f"--{name}-port=0" for name in ("http", "grpc", "metrics")]
-    options = [f"--repository={served.repository}", "--json", *ports, *([f"--threads={threads}"] if threads else [])]
+    options = [
+        f"--repository={served.repository}",
+        "--json",
+        "--no-gateway",
+        *ports,
+        *([f"--threads={threads}"] if threads else []),
+    ]
     with _started(["-m", "serving", *options], stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         if not (line := process.stdout.readline()):

@@ -105,13 +105,14 @@ class VizwizClient:
 
         return run(read_status(self._core, max_latency_s))
 
-    def ask(self, image: Photo, question: str, *, top: int = 1) -> Answer:
+    def ask(self, image: Photo, question: str, *, top: int = 1, request_id: str | None = None) -> Answer:
         """Ask one question about one photo.
 
         Args:
             image: the photo: path, bytes, file object, PIL image or NumPy array uint8 [H, W, 3] or [H, W].
             question: the question, at most 5,000 characters.
             top: number of candidate answers to return.
+            request_id: the request's id in the server's log and in errors; None for a random one.
 
         Returns:
             The answer, with ``top`` candidates.
@@ -120,23 +121,30 @@ class VizwizClient:
             ImageError: the photo cannot be used.
             QuestionError: the question has no words, or is too long.
             ServerError: the server did not answer.
-            ValueError: ``top`` is under 1.
+            ValueError: ``top`` is under 1, or ``request_id`` is not printable ASCII of at most 128 characters.
         """
-        return run(self._core.ask(image, question, top))
+        return run(self._core.ask(image, question, top, request_id))
 
     @overload
-    def ask_batch(self, pairs: Pairs, *, top: int = ..., return_errors: Literal[False] = ...) -> list[Answer]: ...
+    def ask_batch(
+        self, pairs: Pairs, *, top: int = ..., return_errors: Literal[False] = ..., request_id: str | None = ...
+    ) -> list[Answer]: ...
 
     @overload
-    def ask_batch(self, pairs: Pairs, *, top: int = ..., return_errors: bool) -> list[Answer | VizwizError]: ...
+    def ask_batch(
+        self, pairs: Pairs, *, top: int = ..., return_errors: bool, request_id: str | None = ...
+    ) -> list[Answer | VizwizError]: ...
 
-    def ask_batch(self, pairs: Pairs, *, top: int = 1, return_errors: bool = False) -> list[Any]:
+    def ask_batch(
+        self, pairs: Pairs, *, top: int = 1, return_errors: bool = False, request_id: str | None = None
+    ) -> list[Any]:
         """Ask about a list of (photo, question) pairs, in requests as large as the server accepts.
 
         Args:
             pairs: photos and questions, as for :meth:`ask`.
             top: number of candidate answers to return for each pair.
             return_errors: put the ImageError or QuestionError of a refused pair in its place, and answer the others.
+            request_id: the id of its requests in the server's log and in errors; None for random ones.
 
         Returns:
             One answer for each pair, in order; equal to those of :meth:`ask`.
@@ -144,9 +152,9 @@ class VizwizClient:
         Raises:
             ImageError, QuestionError: a pair was refused, and ``return_errors`` is False.
             ServerError: the server did not answer, whatever ``return_errors`` is.
-            ValueError: ``top`` is under 1.
+            ValueError: ``top`` is under 1, or ``request_id`` is not printable ASCII of at most 128 characters.
         """
-        return run(self._core.ask_batch(to_async_iterator(pairs), top, return_errors))
+        return run(self._core.ask_batch(to_async_iterator(pairs), top, return_errors, request_id))
 
     def ask_many(self, pairs: Pairs, *, top: int = 1) -> Iterator[Answer | VizwizError]:
         """Ask about a stream of (photo, question) pairs of any length, in bounded memory.
@@ -245,13 +253,14 @@ class AsyncVizwizClient:
 
         return await read_status(self._core, max_latency_s)
 
-    async def ask(self, image: Photo, question: str, *, top: int = 1) -> Answer:
+    async def ask(self, image: Photo, question: str, *, top: int = 1, request_id: str | None = None) -> Answer:
         """Ask one question about one photo.
 
         Args:
             image: the photo: path, bytes, file object, PIL image or NumPy array uint8 [H, W, 3] or [H, W].
             question: the question, at most 5,000 characters.
             top: number of candidate answers to return.
+            request_id: the request's id in the server's log and in errors; None for a random one.
 
         Returns:
             The answer, with ``top`` candidates.
@@ -260,27 +269,30 @@ class AsyncVizwizClient:
             ImageError: the photo cannot be used.
             QuestionError: the question has no words, or is too long.
             ServerError: the server did not answer.
-            ValueError: ``top`` is under 1.
+            ValueError: ``top`` is under 1, or ``request_id`` is not printable ASCII of at most 128 characters.
         """
-        return await self._core.ask(image, question, top)
+        return await self._core.ask(image, question, top, request_id)
 
     @overload
     async def ask_batch(
-        self, pairs: AsyncPairs, *, top: int = ..., return_errors: Literal[False] = ...
+        self, pairs: AsyncPairs, *, top: int = ..., return_errors: Literal[False] = ..., request_id: str | None = ...
     ) -> list[Answer]: ...
 
     @overload
     async def ask_batch(
-        self, pairs: AsyncPairs, *, top: int = ..., return_errors: bool
+        self, pairs: AsyncPairs, *, top: int = ..., return_errors: bool, request_id: str | None = ...
     ) -> list[Answer | VizwizError]: ...
 
-    async def ask_batch(self, pairs: AsyncPairs, *, top: int = 1, return_errors: bool = False) -> list[Any]:
+    async def ask_batch(
+        self, pairs: AsyncPairs, *, top: int = 1, return_errors: bool = False, request_id: str | None = None
+    ) -> list[Any]:
         """Ask about a list of (photo, question) pairs: see :meth:`VizwizClient.ask_batch`.
 
         Args:
             pairs: photos and questions, as for :meth:`ask`; an iterable or an asynchronous iterable.
             top: number of candidate answers to return for each pair.
             return_errors: put the ImageError or QuestionError of a refused pair in its place, and answer the others.
+            request_id: the id of its requests in the server's log and in errors; None for random ones.
 
         Returns:
             One answer for each pair, in order.
@@ -288,9 +300,9 @@ class AsyncVizwizClient:
         Raises:
             ImageError, QuestionError: a pair was refused, and ``return_errors`` is False.
             ServerError: the server did not answer, whatever ``return_errors`` is.
-            ValueError: ``top`` is under 1.
+            ValueError: ``top`` is under 1, or ``request_id`` is not printable ASCII of at most 128 characters.
         """
-        return await self._core.ask_batch(_to_async_iterator(pairs), top, return_errors)
+        return await self._core.ask_batch(_to_async_iterator(pairs), top, return_errors, request_id)
 
     def ask_many(self, pairs: AsyncPairs, *, top: int = 1) -> AsyncGenerator[Answer | VizwizError, None]:
         """Ask about a stream of (photo, question) pairs of any length: see :meth:`VizwizClient.ask_many`.

@@ -65,6 +65,24 @@ class Io(Protocol):
         """Run a coroutine in the background."""
 
 
+@dataclass(frozen=True)
+class Request:
+    """What the caller wants of a request, beside the answers to its pairs.
+
+    Raises:
+        ValueError: ``top`` is under 1, or ``id`` is not printable ASCII of at most 128 characters.
+    """
+
+    top: int
+    id: str | None = None  # in the server's log; None for a random one
+
+    def __post_init__(self) -> None:
+        if self.top < 1:
+            raise ValueError(f"got top={self.top}, expected 1 or more candidate answers")
+        if self.id is not None and not (0 < len(self.id) <= 128 and self.id.isascii() and self.id.isprintable()):
+            raise ValueError(f"got request_id={self.id!r}, expected 1 to 128 printable ASCII characters")
+
+
 @dataclass(frozen=True, eq=False)
 class Item:
     """A photo and its question, ready to send."""
@@ -92,16 +110,18 @@ class Core:
         reply, _ = await self._call(method, arguments, self._deadline())
         return reply
 
-    async def ask(self, image: Photo, question: str, top: int) -> Answer:
+    async def ask(self, image: Photo, question: str, top: int, request_id: str | None = None) -> Answer:
         """Ask one question."""
-        _check_top(top)
-        (outcome,) = await self._ask_group([(image, question)], top, self._deadline(), strict=True)
+        request = Request(top, request_id)
+        (outcome,) = await self._ask_group([(image, question)], request, self._deadline(), strict=True)
         return _raise_error(outcome)
 
-    async def ask_batch(self, pairs: AsyncIterator[Pair], top: int, return_errors: bool) -> list[Any]:
+    async def ask_batch(
+        self, pairs: AsyncIterator[Pair], top: int, return_errors: bool, request_id: str | None
+    ) -> list[Any]:
         """Ask about all pairs within one deadline."""
         outcomes: list[Outcome] = []
-        stream = self._stream(pairs, top, None, self._deadline(), strict=not return_errors)
+        stream = self._stream(pairs, Request(top, request_id), None, self._deadline(), strict=not return_errors)
         try:
             async for outcome in stream:
                 if isinstance(outcome, ServerError) or not return_errors:
@@ -113,21 +133,20 @@ class Core:
 
     def ask_many(self, pairs: AsyncIterator[Pair], top: int) -> AsyncGenerator[Outcome, None]:
         """Ask about a stream of pairs; each request has a deadline of its own."""
-        return self._stream(pairs, top, STREAM_BATCH, None, strict=False)
+        return self._stream(pairs, Request(top), STREAM_BATCH, None, strict=False)
 
     async def _stream(
-        self, pairs: AsyncIterator[Pair], top: int, size: int | None, deadline: float | None, *, strict: bool
+        self, pairs: AsyncIterator[Pair], request: Request, size: int | None, deadline: float | None, *, strict: bool
     ) -> AsyncGenerator[Outcome, None]:
         """Yield outcomes in order, with up to MAX_GROUPS requests in progress.
 
         ``size``: pairs in a request; None for the model's max_batch_size.
         """
-        _check_top(top)
         jobs: deque[Job[list[Outcome]]] = deque()
         groups = self._groups(pairs, size, deadline)
         try:
             async for group in groups:
-                jobs.append(self._io.start(partial(self._ask_group, group, top, deadline, strict=strict)))
+                jobs.append(self._io.start(partial(self._ask_group, group, request, deadline, strict=strict)))
                 del group  # frees its photos while the next group is read
                 while jobs and (len(jobs) == MAX_GROUPS or jobs[0].done()):
                     for outcome in await jobs.popleft():
@@ -155,7 +174,7 @@ class Core:
             yield group
 
     async def _ask_group(
-        self, pairs: Sequence[Materialized], top: int, deadline: float | None, *, strict: bool
+        self, pairs: Sequence[Materialized], request: Request, deadline: float | None, *, strict: bool
     ) -> list[Outcome]:
         """Ask about ``pairs``; an error takes the place of every answer that it prevents.
 
@@ -169,7 +188,7 @@ class Core:
             if strict and (refused := [item for item in prepared if isinstance(item, VizwizError)]):
                 return [refused[0]]
             items = [item for item in prepared if isinstance(item, Item)]
-            answers = iter(await self._infer(items, top, deadline, start))
+            answers = iter(await self._infer(items, request, deadline, start))
         except ServerError as error:
             return [item if isinstance(item, VizwizError) else error for item in prepared]
         return [item if isinstance(item, VizwizError) else next(answers) for item in prepared]
@@ -206,16 +225,16 @@ class Core:
                 items.append(Item(pixels, ids, seconds + tokenize_s))
         return items
 
-    async def _infer(self, items: Sequence[Item], top: int, deadline: float, start: float) -> list[Answer]:
+    async def _infer(self, items: Sequence[Item], request: Request, deadline: float, start: float) -> list[Answer]:
         from vizwiz_client import _protocol
 
         answers: list[Answer] = []
         size = (await self._get_model_info(deadline)).max_batch_size if items else 1
         for first in range(0, len(items), size):
-            batch, request_id = items[first : first + size], os.urandom(8).hex()
+            batch, request_id = items[first : first + size], request.id or os.urandom(8).hex()
             image = np.stack([item.pixels for item in batch])
             tokens = np.stack([pad(item.tokens.ids, tensors.CONTEXT_LENGTH) for item in batch])
-            arguments = _protocol.infer_arguments(image, tokens, top) | {"request_id": request_id}
+            arguments = _protocol.infer_arguments(image, tokens, request.top) | {"request_id": request_id}
             result, request_s = await self._call("infer", arguments, deadline, request_id)
             replies = _protocol.read_reply(result, self.settings.url)
             total_s = time.perf_counter() - start
@@ -315,8 +334,3 @@ def _raise_error(outcome: Outcome) -> Answer:
     if isinstance(outcome, VizwizError):
         raise outcome
     return outcome
-
-
-def _check_top(top: int) -> None:
-    if top < 1:
-        raise ValueError(f"got top={top}, expected 1 or more candidate answers")

@@ -125,7 +125,8 @@ def read_model_info(config: Any, url: str) -> ModelInfo:
             f"{config.name or tensors.ENSEMBLE} at {url} does not fit this client: {'; '.join(differences)}; export "
             "its model again, or install the vizwiz-client that was released with it"
         )
-    return ModelInfo(config.name, int(version), int(image_size), int(config.max_batch_size), models)
+    demo = config.parameters[tensors.DEMO_PARAMETER].string_value == "true"
+    return ModelInfo(config.name, int(version), int(image_size), int(config.max_batch_size), models, demo)
 
 
 def _differences(what: str, configured: Iterable[Any], expected: Mapping[TensorSpec, Sequence[int]]) -> list[str]:

@@ -103,6 +103,7 @@ class ModelInfo:
         image_size: S in pixels; a photo is sent as uint8 [S, S, 3].
         max_batch_size: the largest number of questions in one request.
         models: names of the immutable models in the ensemble: encoders and head, each with its digest.
+        demo: the head was fitted on the demo's drawn pictures; its answers to real photos mean nothing.
     """
 
     model: str
@@ -110,6 +111,7 @@ class ModelInfo:
     image_size: int
     max_batch_size: int
     models: tuple[str, ...]
+    demo: bool = False
 
 
 @dataclass(frozen=True)

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from http import HTTPStatus
 from pathlib import Path
-from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.responses import HTMLResponse, JSONResponse, Response
@@ -17,10 +16,11 @@ from starlette.requests import ClientDisconnect
 from starlette.staticfiles import StaticFiles
 
 import vizwiz_client
-from vizwiz_gateway import page
+from vizwiz_gateway import metrics, page
 from vizwiz_gateway.middleware import Guard, problem_response
 from vizwiz_gateway.problems import Problem, ProblemError, problem
-from vizwiz_gateway.service import Service
+from vizwiz_gateway.schema import REQUEST, RESPONSES, AskBody
+from vizwiz_gateway.service import Reply, Service
 from vizwiz_gateway.settings import Settings
 from vizwiz_gateway.uploads import OVERHEAD_BYTES, Upload, read_upload, too_large
 
@@ -61,18 +61,8 @@ def create_app(settings: Settings) -> FastAPI:
             expose_headers=["x-request-id", "retry-after"],
         )
     app.add_middleware(Guard, settings=settings)  # the last one added is the outermost
-
-    @app.exception_handler(ProblemError)
-    async def on_problem(request: Request, error: ProblemError) -> Response:
-        return problem_response(error.problem, request.state.request_id)
-
-    @app.exception_handler(HTTPException)
-    async def on_http_exception(request: Request, error: HTTPException) -> Response:
-        status = HTTPStatus(error.status_code)
-        refused = Problem(
-            status, status.name.lower().replace("_", "-"), status.phrase, f"{status.phrase}: see /openapi.json"
-        )
-        return problem_response(refused, request.state.request_id, dict(error.headers or {}))
+    app.add_exception_handler(ProblemError, _on_problem)
+    app.add_exception_handler(HTTPException, _on_http_exception)
 
     @app.get("/healthz")
     async def healthz() -> dict[str, str]:
@@ -80,17 +70,20 @@ def create_app(settings: Settings) -> FastAPI:
         return {"status": "ok"}
 
     @app.get("/readyz")
-    async def readyz() -> dict[str, Any]:
-        """Whether Triton serves a model that fits this gateway; 502 or 503 if not."""
+    async def readyz() -> dict[str, str | int | bool]:
+        """Whether Triton serves a model that fits this gateway; a problem with status 502 or 504 if not."""
         info = await service.check()
-        return {"status": "ok", "model": info.model, "contract_version": info.contract_version}
+        return {"status": "ok", "model": info.model, "contract_version": info.contract_version, "demo": info.demo}
 
-    @app.post("/v1/ask")
+    @app.get("/metrics", response_class=Response)
+    async def show_metrics() -> Response:
+        """Metrics for Prometheus."""
+        return Response(service.metrics.render(), headers={"content-type": metrics.CONTENT_TYPE})
+
+    @app.post("/v1/ask", response_model=AskBody, responses=RESPONSES, openapi_extra=REQUEST)
     async def ask(request: Request) -> JSONResponse:
-        """Ask questions about a photo."""
-        with service.admit() as admission:
-            upload = await _read(request, settings)
-            reply = await service.ask(upload, request.state.request_id, admission)
+        """Ask one or more questions about a photo."""
+        reply = await _answer(request, Upload(), settings, service)
         return JSONResponse(
             {
                 "answers": [answer.to_dict() for answer in reply.answers],
@@ -101,38 +94,60 @@ def create_app(settings: Settings) -> FastAPI:
 
     @app.get("/", include_in_schema=False)
     async def show_page() -> HTMLResponse:
+        if service.demo is None:
+            with suppress(ProblemError):  # Triton is away: the page says so with the first question
+                await service.check()
         return HTMLResponse(page.render(page.PageState(service.demo, settings.max_photo_bytes)))
 
     @app.post("/", include_in_schema=False)
     async def ask_on_page(request: Request) -> HTMLResponse:
-        request_id, upload = request.state.request_id, Upload(top=page.TOP)
-        state, status, headers = page.PageState(service.demo, settings.max_photo_bytes, request_id=request_id), 200, {}
+        upload = Upload(top=page.TOP)
+        reply, refusal = None, None
         try:
-            with service.admit() as admission:
-                upload = await _read(request, settings, top=page.TOP)
-                reply = await service.ask(upload, request_id, admission)
-            state = page.PageState(
-                reply.demo, settings.max_photo_bytes, upload.questions, reply.answers, request_id=request_id
-            )
+            reply = await _answer(request, upload, settings, service)
         except ProblemError as error:
-            state = page.PageState(
-                service.demo, settings.max_photo_bytes, upload.questions, problem=error.problem, request_id=request_id
-            )
-            status, headers = error.problem.status, error.problem.headers
-        return HTMLResponse(page.render(state), status, headers)
+            refusal = error.problem
+        state = page.PageState(
+            reply.demo if reply else service.demo,
+            settings.max_photo_bytes,
+            upload.questions,
+            reply.answers if reply else (),
+            refusal,
+            request.state.request_id,
+        )
+        if refusal is None:
+            return HTMLResponse(page.render(state))
+        return HTMLResponse(page.render(state), refusal.status, refusal.headers)
 
     app.mount("/static", StaticFiles(directory=STATIC), "static")
     return app
 
 
-async def _read(request: Request, settings: Settings, top: int = 1) -> Upload:
-    """The fields of a request, within the limits of size and time."""
+async def _answer(request: Request, upload: Upload, settings: Settings, service: Service) -> Reply:
+    """Admit a request, read it into ``upload``, and ask. Raises ProblemError."""
+    outcome = "internal"
+    try:
+        with service.admit() as admission:
+            with service.metrics.upload.time():
+                await _read(request, upload, settings)
+            reply = await service.ask(upload, request.state.request_id, admission)
+        outcome = "answered"
+        return reply
+    except ProblemError as error:
+        outcome = error.problem.code
+        raise
+    finally:
+        service.metrics.requests.labels(outcome).inc()
+
+
+async def _read(request: Request, upload: Upload, settings: Settings) -> None:
+    """Read the fields of a request, within the limits of size and time."""
     length = request.headers.get("content-length", "")
     if length.isdecimal() and int(length) > settings.max_photo_bytes + OVERHEAD_BYTES:
         raise too_large(settings.max_photo_bytes)
-    reading = read_upload(request.headers.get("content-type"), request.stream(), settings.max_photo_bytes, top)
+    reading = read_upload(request.headers.get("content-type"), request.stream(), settings.max_photo_bytes, upload)
     try:
-        return await asyncio.wait_for(reading, settings.upload_timeout_s)
+        await asyncio.wait_for(reading, settings.upload_timeout_s)
     except asyncio.TimeoutError:
         raise problem(
             HTTPStatus.REQUEST_TIMEOUT,
@@ -141,3 +156,17 @@ async def _read(request: Request, settings: Settings, top: int = 1) -> Upload:
         ) from None
     except ClientDisconnect:
         raise problem(HTTPStatus.BAD_REQUEST, "disconnected", "the connection was lost during the upload") from None
+
+
+async def _on_problem(request: Request, error: Exception) -> Response:
+    assert isinstance(error, ProblemError)
+    return problem_response(error.problem, request.state.request_id)
+
+
+async def _on_http_exception(request: Request, error: Exception) -> Response:
+    """Unknown paths and methods."""
+    assert isinstance(error, HTTPException)
+    status = HTTPStatus(error.status_code)
+    code = status.name.lower().replace("_", "-")
+    refusal = Problem(status, code, status.phrase, f"{request.method} is not served at this path; see /openapi.json")
+    return problem_response(refusal, request.state.request_id, dict(error.headers or {}))

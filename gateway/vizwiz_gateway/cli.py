@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import socket
 import sys
 from collections.abc import Sequence
@@ -53,6 +54,8 @@ def _main(argv: Sequence[str] | None) -> int:
         print(f"gateway: error: {error}", file=sys.stderr)
         return 1
     _disable_core_dumps()
+    for number in (signal.SIGINT, signal.SIGTERM):  # uvicorn raises the signal that stopped it again
+        signal.signal(number, signal.default_int_handler)
     config = uvicorn.Config(
         app,
         access_log=False,
@@ -64,7 +67,7 @@ def _main(argv: Sequence[str] | None) -> int:
         limit_concurrency=MAX_CONNECTIONS,
         timeout_graceful_shutdown=SHUTDOWN_TIMEOUT_S,
     )
-    with suppress(KeyboardInterrupt):  # uvicorn raises the signal that stopped it again
+    with suppress(KeyboardInterrupt):
         _Server(config, listener, as_json).run(sockets=[listener])
     return 0
 

@@ -55,6 +55,7 @@ class Guard:
     def __init__(self, app: ASGIApp, settings: Settings) -> None:
         self._app = app
         self._hosts = {"localhost", settings.host.lower(), *(host.lower() for host in settings.allowed_hosts)}
+        self._origins = settings.allowed_origins
         self._token = settings.token.encode() if settings.token else None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -68,7 +69,7 @@ class Guard:
         scope.setdefault("state", {})["request_id"] = request_id
         exchange = _Exchange(receive, send, request_id)
         try:
-            refusal = self._refusal(scope["path"], headers)
+            refusal = self._refusal(scope["method"], scope["path"], headers)
             await (refusal or self._app)(scope, exchange.receive, exchange.send)
         except Exception as error:
             # no message and no values: they may quote the photo or the question
@@ -80,28 +81,27 @@ class Guard:
                 )
                 await problem_response(failure.problem, request_id)(scope, exchange.receive, exchange.send)
 
-    def _refusal(self, path: str, headers: Headers) -> ASGIApp | None:
+    def _refusal(self, method: str, path: str, headers: Headers) -> ASGIApp | None:
         host = headers.get("host", "")
         if not self._is_known(host):
             detail = (
                 f"this gateway does not answer to the host name {host[:100]!r}; open it by its address, or allow the "
                 "name with --allowed-host"
             )
-            return self._problem(headers, HTTPStatus.MISDIRECTED_REQUEST, "unknown-host", detail)
-        if self._token is None or path in _OPEN_PATHS or self._is_authorised(headers.get("authorization", "")):
+            return _refuse(HTTPStatus.MISDIRECTED_REQUEST, "unknown-host", detail)
+        # A browser sends the page's password with the requests of other sites too. No check of Origin: the page's own
+        # form sends "null", because of its referrer policy.
+        cross_site = method == "POST" and headers.get("sec-fetch-site") == "cross-site"
+        if cross_site and headers.get("origin") not in self._origins:
+            detail = "another web site sent this request; name the site with --allowed-origin if it may"
+            return _refuse(HTTPStatus.FORBIDDEN, "cross-site", detail)
+        # a CORS preflight carries no token
+        is_open = path in _OPEN_PATHS or (method == "OPTIONS" and bool(self._origins))
+        if self._token is None or is_open or self._is_authorised(headers.get("authorization", "")):
             return None
         scheme = "Bearer" if path.startswith("/v1/") else 'Basic realm="vizwiz", charset="UTF-8"'
         detail = "this gateway requires its token: as Bearer token for /v1, as password (any user name) for the page"
-        return self._problem(headers, HTTPStatus.UNAUTHORIZED, "no-token", detail, {"www-authenticate": scheme})
-
-    def _problem(
-        self, headers: Headers, status: HTTPStatus, code: str, detail: str, extra: dict[str, str] | None = None
-    ) -> ASGIApp:
-        async def respond(scope: Scope, receive: Receive, send: Send) -> None:
-            response = problem_response(problem(status, code, detail).problem, scope["state"]["request_id"], extra)
-            await response(scope, receive, send)
-
-        return respond
+        return _refuse(HTTPStatus.UNAUTHORIZED, "no-token", detail, {"www-authenticate": scheme})
 
     def _is_known(self, host: str) -> bool:
         """Whether a ``Host`` header is expected: DNS rebinding needs a name, so addresses pass."""
@@ -126,6 +126,16 @@ class Guard:
         elif scheme.lower() != "bearer":
             return False
         return hmac.compare_digest(given, self._token)
+
+
+def _refuse(status: HTTPStatus, code: str, detail: str, headers: dict[str, str] | None = None) -> ASGIApp:
+    """An application that answers every request with a problem."""
+
+    async def respond(scope: Scope, receive: Receive, send: Send) -> None:
+        response = problem_response(problem(status, code, detail).problem, scope["state"]["request_id"], headers)
+        await response(scope, receive, send)
+
+    return respond
 
 
 class _Exchange:

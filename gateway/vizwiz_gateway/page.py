@@ -95,7 +95,7 @@ class PageState:
     """What the page shows.
 
     Attributes:
-        demo: the served head has learnt drawn pictures only. None if Triton has not said yet.
+        demo: the served head was fitted on drawn pictures alone. None if Triton has not said yet.
         max_photo_bytes: size of the largest photo file, bytes.
         questions: the questions of the form, as typed; kept in the form after an answer or an error.
         answers: one for each question, in order; empty before the first, or after an error.

@@ -3,32 +3,36 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from http import HTTPStatus
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from vizwiz_client import Answer, AsyncVizwizClient, ModelInfo, VizwizError
+from vizwiz_client import Answer, AsyncVizwizClient, ContractMismatch, ModelInfo, Timings, VizwizError
+from vizwiz_client.contract import tensors
 from vizwiz_client.contract.image import load_photo, to_pixels
+from vizwiz_gateway.metrics import Metrics
 from vizwiz_gateway.problems import from_client, problem
 from vizwiz_gateway.settings import Settings
 from vizwiz_gateway.uploads import Upload
 
 # Deadline of a call to Triton, seconds: far beyond any answer, because Triton 2.51 can crash when a call is cancelled.
 TRITON_TIMEOUT_S = 600.0
+DRAIN_TIMEOUT_S = 60.0  # for calls to Triton to end when the gateway stops
 PROBE_TIMEOUT_S = 5.0  # of a request for the model's configuration
 
 
 @dataclass(frozen=True)
 class Reply:
-    """What one request gets."""
+    """What one request gets: an answer for each question, and whether the head was fitted on drawn pictures alone."""
 
     answers: Sequence[Answer]
-    demo: bool | None
+    demo: bool
 
 
 class Service:
@@ -48,12 +52,13 @@ class Service:
         self._decoders = ThreadPoolExecutor(settings.decode_threads, "decode")
         self._info: ModelInfo | None = None
         self._admitted = 0
+        self.metrics = Metrics(lambda: self._admitted)
         self._tasks: set[asyncio.Task[Any]] = set()
 
     async def close(self) -> None:
         """Wait for the calls to Triton, then close connections and threads."""
         if self._tasks:
-            await asyncio.wait(self._tasks)
+            await asyncio.wait(self._tasks, timeout=DRAIN_TIMEOUT_S)
         await self._client.close()
         await self._probe.close()
         self._decoders.shutdown(wait=False, cancel_futures=True)
@@ -78,13 +83,13 @@ class Service:
         try:
             self._info = await self._probe.check()
         except VizwizError as error:
-            raise from_client(error) from error
+            raise from_client(error) from None
         return self._info
 
     @property
     def demo(self) -> bool | None:
-        """Whether the served head has learnt drawn pictures only; None if Triton has not said yet."""
-        return None
+        """Whether the served head was fitted on drawn pictures alone; None if Triton has not said yet."""
+        return self._info.demo if self._info else None
 
     async def ask(self, upload: Upload, request_id: str, admission: Admission) -> Reply:
         """Answer the questions of ``upload``.
@@ -107,16 +112,19 @@ class Service:
                 "no-question",
                 "the form has no question; add one in the field question",
             )
-        task = self._start(self._answer(upload, admission.take()))
+        task = self._start(self._answer(upload, request_id, admission.take()))
         await asyncio.wait([task], timeout=self._settings.answer_timeout_s)  # does not cancel the task
         if not task.done():
-            task.add_done_callback(lambda task: task.exception())  # retrieved, or asyncio would log it
+            task.add_done_callback(lambda task: task.exception())  # retrieves it, or asyncio would log it
             raise problem(
                 HTTPStatus.GATEWAY_TIMEOUT,
                 "too-slow",
                 f"no answer came within {self._settings.answer_timeout_s:g} s; ask again in a while",
             )
-        return task.result()
+        reply = task.result()
+        for answer in reply.answers:
+            self.metrics.answers.labels("true" if answer.declined else "false").inc()
+        return reply
 
     def _start(self, work: Coroutine[Any, Any, Reply]) -> asyncio.Task[Reply]:
         task = asyncio.create_task(work)
@@ -124,24 +132,58 @@ class Service:
         task.add_done_callback(self._tasks.discard)
         return task
 
-    async def _answer(self, upload: Upload, admission: Admission) -> Reply:
+    async def _answer(self, upload: Upload, request_id: str, admission: Admission) -> Reply:
+        """Decode and ask. Nothing cancels this once it has started: the process waits for it when it stops."""
         with admission:
             assert upload.photo is not None
             photo, upload.photo = upload.photo, None
-            info = self._info or await self.check()
+            start = time.perf_counter()
             try:
-                loop = asyncio.get_running_loop()
-                pixels = await loop.run_in_executor(self._decoders, _decode, photo, info.image_size)
-                answers = await self._client.ask_batch(
-                    [(pixels, question) for question in upload.questions], top=upload.top
-                )
+                info = self._info or await self.check()
+                pixels = await self._decode(photo, info.image_size)
+                del photo
+                decoded = time.perf_counter()
+                pairs = [(pixels, question) for question in upload.questions]
+                answers = await self._ask(pairs, upload.top, request_id)
+                self.metrics.triton.observe(time.perf_counter() - decoded)
+                if any(tensors.HEAD_PREFIX + answer.head_id not in info.models for answer in answers):
+                    info = await self.check()  # another model was rolled out
             except VizwizError as error:
-                raise from_client(error) from error
-            return Reply(answers, self.demo)
+                raise from_client(error) from None  # its text may quote the photo, and causes are logged
+            prepare_s, total_s = decoded - start, time.perf_counter() - start
+            return Reply([_with_timings(answer, prepare_s, total_s) for answer in answers], info.demo)
+
+    async def _ask(
+        self, pairs: Sequence[tuple[npt.NDArray[np.uint8], str]], top: int, request_id: str
+    ) -> Sequence[Answer]:
+        try:
+            return await self._client.ask_batch(pairs, top=top, request_id=request_id)
+        except ContractMismatch:  # a model of another image size was rolled out
+            self._info = None
+            return await self._client.ask_batch(pairs, top=top, request_id=request_id)
+
+    async def _decode(self, photo: bytes, image_size: int) -> npt.NDArray[np.uint8]:
+        """Pixels [image_size, image_size, 3]: small, so that a request that waits for Triton holds no decoded photo."""
+        submitted = time.perf_counter()
+
+        def decode() -> tuple[npt.NDArray[np.uint8], float, float]:
+            start = time.perf_counter()
+            return to_pixels(load_photo(photo), image_size), start, time.perf_counter()
+
+        pixels, start, end = await asyncio.get_running_loop().run_in_executor(self._decoders, decode)
+        self.metrics.queue.observe(start - submitted)
+        self.metrics.decode.observe(end - start)
+        return pixels
 
     def release(self) -> None:
         """End one admission."""
         self._admitted -= 1
+
+
+def _with_timings(answer: Answer, prepare_s: float, total_s: float) -> Answer:
+    """``answer``, with the decoding and the waiting of the gateway."""
+    client = answer.timings
+    return replace(answer, timings=Timings(prepare_s + client.prepare_s, client.request_s, total_s))
 
 
 class Admission:
@@ -163,8 +205,3 @@ class Admission:
         if self._service is not None:
             self._service.release()
             self._service = None
-
-
-def _decode(photo: bytes, image_size: int) -> npt.NDArray[np.uint8]:
-    """Pixels [image_size, image_size, 3]: small, so that a request that waits for Triton holds no decoded photo."""
-    return to_pixels(load_photo(photo), image_size)

@@ -35,15 +35,15 @@ class Upload:
 
 
 async def read_upload(
-    content_type: str | None, body: AsyncIterable[bytes], max_photo_bytes: int, top: int = 1
-) -> Upload:
+    content_type: str | None, body: AsyncIterable[bytes], max_photo_bytes: int, upload: Upload
+) -> None:
     """Parse a multipart/form-data body.
 
     Args:
         content_type: the request's ``Content-Type``.
         body: its chunks.
         max_photo_bytes: size of the largest photo, bytes.
-        top: number of candidates where the form has none.
+        upload: the fields, filled as they arrive.
 
     Raises:
         ProblemError: 415 not multipart/form-data, 400 malformed, 413 too large.
@@ -57,7 +57,7 @@ async def read_upload(
             "expected a body of type multipart/form-data with its boundary: "
             "curl -F photo=@img.jpg -F question='what is this?'",
         )
-    form = _Form(max_photo_bytes, top)
+    form = _Form(max_photo_bytes, upload)
     try:
         parser = MultipartParser(boundary, form.callbacks())
         size = 0
@@ -71,7 +71,6 @@ async def read_upload(
         raise _malformed("the multipart body is malformed; send the form again") from error
     if not form.complete:
         raise _malformed("the multipart body ends before its last boundary; send the form again")
-    return form.upload
 
 
 def too_large(max_photo_bytes: int) -> ProblemError:
@@ -90,8 +89,8 @@ def _malformed(detail: str) -> ProblemError:
 class _Form:
     """Callbacks of the parser: collect the parts of one body."""
 
-    def __init__(self, max_photo_bytes: int, top: int) -> None:
-        self.upload = Upload(top=top)
+    def __init__(self, max_photo_bytes: int, upload: Upload) -> None:
+        self.upload = upload
         self.complete = False
         self._max_photo_bytes = max_photo_bytes
         self._header = (bytearray(), bytearray())  # name and value of the header that is being read

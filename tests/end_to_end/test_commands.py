@@ -21,7 +21,7 @@ from training.dataset import read_split
 from training.fit import next_step
 from training.run import newest_run
 
-FREE_PORTS = ["--http-port", "0", "--grpc-port", "0", "--metrics-port", "0"]
+FREE_PORTS = ["--gateway-port", "0", "--http-port", "0", "--grpc-port", "0", "--metrics-port", "0"]
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,8 @@ from serving.workspace import remove_stale_workspaces
 from vizwiz_client.contract import tensors
 
 RECOVERY_TIMEOUT_S = 120  # of a restart on a busy machine; alone it takes two seconds
-SERVE = [sys.executable, "-m", "serving", *(f"--{name}-port=0" for name in ("http", "grpc", "metrics")), "--json"]
+PORTS = ("gateway", "http", "grpc", "metrics")
+SERVE = [sys.executable, "-m", "serving", *(f"--{name}-port=0" for name in PORTS), "--json", "--no-gateway"]
 
 
 class Command:

@@ -1,0 +1,110 @@
+"""``python -m serving`` and its gateway: started, restarted and stopped with Triton."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.client.small_server import write_small_repository
+from tests.serving.processes import SERVE, Command, eventually
+
+TIMEOUT_S = 60
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("small")
+    write_small_repository(folder)
+    return folder
+
+
+@pytest.fixture
+def command(repository: Path) -> Iterator[Command]:
+    with Command(repository, "--gateway") as command:
+        yield command
+
+
+def status(url: str, path: str = "/readyz") -> int:
+    """Status of a GET; 0 if nobody listens."""
+    try:
+        return httpx.get(f"{url}{path}", timeout=TIMEOUT_S).status_code
+    except httpx.TransportError:
+        return 0
+
+
+def gateways(command: Command) -> list[int]:
+    """Process ids of gateways that ask the server of ``command``."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            words = path.read_bytes().split(b"\0")
+        except OSError:  # it ended meanwhile
+            continue
+        if b"vizwiz_gateway" in words and command.addresses["grpc"].encode() in words and b"-S" not in words:
+            found.append(int(path.parent.name))
+    return found
+
+
+def test_it_starts_restarts_and_stops_with_the_server(command: Command) -> None:
+    url = command.addresses["gateway"]
+    assert status(url) == 200
+    assert "<form" in httpx.get(url, timeout=TIMEOUT_S).text
+    (first,) = gateways(command)
+    os.kill(first, signal.SIGKILL)
+    assert eventually(lambda: gateways(command) not in ([], [first]) and status(url) == 200, TIMEOUT_S)
+    command.process.send_signal(signal.SIGTERM)
+    assert "the gateway ended with SIGKILL; restarting it" in command.end()
+    assert command.process.returncode == 0
+    assert gateways(command) == []
+    assert command.leaves_no_trace()
+
+
+def test_it_outlives_a_crash_of_triton(command: Command) -> None:
+    url, before = command.addresses["gateway"], gateways(command)
+    os.kill(command.triton(), signal.SIGKILL)
+    assert eventually(lambda: status(url) in (502, 504), TIMEOUT_S)
+    assert eventually(lambda: status(url) == 200, 2 * TIMEOUT_S)
+    assert gateways(command) == before
+
+
+def test_it_ends_when_the_server_is_killed(command: Command) -> None:
+    command.process.kill()
+    assert eventually(lambda: gateways(command) == [], TIMEOUT_S)
+
+
+def test_it_can_be_left_out(repository: Path) -> None:
+    with Command(repository, "--no-gateway") as command:
+        assert command.addresses["gateway"] is None
+        assert gateways(command) == []
+
+
+def test_a_port_in_use_is_reported_before_the_models_load(repository: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        flags = ["--gateway", f"--gateway-port={port}", f"--repository={repository}"]
+        done = subprocess.run([*SERVE, *flags], capture_output=True, text=True, timeout=TIMEOUT_S)
+    assert done.returncode == 1
+    assert f"port {port} (--gateway-port) cannot be used" in done.stderr
+    assert "waiting for the models" not in done.stderr
+
+
+def test_the_address_of_the_page_comes_first(repository: Path) -> None:
+    flags = [flag for flag in SERVE if flag not in ("--json", "--no-gateway")]
+    with subprocess.Popen(
+        [*flags, f"--repository={repository}"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ) as process:
+        try:
+            assert process.stdout is not None
+            line = process.stdout.readline()
+            assert line.startswith("Open http://localhost:"), line
+            assert status(line.split()[1], "/healthz") == 200
+        finally:
+            process.send_signal(signal.SIGTERM)
+            process.communicate(timeout=TIMEOUT_S)
