@@ -19,6 +19,10 @@ def client(live_server):
         yield client
 
 
+def test_a_head_fitted_on_the_demo_says_so(client: VizwizClient) -> None:
+    assert client.check().demo
+
+
 def test_an_answer_is_complete(client: VizwizClient, photos: list[Path]) -> None:
     answer = client.ask(photos[0], "what is this?", top=3)
     confidences = [candidate.confidence for candidate in answer.candidates]

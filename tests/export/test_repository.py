@@ -61,6 +61,13 @@ def test_each_step_of_an_ensemble_reads_what_an_earlier_one_wrote() -> None:
     assert list(raw.ensemble_scheduling.step)[1:] == list(config.ensemble_scheduling.step)
 
 
+@pytest.mark.parametrize("demo", [False, True])
+def test_head_and_ensembles_say_whether_they_are_the_demo(demo: bool, graph: Path) -> None:
+    head = triton_config.head_config("name", SIZES, graph, TARGET, demo=demo)
+    for config in (head, *triton_config.ensemble_configs(NAMES, SIZES, demo=demo)):
+        assert (tensors.DEMO_PARAMETER in config.parameters) is demo
+
+
 def test_only_preprocess_bounds_its_queue_and_no_model_has_a_timeout(graph: Path) -> None:
     """Beside another step, ``max_queue_size`` makes Triton 2.51 lose requests or crash; a timeout stalls it."""
     (graph.parent / "model.py").write_text("")

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import http.client
 import io
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -53,9 +56,11 @@ class Gateway:
         return self.process.pid
 
     def kill(self) -> None:
-        if self.process.returncode is None:
-            self.process.kill()
-            self.process.communicate()
+        self.process.kill()
+        self.process.wait()
+        for stream in (self.process.stdout, self.process.stderr):
+            assert stream is not None
+            stream.close()
 
     def stop(self) -> str:
         """Stop it as a supervisor does; return its standard error."""
@@ -66,6 +71,60 @@ class Gateway:
         """POST /v1/ask; ``options`` are httpx's, ``data`` holds further fields."""
         data = {"question": list(questions), **options.pop("data", {})}
         return self.http.post("/v1/ask", files={"photo": ("img.jpg", photo)}, data=data, **options)
+
+    def metric(self, name: str) -> float:
+        """Value of a metric, summed over its labels; 0 where there is none."""
+        lines = [line.rpartition(" ") for line in self.http.get("/metrics").text.splitlines()]
+        return sum(float(value) for key, _, value in lines if key.partition("{")[0] == name)
+
+    def connect(self) -> socket.socket:
+        """A connection of one's own, to send what no HTTP client sends."""
+        url = httpx.URL(self.url)
+        return socket.create_connection((url.host, url.port), timeout=TIMEOUT_S)
+
+    def files(self) -> list[str]:
+        """What the descriptors of the process refer to."""
+        links = []
+        for path in Path(f"/proc/{self.pid}/fd").iterdir():
+            with suppress(FileNotFoundError):  # closed meanwhile
+                links.append(str(path.readlink()))
+        return links
+
+    def memory(self) -> int:
+        """Resident memory, bytes."""
+        return int(Path(f"/proc/{self.pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+BOUNDARY = "0123456789boundary"
+
+
+def form(photo: bytes, question: str = "what is this?") -> bytes:
+    """A multipart body."""
+    parts = [
+        f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="question"\r\n\r\n{question}\r\n'.encode(),
+        f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="photo"; filename="a.jpg"\r\n\r\n'.encode(),
+        photo,
+        f"\r\n--{BOUNDARY}--\r\n".encode(),
+    ]
+    return b"".join(parts)
+
+
+def head(length: int, path: str = "/v1/ask") -> bytes:
+    """The request line and headers of a form of ``length`` bytes."""
+    lines = [
+        f"POST {path} HTTP/1.1",
+        "Host: localhost",
+        f"Content-Type: multipart/form-data; boundary={BOUNDARY}",
+        f"Content-Length: {length}",
+    ]
+    return "\r\n".join([*lines, "", ""]).encode()
+
+
+def read_reply(connection: socket.socket) -> tuple[int, bytes]:
+    """Status and body of the next response."""
+    response = http.client.HTTPResponse(connection)
+    response.begin()
+    return response.status, response.read()
 
 
 def draw_photo(width: int = 640, height: int = 480, *, seed: int = 0, format: str = "JPEG") -> bytes:

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 
+from serving.repository import ensembles, with_head
 from tests.client.small_server import write_small_repository
 from tests.serving.processes import SERVE, Command, eventually
+from tests.serving.tiny_repository import HEAD, change_config, write_head
+from vizwiz_client.contract import tensors
 
 TIMEOUT_S = 60
 
@@ -108,3 +113,21 @@ def test_the_address_of_the_page_comes_first(repository: Path) -> None:
         finally:
             process.send_signal(signal.SIGTERM)
             process.communicate(timeout=TIMEOUT_S)
+
+
+def test_going_back_to_a_head_of_the_demo_says_so(repository: Path, tmp_path: Path) -> None:
+    """An ensemble says what its head says, also after a rollout to another head."""
+    own = Path(shutil.copytree(repository, tmp_path / "models"))
+    (own / HEAD).rename(own / "gated_head_00000000beef")
+    write_head(own / HEAD, ("red", "green", "blue"), 1.0)
+
+    def mark(config: Any) -> None:
+        config.parameters[tensors.DEMO_PARAMETER].string_value = "true"
+
+    change_config(own / HEAD, mark)
+    configs = ensembles(own)
+    for _ in range(2):  # there, and back
+        configs = with_head(own, configs, HEAD)
+        assert configs[tensors.ENSEMBLE].parameters[tensors.DEMO_PARAMETER].string_value == "true"
+        configs = with_head(own, configs, "gated_head_00000000beef")
+        assert tensors.DEMO_PARAMETER not in configs[tensors.ENSEMBLE].parameters
