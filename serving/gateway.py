@@ -15,11 +15,11 @@ from contextlib import suppress
 
 from serving import ServingError, launch
 from serving.access import KEY_VARIABLE
-from serving.server import MAX_PAUSE_S, RECENT_S
+from serving.server import MAX_BACKOFF_S, RECENT_S
 
 PORT = 8080
 STOP_TIMEOUT_S = 130  # the gateway answers its requests (70 s), then waits for its calls to Triton (60 s)
-_PACKAGES = ("vizwiz_gateway", "fastapi", "uvicorn", "python_multipart", "prometheus_client")
+_PACKAGES = ("vizwiz_gateway", "fastapi", "uvicorn", "python_multipart", "prometheus_client", "jinja2")
 
 
 def missing_packages() -> list[str]:
@@ -82,9 +82,11 @@ class Gateway:
             while outcome := self._run_once():
                 now = time.monotonic()
                 failures = [failure for failure in failures if now - failure < RECENT_S] + [now]
-                pause_s = min(2 ** (len(failures) - 1) - 1, MAX_PAUSE_S)
-                self._report(f"the gateway ended with {outcome}; restarting it{f' in {pause_s} s' if pause_s else ''}")
-                if self._stopping.wait(pause_s):
+                backoff_s = min(2 ** (len(failures) - 1) - 1, MAX_BACKOFF_S)
+                self._report(
+                    f"the gateway ended with {outcome}; restarting it{f' in {backoff_s} s' if backoff_s else ''}"
+                )
+                if self._stopping.wait(backoff_s):
                     return
         finally:
             self._settled.set()
