@@ -137,11 +137,11 @@ class _Form:
         name, data = self._name, self._data
         self._name, self._data = "", bytearray()
         if name == "photo":
-            if self.upload.photo and data:
+            if not data:  # of the page's two file controls, the unused one sends an empty file
+                return
+            if self.upload.photo:
                 raise _malformed("the form has more than one photo; send one photo in a request")
-            self.upload.photo = (
-                bytes(data) or None
-            )  # a form without JavaScript sends an empty file where none is chosen
+            self.upload.photo = bytes(data)
         elif name == "question":
             self._add_question(data)
         elif name == "top":
