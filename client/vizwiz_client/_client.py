@@ -191,7 +191,7 @@ class AsyncVizwizClient:
             and each request of ``ask_many``.
         retries: maximum number of retries if the server is unavailable or its queue is full, with exponential backoff.
         tls: certificates of an encrypted connection; None sends photos and questions in the clear.
-        headers: metadata of every request.
+        headers: metadata of every request, such as ``{"authorization": "Bearer ..."}``.
         fast_decode: let the JPEG decoder shrink large photos: several times faster, but the pixels differ slightly.
 
     Raises:

@@ -218,10 +218,9 @@ class TestUpright:
         for format in ("JPEG", "WEBP"):
             assert load_photo(encoded(Image.fromarray(noise(24, 40, 3)), format, xmp=xmp)).size == (24, 40)
 
-    """A photo is rotated when it is loaded, and not again when the result is loaded."""
-
     @pytest.mark.parametrize("orientation", range(1, 9))
     def test_loaded_twice(self, orientation: int) -> None:
+        """A photo is rotated when it is loaded, and not again when the result is loaded."""
         exif = Image.Exif()
         exif[ExifTags.Base.Orientation] = orientation
         buffer = io.BytesIO()
