@@ -26,11 +26,11 @@ def test_answers(candidates: list[tuple[str, float]], outcome: str, sentence: st
     assert (words.outcome, words.sentence, words.detail) == (outcome, sentence, detail)
 
 
-def test_a_declined_answer_keeps_its_guesses() -> None:
+def test_a_declined_answer_keeps_its_guesses_but_no_noise() -> None:
     words = to_words([("unanswerable", 0.5), ("teapot", 0.25), ("mug", 0.001)], declined=True)
     assert (words.outcome, words.sentence) == ("declined", "The photo cannot answer this.")
     assert words.detail == "Take another photo, or ask another question."
-    assert words.guesses == ("teapot, 25%, not sure", "mug, under 1%, only a guess")
+    assert words.guesses == ("teapot, 25%, not sure",)
 
 
 def test_without_a_real_answer_nothing_is_made_up() -> None:

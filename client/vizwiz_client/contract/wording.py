@@ -15,6 +15,7 @@ NO_ANSWER = ("unanswerable", "unsuitable", "unsuitable image")  # labels of VizW
 
 SURE_FROM = 0.5  # from here on, the first answer is more probable than all others together
 MENTION_FROM = 0.05  # a less probable second answer is not part of the sentence
+LIST_FROM = 0.01  # a less probable guess is noise to a listener
 CONFIDENCE_WORDS = ((0.9, "very sure"), (SURE_FROM, "fairly sure"), (0.2, "not sure"), (0.0, "only a guess"))
 
 DECLINED = "The photo cannot answer this."
@@ -32,7 +33,7 @@ class Wording:
         outcome: "answered", "unsure" (the best answer is less probable than all others together) or "declined".
         sentence: the answer as one sentence, such as "Teapot."
         detail: how sure the model is, such as "Fairly sure, 72%."; what to do if the answer is declined.
-        guesses: every possible answer with its confidence, best first, such as "teapot, 72%, fairly sure".
+        guesses: answers of at least 1% with their confidence, best first, such as "teapot, 72%, fairly sure".
     """
 
     outcome: Outcome
@@ -54,7 +55,11 @@ def to_words(candidates: Iterable[tuple[str, float]], *, declined: bool) -> Word
         declined: whether the photo probably cannot answer the question.
     """
     answers = [(answer, confidence) for answer, confidence in candidates if answer not in NO_ANSWER]
-    guesses = tuple(f"{answer}, {percent(confidence)}, {in_words(confidence)}" for answer, confidence in answers)
+    guesses = tuple(
+        f"{answer}, {percent(confidence)}, {in_words(confidence)}"
+        for answer, confidence in answers
+        if confidence >= LIST_FROM
+    )
     if declined or not answers:
         return Wording("declined", DECLINED, DECLINED_ADVICE, guesses)
     first, confidence = answers[0]
