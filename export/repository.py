@@ -19,7 +19,7 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
 
 import serving.repository
-from serving.repository import CONFIG_FILE, VERSION, files_with_digests
+from serving.repository import CONFIG_FILE, DIGESTS_FILE, VERSION
 from training.artifacts import (
     file_digest,
     flush_folder,
@@ -93,12 +93,10 @@ def write_labels(path: Path, labels: Sequence[str]) -> None:
 
 
 def write_config(folder: Path, config: Any) -> None:
-    """Finish a model: write its configuration, with the SHA-256 of every other file in ``folder``."""
-    listed = files_with_digests(folder, config).values()
-    for path in sorted(folder.rglob("*")):
-        if path.is_file() and path not in listed:
-            key = tensors.FILE_DIGEST_PARAMETER + str(path.relative_to(folder))
-            config.parameters[key].string_value = file_digest(path)
+    """Finish a model: write the SHA-256 of every file in ``folder``, and then the configuration, which may be tuned."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    lines = [f"{file_digest(path)}  {path.relative_to(folder)}\n" for path in files]
+    (folder / DIGESTS_FILE).write_text("".join(lines), encoding="utf-8")
     write_config_file(folder / CONFIG_FILE, config)
 
 
@@ -126,13 +124,13 @@ def read_config(folder: Path) -> Any:
 
 
 def verify_digests(folder: Path) -> list[str]:
-    """Verify the files of the model in ``folder`` against the SHA-256 in its configuration; returns the problems."""
+    """Verify the files of the model in ``folder`` against their recorded SHA-256; returns the problems."""
     try:
-        config = read_config(folder)
+        read_config(folder)
     except RepositoryError as error:
         return [str(error)]
-    if tensors.MODEL_DIGEST_PARAMETER not in config.parameters:
-        return [f"{folder / CONFIG_FILE} has no digest of its graph"]
+    if not (folder / DIGESTS_FILE).is_file():
+        return [f"{folder / DIGESTS_FILE} is missing"]
     return serving.repository.verify_digests(folder)
 
 

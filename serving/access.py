@@ -36,7 +36,7 @@ KEY_VARIABLE = "VIZWIZ_SERVING_ADMIN_KEY"
 HTTP_HEADER = "vizwiz-admin-key"
 GRPC_HEADER = f"triton-grpc-protocol-{HTTP_HEADER}"  # Triton adds this prefix
 RESTRICTED_APIS = ("model-repository", "shared-memory", "trace", "logging")
-MIN_KEY_LENGTH = 32  # characters, as deploy/serve.py requires
+MIN_KEY_LENGTH = 32  # characters, as deploy/ requires
 
 _RECORD_FILE = "server.json"
 _HTTP_TIMEOUT_S = 5

@@ -26,6 +26,7 @@ CONFIG_FILE = "config.pbtxt"
 GRAPH_FILE = "model.onnx"
 PYTHON_FILE = "model.py"  # of a model of Triton's Python backend
 VERSION = "1"  # the only one: models are immutable
+DIGESTS_FILE = "SHA256SUMS"  # of a model's files but config.pbtxt, which may be tuned; `sha256sum --check` reads it
 MADE_FROM_FILE = "made_from.json"  # of an immutable model; a head's holds all keys of its encoders'
 IMMUTABLE_MODEL = re.compile(
     f"({tensors.PREPROCESS_PREFIX}|{tensors.IMAGE_ENCODER_PREFIX}|{tensors.TEXT_ENCODER_PREFIX}|{tensors.HEAD_PREFIX})"
@@ -102,34 +103,43 @@ def read_config(folder: Path) -> Any:
 
 
 def verify_digests(folder: Path) -> list[str]:
-    """Verify the SHA-256 of every file of the model in ``folder`` against its configuration.
+    """Verify the SHA-256 of the files of the model in ``folder`` against its configuration and its ``SHA256SUMS``.
 
     Returns:
         One message per file that is missing or differs.
 
     Raises:
-        ServingError: the configuration cannot be read.
+        ServingError: one of them cannot be read.
     """
     found = []
-    config = read_config(folder)
-    for key, path in sorted(files_with_digests(folder, config).items()):
+    for path, digests in sorted(_recorded_digests(folder).items()):
         if not path.is_file():
             found.append(f"{path} is missing")
-        elif _sha256(path) != config.parameters[key].string_value:
-            found.append(f"{path} is damaged or replaced: its SHA-256 differs from the one in {CONFIG_FILE}")
+        elif digests != {_sha256(path)}:
+            found.append(f"{path} is damaged or replaced: its SHA-256 differs from the recorded one")
     return found
 
 
-def files_with_digests(folder: Path, config: Any) -> dict[str, Path]:
-    """The digest parameters of the ``config`` of the model in ``folder``, each with the path of its file."""
-    files = {}
-    for key in config.parameters:
+def _recorded_digests(folder: Path) -> dict[Path, set[str]]:
+    """The SHA-256 of the files of the model in ``folder``: in its configuration (graph, labels) and ``SHA256SUMS``."""
+    config = read_config(folder)
+    recorded: dict[Path, set[str]] = {}
+    for key, value in config.parameters.items():
         if key == tensors.MODEL_DIGEST_PARAMETER:
-            files[key] = folder / VERSION / (PYTHON_FILE if config.backend == "python" else GRAPH_FILE)
-        for prefix in (tensors.LABELS_DIGEST_PARAMETER, tensors.FILE_DIGEST_PARAMETER):
-            if key.startswith(prefix):
-                files[key] = folder / key.removeprefix(prefix)
-    return files
+            path = folder / VERSION / (PYTHON_FILE if config.backend == "python" else GRAPH_FILE)
+        elif key.startswith(tensors.LABELS_DIGEST_PARAMETER):
+            path = folder / key.removeprefix(tensors.LABELS_DIGEST_PARAMETER)
+        else:
+            continue
+        recorded[path] = {value.string_value}
+    sums = folder / DIGESTS_FILE
+    try:
+        lines = sums.read_text(encoding="utf-8").splitlines() if sums.exists() else []
+    except (OSError, UnicodeDecodeError) as error:
+        raise ServingError(f"{sums} cannot be read ({error}): publish the model again") from None
+    for digest, _, name in (line.partition("  ") for line in lines):
+        recorded.setdefault(folder / name, set()).add(digest)
+    return recorded
 
 
 def find_head(repository: Path, wanted: str) -> str:

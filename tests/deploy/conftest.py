@@ -1,4 +1,4 @@
-"""The container's command, run by the tritonserver that the test environment has."""
+"""The manifests' own shell lines, run by the tritonserver that the test environment has."""
 
 from __future__ import annotations
 
@@ -9,9 +9,8 @@ import re
 import shutil
 import socket
 import subprocess
-import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,11 +19,10 @@ from typing import Any
 import pytest
 
 from serving.runtime import find_runtime
-from tests.conftest import ROOT, LiveServer
-from vizwiz_client.contract.tensors import ENSEMBLE, TEXT_ENCODER_PREFIX
+from tests.conftest import LiveServer
+from tests.deploy.manifests import Lines, compose_lines
+from vizwiz_client.contract.tensors import ENSEMBLE
 
-RAW_ENSEMBLE = f"{ENSEMBLE}_raw"
-DEPLOY = ROOT / "deploy"
 KEY = "0123456789abcdef0123456789abcdef"
 HOST = "127.0.0.1"
 START_S = STOP_S = 120  # far more than it takes: the machine may be busy
@@ -32,10 +30,12 @@ START_S = STOP_S = 120  # far more than it takes: the machine may be busy
 
 @dataclass
 class Deployed:
-    """A process of deploy/serve.py on loopback."""
+    """Triton as a manifest starts and stops it, on loopback."""
 
+    lines: Lines
     folder: Path  # of its log, backends and key
     repository: Path
+    key: str | None = KEY
     ports: dict[str, int] = field(default_factory=dict)
 
     @property
@@ -48,29 +48,23 @@ class Deployed:
 
     def start(self) -> None:
         runtime = find_runtime()
-        runtime.compose_backends(self.folder / "backends")
+        if not (self.folder / "backends").exists():
+            runtime.compose_backends(self.folder / "backends")
         self.ports = free_ports("--http-port", "--grpc-port", "--metrics-port")
-        (self.folder / "key").write_text(f"{KEY}\n", encoding="utf-8")
-        environment = runtime.environment()
-        environment["PATH"] = f"{runtime.server.parent}{os.pathsep}{environment['PATH']}"
-        with (self.folder / "log").open("wb") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, str(as_in_the_image(self.folder)), *self._arguments(runtime.triton)],
-                env=environment,
-                stdout=log,
-                stderr=log,
-            )
-
-    def _arguments(self, triton: Path) -> list[str]:
-        return [
-            f"--repository={self.repository}",
-            f"--admin-key-file={self.folder / 'key'}",
-            "--threads=1",
+        if self.key is not None:
+            (self.folder / "key").write_text(f"{self.key}\n", encoding="utf-8")
+        self.environment = runtime.environment() | self.lines.environment
+        self.environment["PATH"] = f"{runtime.server.parent}{os.pathsep}{self.environment['PATH']}"
+        self.environment["VIZWIZ_SERVING_THREADS"] = "1"
+        flags = [
             *(f"{flag}={port}" for flag, port in self.ports.items()),
             *(f"--{service}-address={HOST}" for service in ("http", "grpc", "metrics")),
             f"--backend-directory={self.folder / 'backends'}",
-            f"--cache-directory={triton / 'caches'}",
+            f"--cache-directory={runtime.caches}",
         ]
+        with (self.folder / "log").open("wb") as log:
+            command = [*self._here(self.lines.start), *flags]
+            self.process = subprocess.Popen(command, env=self.environment, stdout=log, stderr=log)
 
     def wait_until_ready(self) -> None:
         deadline = time.monotonic() + START_S
@@ -84,7 +78,10 @@ class Deployed:
             time.sleep(0.1)
 
     def stop(self) -> int:
-        self.process.terminate()
+        """Stop it as the manifest does: first its preStop, then SIGTERM."""
+        if self.process.poll() is None:
+            subprocess.run(self._here(self.lines.stop), env=self.environment, check=True, timeout=STOP_S)
+            self.process.terminate()
         return self.process.wait(STOP_S)
 
     def http(
@@ -98,42 +95,29 @@ class Deployed:
         finally:
             connection.close()
 
-
-def as_in_the_image(folder: Path) -> Path:
-    """Copy below ``folder`` what the Dockerfile copies beside its command, and nothing else; returns the command."""
-    dockerfile = (DEPLOY / "Dockerfile").read_text(encoding="utf-8")
-    for sources, target in re.findall(r"^COPY (?:--chmod=\S+ )?([^-\n].*) /(opt/\S+/)$", dockerfile, re.MULTILINE):
-        (folder / target).mkdir(parents=True, exist_ok=True)
-        for source in sources.split():
-            shutil.copy(ROOT / source, folder / target)
-    (command,) = folder.glob("opt/*/serve.py")
-    return command
+    def _here(self, command: Sequence[str]) -> list[str]:
+        """``command`` with the container's paths and port replaced, and without the wait for Kubernetes' endpoints."""
+        places = {
+            r"(?<=[ =])/models\b": str(self.repository),
+            "/run/secrets/admin_key": str(self.folder / "key"),
+            "localhost:8000": f"{HOST}:{self.ports['--http-port']}",
+            r"\Asleep 10\n": "",
+        }
+        for there, here in places.items():
+            command = [re.sub(there, lambda _, here=here: here, word) for word in command]  # type: ignore[misc]
+        return list(command)
 
 
 @pytest.fixture(scope="session")
 def deployed(live_server: LiveServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployed]:
-    """The container's command on a repository that export wrote."""
-    server = Deployed(tmp_path_factory.mktemp("deployed"), both_ensembles(live_server.repository, tmp_path_factory))
+    """Compose's Triton on a repository that export wrote."""
+    repository = Path(shutil.copytree(live_server.repository, tmp_path_factory.mktemp("repository") / "models"))
+    server = Deployed(compose_lines(), tmp_path_factory.mktemp("deployed"), repository)
     with ExitStack() as stack:
         server.start()
         stack.callback(server.stop)
         server.wait_until_ready()
         yield server
-
-
-def both_ensembles(repository: Path, factory: pytest.TempPathFactory) -> Path:
-    """A copy of ``repository`` that has both ensembles and caches answers of the text encoder."""
-    copy = Path(shutil.copytree(repository, factory.mktemp("repository") / "models"))
-    raw = copy / RAW_ENSEMBLE
-    if not raw.exists():  # of an export that knew no such thing yet
-        shutil.copytree(copy / ENSEMBLE, raw)
-        config = (raw / "config.pbtxt").read_text(encoding="utf-8")
-        (raw / "config.pbtxt").write_text(config.replace(f'"{ENSEMBLE}"', f'"{RAW_ENSEMBLE}"'), encoding="utf-8")
-    (text_encoder,) = copy.glob(f"{TEXT_ENCODER_PREFIX}*")
-    config = (text_encoder / "config.pbtxt").read_text(encoding="utf-8")
-    if "response_cache" not in config:  # of an export that knew no such thing yet
-        (text_encoder / "config.pbtxt").write_text(f"{config}\nresponse_cache {{ enable: true }}\n", encoding="utf-8")
-    return copy
 
 
 @pytest.fixture(scope="session")

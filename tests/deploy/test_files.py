@@ -8,81 +8,64 @@ import shlex
 import shutil
 import subprocess
 import venv
-from importlib import metadata, resources
+from importlib import resources
 from pathlib import Path
-from typing import Any
 
 import jsonschema
 import pytest
 import yaml
 
+from export.triton_config import TENSORRT_CACHE
 from tests.conftest import ROOT
-from tests.deploy.conftest import DEPLOY
+from tests.deploy.manifests import DEPLOY, ComposeLoader, compose, compose_lines, kubernetes_lines
 from vizwiz_client.contract.tensors import ENSEMBLE
 
-DOCKERFILE = (DEPLOY / "Dockerfile").read_text(encoding="utf-8")
-JOINED = re.sub(r"\\\n(#.*\n)*", "", DOCKERFILE)  # each step on one line
+DOCKERFILE = (DEPLOY / "gateway.Dockerfile").read_text(encoding="utf-8")
 YAML_FILES = sorted(DEPLOY.rglob("*.yaml"))
 
 
-class ComposeLoader(yaml.SafeLoader):
-    """Reads `!reset`, by which an override of compose takes something away."""
-
-
-ComposeLoader.add_constructor("!reset", lambda loader, node: None)
-
-
-class TestDockerfile:
-    def test_the_release_is_pinned_and_recent_enough(self) -> None:
-        (year, month), *others = re.findall(r"tritonserver:(\d\d)\.(\d\d)-py3$", DOCKERFILE, re.MULTILINE)
-        assert not others
-        assert (int(year), int(month)) >= (25, 7)  # the Python backend's CVEs
-
+class TestGatewayImage:
     def test_every_source_exists_and_is_let_through(self) -> None:
-        ignored = (DEPLOY / "Dockerfile.dockerignore").read_text(encoding="utf-8").splitlines()
+        ignored = (DEPLOY / "gateway.Dockerfile.dockerignore").read_text(encoding="utf-8").splitlines()
         assert {f"!{source}" for source in sources()} == {line for line in ignored if line.startswith("!")}
         assert "*" in ignored
         assert all((ROOT / source).exists() for source in sources())
 
-    def test_it_adds_what_the_client_needs_but_grpc(self) -> None:
-        added = re.findall(r"'([a-z]+>=[\d.]+)'", DOCKERFILE)
-        needed = [one for one in metadata.requires("vizwiz-client") or [] if "extra ==" not in one]
-        assert sorted(added) == sorted(one for one in needed if not one.startswith("tritonclient"))
-
     @pytest.mark.slow  # takes packages from the index
-    def test_what_it_installs_runs_the_contract_without_torch_or_grpc(self, tmp_path: Path) -> None:
+    def test_what_it_installs_runs_without_torch_or_a_file_to_write(self, tmp_path: Path) -> None:
         for source in sources():
             copy = shutil.copytree if (ROOT / source).is_dir() else shutil.copyfile
-            (tmp_path / source).parent.mkdir(exist_ok=True)
             copy(ROOT / source, tmp_path / source)
         venv.create(tmp_path / "venv", with_pip=True)
         python = tmp_path / "venv" / "bin" / "python"
-        steps = re.findall(r"python3 (-m pip [^&]+?|-c [^&]+?)\s*(?:&&|\n)", JOINED)
-        assert len(steps) == 4
+        steps = re.findall(r"^RUN python3 (-m pip .+?)(?: &&|$)", DOCKERFILE, re.MULTILINE)
+        assert len(steps) == 2
         for step in steps:
-            arguments = [glob for part in shlex.split(step) for glob in unfold(part, tmp_path)]
-            arguments = [one for one in arguments if one != "--break-system-packages"]
-            subprocess.run([python, *arguments], cwd=tmp_path, check=True)
+            line = re.sub(r"(?:/tmp)?/wheel\b", str(tmp_path / "wheel"), step)
+            subprocess.run(["sh", "-c", f"{python} {line}"], cwd=tmp_path, check=True)
         listed = subprocess.run([python, "-m", "pip", "list"], capture_output=True, text=True, check=True).stdout
-        assert "vizwiz-client" in listed
-        assert not [name for name in ("torch", "grpcio", "tritonclient", "onnxruntime") if name in listed]
+        assert {"vizwiz-client", "fastapi", "pillow_heif"} <= {line.split()[0] for line in listed.splitlines()}
+        assert not [name for name in ("torch", "onnxruntime", "triton ") if name in listed]
+        command = [python.with_name("vizwiz-gateway"), "--help"]
+        assert "--token-file" in subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
 def sources() -> list[str]:
     """What the Dockerfile copies from the repository."""
     lines = re.findall(r"^COPY (?!--from)(.+)$", DOCKERFILE, re.MULTILINE)
-    return [source for line in lines for source in shlex.split(re.sub(r"--\S+", "", line))[:-1]]
-
-
-def unfold(argument: str, folder: Path) -> list[str]:
-    """An argument of a build step, with the image's folder of the wheel in ``folder`` and its pattern replaced."""
-    argument = re.sub(r"^(/tmp)?/wheel", str(folder / "wheel"), argument)
-    return [str(path) for path in folder.glob("wheel/*")] if argument.endswith("*.whl") else [argument]
+    return [source for line in lines for source in shlex.split(line)[:-1]]
 
 
 @pytest.mark.parametrize("path", YAML_FILES, ids=lambda path: str(path.relative_to(DEPLOY)))
 def test_yaml_parses(path: Path) -> None:
     assert list(yaml.load_all(path.read_text(encoding="utf-8"), ComposeLoader))
+
+
+def test_compose_and_kubernetes_start_and_stop_triton_by_the_same_lines() -> None:
+    one, other = compose_lines(), kubernetes_lines()
+    assert one.start == other.start
+    assert [*other.stop[:-1], other.stop[-1].removeprefix("sleep 10\n")] == one.stop
+    assert one.environment.keys() == other.environment.keys()
 
 
 class TestCompose:
@@ -92,23 +75,37 @@ class TestCompose:
         jsonschema.validate(compose(name), json.loads(schema.read_text(encoding="utf-8")))
 
     def test_the_probe_asks_the_ensemble(self) -> None:
-        assert compose("compose.yaml")["services"]["triton"]["healthcheck"]["test"][-1].endswith(
-            f"/v2/models/{ENSEMBLE}/ready"
-        )
+        assert compose()["services"]["triton"]["healthcheck"]["test"][-1].endswith(f"/v2/models/{ENSEMBLE}/ready")
 
-    def test_the_repository_is_read_only(self) -> None:
-        repository, engines = compose("compose.yaml")["services"]["triton"]["volumes"]
+    def test_triton_reads_the_models_and_writes_engines_where_export_says(self) -> None:
+        repository, engines = compose()["services"]["triton"]["volumes"]
         assert (repository["target"], repository["read_only"]) == ("/models", True)
-        assert engines.split(":")[1] in DOCKERFILE
+        assert engines["target"] == TENSORRT_CACHE
 
-    def test_ports_are_on_loopback_by_default(self) -> None:
-        services = compose("compose.yaml")["services"].values()
-        ports = [port for service in services for port in service["ports"]]
-        assert len(ports) == 4
-        assert all(port.startswith(("127.0.0.1:", "${VIZWIZ_ADDRESS:-127.0.0.1}:")) for port in ports)
+    def test_the_faces_of_triton_and_gateway_are_read_only(self) -> None:
+        for name in ("triton", "gateway", "caddy"):
+            service = compose()["services"][name]
+            assert service["read_only"] is True, name
+            assert service["cap_drop"] == ["ALL"], name
+
+    def test_only_https_leaves_the_machine(self) -> None:
+        services = compose()["services"]
+        ports = {name: service["ports"] for name, service in services.items()}
+        assert ports.pop("caddy") == ["80:80", "443:443"]
+        assert services["caddy"]["profiles"] == ["tls"]
+        published = [port for each in ports.values() for port in each]
+        assert len(published) == 5
+        assert all(port.startswith(("127.0.0.1:", "${VIZWIZ_ADDRESS:-127.0.0.1}:")) for port in published)
+
+    def test_the_gateway_answers_to_the_name_that_caddy_serves_and_prometheus_scrapes(self) -> None:
+        services = compose()["services"]
+        names = services["gateway"]["environment"]["VIZWIZ_GATEWAY_ALLOWED_HOSTS"]
+        assert "VIZWIZ_DOMAIN" in names
+        assert "VIZWIZ_DOMAIN" in services["caddy"]["command"][3]
+        assert services["caddy"]["command"][-1].split(":")[0] in names.split(",")
 
     def test_files_that_are_mounted_exist(self) -> None:
-        services = compose("compose.yaml")["services"]
+        services = compose()["services"]
         mounts = [*services["prometheus"]["volumes"], *services["grafana"]["volumes"]]
         sources = [mount.split(":")[0] for mount in mounts if mount.startswith("./")]
         assert len(sources) == 4
@@ -120,7 +117,3 @@ class TestDashboard:
         dashboard = json.loads((DEPLOY / "grafana" / "vizwiz.json").read_text(encoding="utf-8"))
         (source,) = yaml.safe_load((DEPLOY / "grafana" / "datasource.yaml").read_text(encoding="utf-8"))["datasources"]
         assert {panel["datasource"]["uid"] for panel in dashboard["panels"]} == {source["uid"]}
-
-
-def compose(name: str) -> dict[str, Any]:
-    return dict(yaml.load((DEPLOY / name).read_text(encoding="utf-8"), ComposeLoader))

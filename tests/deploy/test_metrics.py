@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import shutil
+import socket
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
 
 from tests.deploy import promql
-from tests.deploy.conftest import DEPLOY, Deployed
+from tests.deploy.conftest import Deployed
+from tests.deploy.manifests import DEPLOY
+from tests.gateway.processes import Gateway
 from vizwiz_client import VizwizClient
 
 # What a server on a machine without a GPU cannot show: https://github.com/triton-inference-server/server,
@@ -19,7 +23,7 @@ GPU_SERIES = [
     for name in ("nv_gpu_utilization", "nv_gpu_memory_used_bytes", "nv_gpu_memory_total_bytes")
 ]
 TARGET_LABELS = {"job": "vizwiz", "instance": "i", "namespace": "n", "pod": "p"}  # Prometheus adds them
-OWN_SERIES = [("up", {})]  # Prometheus makes it
+OWN_SERIES = [("up", {}), ("up", {"job": "vizwiz-gateway"})]  # Prometheus makes them
 
 EXPRESSIONS = promql.expressions()
 PROMTOOL = shutil.which("promtool")
@@ -33,9 +37,28 @@ def scrape(deployed: Deployed, photo: Path) -> list[tuple[str, dict[str, str]]]:
             client.ask(photo, "what is this?")
     status, text = deployed.http("GET", "/metrics", service="metrics")
     assert status == 200
+    gateways = scrape_gateways(deployed, photo.read_bytes())
     recorded = [(rule["record"], {}) for rule in promql.rules() if "record" in rule]
     served = promql.series(text.decode())
-    return [(name, labels | TARGET_LABELS) for name, labels in [*served, *GPU_SERIES, *OWN_SERIES, *recorded]]
+    return [
+        (name, TARGET_LABELS | labels) for name, labels in [*served, *gateways, *GPU_SERIES, *OWN_SERIES, *recorded]
+    ]
+
+
+def scrape_gateways(deployed: Deployed, photo: bytes) -> list[tuple[str, dict[str, str]]]:
+    """Every series of a gateway that answers, and of one that is full and has lost Triton."""
+    with Gateway(deployed.grpc_url) as gateway, Gateway("127.0.0.1:1", "--max-requests=1") as lost:
+        assert gateway.ask(photo, "what is this?").status_code == 200
+        assert lost.ask(photo, "what is this?").status_code == 502
+        with socket.create_connection((lost.http.base_url.host, lost.http.base_url.port or 80)) as upload:
+            form = "multipart/form-data; boundary=x"
+            upload.sendall(f"POST /v1/ask HTTP/1.1\r\nhost: localhost\r\ncontent-type: {form}\r\n".encode())
+            upload.sendall(b"content-length: 99\r\n\r\n--x")
+            deadline = time.monotonic() + 60
+            while "vizwiz_gateway_admitted 1.0" not in lost.http.get("/metrics").text:
+                assert time.monotonic() < deadline
+            assert lost.ask(photo, "what is this?").status_code == 503
+        return [series for one in (gateway, lost) for series in promql.series(one.http.get("/metrics").text)]
 
 
 @pytest.mark.parametrize("where", EXPRESSIONS)

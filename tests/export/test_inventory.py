@@ -116,7 +116,7 @@ def edited_ensemble(own: Path, names: ModelNames) -> str:
 def altered_preprocess(own: Path, names: ModelNames) -> str:
     path = own / names.preprocess / "1" / "model.py"
     path.write_text("")
-    return f"{path} is damaged or replaced: its SHA-256 differs from the one in config.pbtxt"
+    return f"{path} is damaged or replaced: its SHA-256 differs from the recorded one"
 
 
 def altered_warmup(own: Path, names: ModelNames) -> str:

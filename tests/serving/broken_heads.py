@@ -77,7 +77,7 @@ def other_head_id(repository: Path) -> None:
 
 BROKEN: list[tuple[Callable[[Path], None], str]] = [
     (nan_weights, "'mug' has the probability nan"),
-    (damaged_graph, "model.onnx is damaged or replaced: its SHA-256 differs from the one in config.pbtxt"),
+    (damaged_graph, "model.onnx is damaged or replaced: its SHA-256 differs from the recorded one"),
     (other_labels, "'mug' has the probability"),
     (other_labels_with_their_digest, "'mug' has the probability"),
     (wrong_digest_of_labels, "answer.txt is damaged or replaced"),

@@ -16,7 +16,6 @@ CONTRACT_VERSION_PARAMETER = "contract_version"  # in the ensemble's config
 DEMO_PARAMETER = "demo"  # "true" in the configs of a head that was fitted on drawn pictures alone, and its ensembles
 MODEL_DIGEST_PARAMETER = "model_sha256"  # SHA-256 of a model's graph file, verified when it loads
 LABELS_DIGEST_PARAMETER = "labels_sha256_"  # + file name: SHA-256 of a label file, verified when it loads
-FILE_DIGEST_PARAMETER = "file_sha256_"  # + file name: SHA-256 of any other file
 PRECISION_PARAMETER = "inference_precision"  # of a CPU accelerator: the lowest precision allowed
 NICE_PARAMETER = "nice"  # nice(2) of the model's process in the embedded server
 
