@@ -11,7 +11,7 @@ PARALLEL ?= -n 2 --dist loadfile --max-worker-restart=0
 # a VizWiz folder of real data (docs/data.md); tests and benchmarks that need it are skipped without it
 VIZWIZ_MATERIAL ?=
 
-.PHONY: help install demo lint test test-all bench-training bench-export bench-serving bench-client clean
+.PHONY: help install demo lint test test-all bench-training bench-export bench-serving bench-client bench-gateway clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 18
@@ -58,6 +58,9 @@ bench-serving: $(DEV)  ## tables, plot: load on the server, beside the bare enco
 
 bench-client: $(DEV)  ## tables: start, install, photo to tensor, a question, and how busy a stream keeps the server
 	$(BIN)/python -m benchmarks.client
+
+bench-gateway: $(DEV)  ## tables: what the gateway adds to a question, its throughput, and its event loop under load
+	$(BIN)/python -m benchmarks.gateway
 
 clean:  ## DELETE your runs/, triton_models/ and encoded features; keeps .venv
 	rm -rf .cache data/demo runs img.jpg

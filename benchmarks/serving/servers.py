@@ -108,16 +108,17 @@ class Server:
 
     url: str  # of gRPC, or of FastAPI's HTTP
     pid: int  # of the root of its processes
+    gateway: str | None = None  # URL
 
 
 @contextmanager
-def triton(served: Served, threads: int | None = None) -> Iterator[Server]:
-    """The embedded server, by its own command."""
-    ports = [f"--{name}-port=0" for name in ("http", "grpc", "metrics")]
+def triton(served: Served, threads: int | None = None, *, gateway: bool = False) -> Iterator[Server]:
+    """The embedded server, by its own command; with ``gateway``, :attr:`Server.gateway` is its address."""
+    ports = [f"--{name}-port=0" for name in ("http", "grpc", "metrics", "gateway")]
     options = [
         f"--repository={served.repository}",
         "--json",
-        "--no-gateway",
+        "--gateway" if gateway else "--no-gateway",
         *ports,
         *([f"--threads={threads}"] if threads else []),
     ]
@@ -127,7 +128,7 @@ def triton(served: Served, threads: int | None = None) -> Iterator[Server]:
             raise SystemExit(f"`python -m serving` ended with exit status {process.wait()}; its messages are above")
         addresses = json.loads(line)
         _wait_until_answering(addresses["metrics"], process)  # Triton listens there last
-        yield Server(addresses["grpc"], process.pid)
+        yield Server(addresses["grpc"], process.pid, addresses["gateway"])
 
 
 @contextmanager

@@ -1,0 +1,164 @@
+"""What the gateway costs: time added to a question, throughput beside the raw ensemble, and its event loop under load.
+
+    python -m benchmarks.gateway                     # the demo's model: 3 minutes
+    python -m benchmarks.gateway --model ViT-B/32    # a CLIP of full size with random weights
+
+Gateway, Triton and load generator share the cores. What is compared runs in turn, in one run, to cancel noise. The
+models are those of ``benchmarks.serving``, in --cache.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import threading
+import time
+from collections.abc import Sequence
+from itertools import islice
+from pathlib import Path
+
+import httpx
+from PIL import Image
+
+from benchmarks.serving.load import GATEWAY, Job, draw_questions
+from benchmarks.serving.servers import Generator, Served, Server, drawn_photos, prepare, triton
+from vizwiz_client import VizwizClient
+from vizwiz_client.contract import tensors
+
+CONCURRENCY = 16
+LARGE = (4_000, 3_000)  # pixels: a phone's photo of 12 megapixels
+POLL_INTERVAL_S = 0.02  # between two requests to /healthz
+Row = tuple[str, ...]
+
+
+def main() -> None:
+    """Run the benchmark."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.gateway", description=__doc__)
+    parser.add_argument("--model", default="demo", help="demo, or one of OpenAI's architectures (default: %(default)s)")
+    parser.add_argument("--cache", type=Path, default=Path(".cache/benchmarks"), help="default: %(default)s")
+    parser.add_argument("--questions", type=int, default=200, help="timed one by one (default: %(default)s)")
+    parser.add_argument("--seconds", type=float, default=10, help="of each load (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=3, help="of the loads (default: %(default)s)")
+    arguments = parser.parse_args()
+    served = prepare(arguments.model, arguments.cache)
+    photos = drawn_photos(arguments.cache) / "train"
+    large = enlarge(photos, arguments.cache / "photos-12-megapixels")
+    with triton(served, gateway=True) as server, Generator() as generator:
+        table(
+            "One question",
+            ("photo", "client, p50", "gateway, p50", "added", "goal"),
+            [single(server, folder, arguments.questions) for folder in (photos, large)],
+        )
+        table(
+            f"Questions a second, {CONCURRENCY} at once",
+            ("photo", "raw ensemble", "gateway", "gateway / raw", "goal"),
+            [throughput(served, server, generator, photos, arguments.seconds, arguments.rounds)],
+        )
+        table(
+            f"`/healthz` while {CONCURRENCY} clients ask about photos of 12 megapixels",
+            ("requests", "p50", "p99", "largest", "questions a second"),
+            [health(served, server, generator, large, arguments.seconds)],
+        )
+
+
+def table(title: str, header: Row, rows: Sequence[Row]) -> None:
+    """Print a table in Markdown."""
+    print(f"\n### {title}\n\n| {' | '.join(header)} |\n|{'---|' * len(header)}", flush=True)
+    for row in rows:
+        print(f"| {' | '.join(row)} |", flush=True)
+
+
+def enlarge(photos: Path, folder: Path) -> Path:
+    """Eight of the photos at :data:`LARGE`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in islice(sorted(photos.glob("*.jpg")), 8):
+        if not (folder / path.name).exists():
+            Image.open(path).resize(LARGE, Image.Resampling.BICUBIC).save(folder / path.name, quality=90)
+    return folder
+
+
+def single(server: Server, folder: Path, count: int) -> Row:
+    """The median time of a question, through the client and through the gateway in turn."""
+    photos = [path.read_bytes() for path in sorted(folder.glob("*.jpg"))]
+    questions = draw_questions(0)
+    times: dict[str, list[float]] = {"client": [], "gateway": []}
+    with VizwizClient(server.url) as client, httpx.Client(base_url=str(server.gateway), timeout=60) as http:
+
+        def ask(photo: bytes, question: str) -> None:
+            response = http.post("/v1/ask", files={"photo": photo}, data={"question": question})
+            assert response.status_code == httpx.codes.OK, response.text
+
+        for number in range(count + 10):
+            photo = photos[number % len(photos)]
+            order = list(times.items())
+            for name, found in order if number % 2 else reversed(order):
+                question, start = next(questions), time.perf_counter()
+                if name == "client":
+                    client.ask(photo, question)
+                else:
+                    ask(photo, question)
+                found.append(1e3 * (time.perf_counter() - start))
+    direct, through = (statistics.median(found[10:]) for found in times.values())  # the first ones warm up
+    size = "x".join(map(str, Image.open(next(folder.glob("*.jpg"))).size))
+    return size, f"{direct:.1f} ms", f"{through:.1f} ms", f"{through - direct:+.1f} ms", "at most 5 ms"
+
+
+def throughput(served: Served, server: Server, generator: Generator, photos: Path, seconds: float, rounds: int) -> Row:
+    """Questions a second of the raw ensemble and of the gateway, in turn."""
+    rates: dict[str, list[float]] = {tensors.RAW_ENSEMBLE: [], GATEWAY: []}
+    for seed in range(rounds):
+        for system, found in rates.items():
+            found.append(rate(served, server, generator, photos, system, seconds, seed))
+    raw, gateway = (statistics.median(found) for found in rates.values())
+    return "640x480", f"{raw:.1f}", f"{gateway:.1f}", f"{gateway / raw:.0%}", "at least 90%"
+
+
+def rate(
+    served: Served, server: Server, generator: Generator, photos: Path, system: str, seconds: float, seed: int
+) -> float:
+    """Questions a second at :data:`CONCURRENCY`."""
+    url = str(server.gateway) if system == GATEWAY else server.url
+    job = Job(
+        system,
+        str(photos),
+        served.image_size,
+        url,
+        concurrency=CONCURRENCY,
+        ramp=CONCURRENCY,
+        seed=seed,
+        seconds=seconds,
+    )
+    record = generator.run(job)
+    if record.errors:
+        raise SystemExit(f"{system}: {record.errors[:3]}")
+    ends = record.ends[job.ramp - 1 :]
+    return (len(ends) - 1) / (ends[-1] - ends[0])
+
+
+def health(served: Served, server: Server, generator: Generator, photos: Path, seconds: float) -> Row:
+    """Times of ``/healthz`` during a load of large photos."""
+    times: list[float] = []
+    end = threading.Event()
+
+    def poll() -> None:
+        with httpx.Client(base_url=str(server.gateway), timeout=60) as http:
+            while not end.wait(POLL_INTERVAL_S):
+                start = time.perf_counter()
+                http.get("/healthz").raise_for_status()
+                times.append(1e3 * (time.perf_counter() - start))
+
+    poller = threading.Thread(target=poll)
+    poller.start()
+    try:
+        answered = rate(served, server, generator, photos, GATEWAY, seconds, 99)
+    finally:
+        end.set()
+        poller.join()
+    times.sort()
+    p99 = times[min(len(times) * 99 // 100, len(times) - 1)]
+    quantiles = [f"{value:.1f} ms" for value in (statistics.median(times), p99, times[-1])]
+    return f"{len(times):,}", *quantiles, f"{answered:.1f}"
+
+
+if __name__ == "__main__":
+    main()
