@@ -103,8 +103,8 @@ def _listen(host: str, port: int) -> socket.socket:
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         listener = socket.create_server((host, port), family=family, backlog=1024)
-        # Connections inherit it. asyncio sets it only where the listener's protocol number is not the default, 0; without
-        # it, the body of a response would wait 40 ms for the acknowledgement of its headers.
+        # Connections inherit it; asyncio sets it only on sockets made with IPPROTO_TCP. Without it, the body of a
+        # response waits 40 ms for the acknowledgement of its headers.
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return listener
     except OSError as error:
