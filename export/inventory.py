@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import astuple, dataclass
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +13,13 @@ from export.parity import PARITY_FILE
 from export.publish import ExportError, check_contract, is_demo, model_names, sizes
 from export.repository import RepositoryError
 from export.targets import TARGETS
-from export.triton_config import ensemble_configs
+from export.triton_config import ensemble_config
 from serving.repository import CONFIG_FILE, MADE_FROM_FILE, VERSION
 from training.artifacts import file_digest
 from training.run import ANSWERS_FILE, Run
 from vizwiz_client.contract import tensors
 
 _PREFIXES = {
-    tensors.PREPROCESS_PREFIX: "preprocess",
     tensors.IMAGE_ENCODER_PREFIX: "image encoder",
     tensors.TEXT_ENCODER_PREFIX: "text encoder",
     tensors.HEAD_PREFIX: "head",
@@ -36,7 +34,7 @@ class Entry:
     """One model of a repository."""
 
     name: str
-    kind: str  # "ensemble", "preprocess", "image encoder", "text encoder", "head"; "other": not written by export
+    kind: str  # "ensemble", "image encoder", "text encoder", "head"; "other": not written by export
     bytes: int
     referenced_by: list[str]  # the ensembles with a step that references it
     steps: list[str]  # of an ensemble
@@ -68,33 +66,27 @@ def check_repository(folder: Path, run: Run | None) -> list[str]:
         Problems, each with its remedy; empty when there are none.
     """
     try:
-        configs = {name: repository.read_config(folder / name) for name in tensors.ENSEMBLES}
+        config = repository.read_config(folder / tensors.ENSEMBLE)
     except RepositoryError as error:
         return [f"{error}: nothing can be served; publish with {_EXPORT}"]
-    steps = {name: [step.model_name for step in config.ensemble_scheduling.step] for name, config in configs.items()}
+    steps = [step.model_name for step in config.ensemble_scheduling.step]
     problems = [
         f"{problem}; publish it again with {_EXPORT}"
-        for name in dict.fromkeys(chain(*steps.values()))
+        for name in steps
         for problem in repository.verify_digests(folder / name)
     ]
-    for ensemble, config in configs.items():
-        if not (folder / ensemble / VERSION).is_dir():
-            problems.append(
-                f"{folder / ensemble / VERSION} is missing: Triton loads no ensemble without a version folder, even an "
-                f"empty one, and some ways of copying drop empty folders; publish with {_EXPORT}"
-            )
-        version = config.parameters[tensors.CONTRACT_VERSION_PARAMETER].string_value
-        if version != str(tensors.CONTRACT_VERSION):
-            problems.append(
-                f"{ensemble} has contract version {version or 'none'}, this version's clients speak "
-                f"{tensors.CONTRACT_VERSION}; publish with {_EXPORT}"
-            )
-    if not {*steps[tensors.ENSEMBLE]} <= {*steps[tensors.RAW_ENSEMBLE]}:
+    if not (version_folder := folder / tensors.ENSEMBLE / VERSION).is_dir():
         problems.append(
-            f"{tensors.RAW_ENSEMBLE} references other models than {tensors.ENSEMBLE}: a publication was interrupted "
-            f"just before its end; publish again with {_EXPORT}"
+            f"{version_folder} is missing: Triton loads no ensemble without a version folder, even an empty one, and "
+            f"some ways of copying drop empty folders; publish with {_EXPORT}"
         )
-    return problems + (_differences_from(run, folder, configs, steps[tensors.ENSEMBLE]) if run else [])
+    version = config.parameters[tensors.CONTRACT_VERSION_PARAMETER].string_value
+    if version != str(tensors.CONTRACT_VERSION):
+        problems.append(
+            f"{tensors.ENSEMBLE} has contract version {version or 'none'}, this version's clients speak "
+            f"{tensors.CONTRACT_VERSION}; publish with {_EXPORT}"
+        )
+    return problems + (_differences_from(run, folder, config, steps) if run else [])
 
 
 def prune(folder: Path) -> list[Entry]:
@@ -183,8 +175,8 @@ def _read_object(path: Path) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _differences_from(run: Run, folder: Path, configs: dict[str, Any], steps: list[str]) -> list[str]:
-    """Differences between the ensembles and what ``run`` would publish, for whichever target it was exported."""
+def _differences_from(run: Run, folder: Path, config: Any, steps: list[str]) -> list[str]:
+    """Differences between the ensemble and what ``run`` would publish, for whichever target it was exported."""
     try:
         check_contract(run)
     except ExportError as error:
@@ -204,12 +196,12 @@ def _differences_from(run: Run, folder: Path, configs: dict[str, Any], steps: li
             f"{tensors.ENSEMBLE} serves the run {origin.get('run', '?')}, not {run.folder.name}: publish that with "
             f"{publish_again}, or name the run that it should serve with --run"
         ]
-    problems = [
-        f"{folder / expected.name / CONFIG_FILE} is not what export writes for {run.folder.name} "
-        f"({' + '.join(astuple(names))}); publish it again with {publish_again}"
-        for expected in ensemble_configs(names, sizes(run), demo=is_demo(run))
-        if configs[expected.name] != expected
-    ]
+    problems = []
+    if config != ensemble_config(names, sizes(run), demo=is_demo(run)):
+        problems.append(
+            f"{folder / tensors.ENSEMBLE / CONFIG_FILE} is not what export writes for {run.folder.name} "
+            f"({' + '.join(astuple(names))}); publish it again with {publish_again}"
+        )
     labels = folder / names.head / f"{tensors.ANSWER.name}.txt"
     if labels.is_file() and file_digest(labels) != run.config["files"][ANSWERS_FILE]:
         problems.append(f"{labels} is not the answer list of {run.folder.name}; publish it again with {publish_again}")

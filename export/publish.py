@@ -1,4 +1,4 @@
-"""Export a fitted run and publish it: write the missing graphs, check parity, publish, switch the ensembles.
+"""Export a fitted run and publish it: write the missing graphs, check parity, publish, switch the ensemble.
 
 Published models are reused: after a new fit only the head is written, and CLIP is not loaded.
 """
@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from export import preprocess, repository, triton_config
+from export import repository, triton_config
 from export.clip_graph import write_image_encoder, write_text_encoder
 from export.comparison import TOLERANCES, Comparison, Tolerance
 from export.head_graph import write_head
@@ -52,7 +52,7 @@ from vizwiz_client.contract.tensors import CONTRACT_VERSION, DIGEST_LENGTH
 
 # Part of every model's name. Raise it when the same weights become another graph, when parity inputs change, or when
 # this version cannot read the files beside a published graph.
-EXPORT_FORMAT = "17"
+EXPORT_FORMAT = "18"
 DEFAULT_TARGET = Target("portable", "fp32")
 HEAD_TARGET = Target("portable", "fp32")  # of every head: it is small, so it can be exact
 GOLDEN_PHOTO_FILE = "golden.jpg"
@@ -81,7 +81,7 @@ def export_run(
         recheck: compare published encoders with PyTorch again, on this machine.
 
     Returns:
-        The names of the models that the ensembles now serve.
+        The names of the models that the ensemble now serves.
 
     Raises:
         ExportError: the run was fitted on another CLIP, or under another contract version.
@@ -122,7 +122,7 @@ def export_run(
             for name in missing:
                 _finish_model(name, folders, names, run, result, target)
             repository.publish_models(folder, {name: folders[name] for name in missing}, staging)
-            repository.commit(folder, triton_config.ensemble_configs(names, sizes(run), demo=is_demo(run)), staging)
+            repository.commit(folder, triton_config.ensemble_config(names, sizes(run), demo=is_demo(run)), staging)
     return names
 
 
@@ -150,7 +150,6 @@ def model_names(run: Run, target: Target = DEFAULT_TARGET) -> ModelNames:
         tensors.IMAGE_ENCODER_PREFIX + encoders,
         tensors.TEXT_ENCODER_PREFIX + encoders,
         tensors.HEAD_PREFIX + head,
-        preprocess.model_name(sizes(run), EXPORT_FORMAT),
     )
 
 
@@ -221,8 +220,6 @@ def _write_graph(
     name: str, folder: Path, names: ModelNames, model: FrozenClip | None, predictor: Predictor, target: Target
 ) -> None:
     """Write the graph of a model, and with the image encoder's the photo of the golden request."""
-    if name == names.preprocess:
-        return
     path = _graph(folder)
     path.parent.mkdir(parents=True)
     print(f"writing {name}")
@@ -285,9 +282,6 @@ def _finish_model(
     """Write the origin, warm-up samples and configuration of a model; of an encoder also its parity results."""
     folder, shape = folders[name], sizes(run)
     photo_bytes = (folders[names.image] / GOLDEN_PHOTO_FILE).read_bytes()
-    if name == names.preprocess:
-        preprocess.write_model(folder, shape, EXPORT_FORMAT, photo_bytes)
-        return
     made_from: dict[str, Any] = {
         "clip": clip_name(run.clip_source),
         "clip_sha256": run.clip_digest,

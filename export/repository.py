@@ -148,24 +148,23 @@ def publish_models(repository: Path, models: Mapping[str, Path], trash: Path) ->
         publish_folder(folder, repository / name)
 
 
-def commit(repository: Path, configs: Sequence[Any], staging: Path) -> None:
-    """Switch the ensembles to new models, one after the other.
+def commit(repository: Path, config: Any, staging: Path) -> None:
+    """Switch the ensemble to new models: the commit point.
 
     Args:
         repository: the locked repository.
-        configs: the ensembles' configurations; the last one is the commit point.
-        staging: a folder of :func:`staging_folder`. A new ensemble is built there: on a full disk none is published
+        config: the ensemble's configuration.
+        staging: a folder of :func:`staging_folder`. A new ensemble is built there: on a full disk it is not published
             without its configuration.
     """
-    for config in configs:
-        published = repository / config.name
-        folder = published if published.exists() else staging / config.name
-        (folder / VERSION).mkdir(parents=True, exist_ok=True)  # Triton requires a version folder, even without files
-        if not (folder / VERSION / ".keep").exists():
-            (folder / VERSION / ".keep").touch()  # git, archives and object stores drop empty folders
-        write_config_file(folder / CONFIG_FILE, config)
-        if folder != published:
-            publish_folder(folder, published)
+    published = repository / config.name
+    folder = published if published.exists() else staging / config.name
+    (folder / VERSION).mkdir(parents=True, exist_ok=True)  # Triton wants a version, though an ensemble has no files
+    if not (folder / VERSION / ".keep").exists():
+        (folder / VERSION / ".keep").touch()  # git, archives and object stores drop empty folders
+    write_config_file(folder / CONFIG_FILE, config)
+    if folder != published:
+        publish_folder(folder, published)
 
 
 def _beside(repository: Path) -> Path:
@@ -178,9 +177,8 @@ def _beside(repository: Path) -> Path:
 def _remove_stale_files(repository: Path) -> None:
     """Delete incomplete files of killed processes; the caller holds the lock."""
     remove_stale(_beside(repository).parent)
-    for name in tensors.ENSEMBLES:  # `serving reload` writes there too, under the same lock
-        for stale in (repository / name).glob(".*.partial"):
-            shutil.rmtree(stale) if stale.is_dir() else stale.unlink()
+    for stale in (repository / tensors.ENSEMBLE).glob(".*.partial"):  # `serving reload` writes there too
+        shutil.rmtree(stale) if stale.is_dir() else stale.unlink()
 
 
 def _not_writable(repository: Path, reason: str) -> RepositoryError:

@@ -101,7 +101,6 @@ def run_command(arguments: argparse.Namespace) -> int:
     print(f"target: {target.device} {target.variant} {target.precision}: {TARGETS[target]} (--help lists the others)")
     names = export_run(run, clip, arguments.repository, target, recheck=arguments.recheck)
     print(f"published in {arguments.repository}/: {tensors.ENSEMBLE} = {names.image} + {names.text} + {names.head}")
-    print(f"and {tensors.RAW_ENSEMBLE}, with {names.preprocess} before it: for clients that send a file (docs/http.md)")
     place = "" if arguments.repository == DEFAULT_REPOSITORY else f" --repository {arguments.repository}"
     print(f"next: python -m serving{place}, or python -m serving reload where a server runs from there already")
     return 0

@@ -1,12 +1,11 @@
 """Triton model configurations, built as protobuf messages, and the warm-up samples that they name.
 
-Every model but the ensembles is immutable, and named by a digest of what it was made from. Field names and meanings:
+Every model but the ensemble is immutable, and named by a digest of what it was made from. Field names and meanings:
 https://github.com/triton-inference-server/common/blob/main/protobuf/model_config.proto
 """
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,10 +22,6 @@ from vizwiz_client.contract.tensors import TensorSpec
 
 WARMUP_FOLDER = "warmup"
 WARMUP_BATCH_SIZES = (1, 8)  # an idle and a busy server
-
-# Requests. Only `preprocess` bounds its queue, because no step runs beside it: where steps run side by side, Triton
-# 2.51 loses refused requests, or crashes (measured; docs/architecture.md).
-MAX_QUEUED_PHOTOS = 128
 
 # Preferred batch size on a CPU: on two cores, one batch of 16 of ViT-B/32's size answers a fifth fewer questions a
 # second than two batches of 8 (docs/decisions.md).
@@ -58,13 +53,10 @@ _DATA_TYPES = {
     "INT32": pb.TYPE_INT32,
     "INT64": pb.TYPE_INT64,
     "FP32": pb.TYPE_FP32,
-    "BYTES": pb.TYPE_STRING,
 }
-_RAW_INPUTS = (tensors.IMAGE_BYTES, tensors.QUESTION)
 
 Dims = Mapping[TensorSpec, Sequence[int]]  # tensors with their dimensions, batch axis omitted
-Sample = Mapping[TensorSpec, npt.NDArray[Any] | bytes]  # one warm-up request: inputs without batch axis
-_Step = tuple[str, Sequence[TensorSpec], Sequence[TensorSpec]]  # an ensemble step: model, inputs, outputs
+Sample = Mapping[TensorSpec, npt.NDArray[Any]]  # one warm-up request: inputs without batch axis
 
 
 @dataclass(frozen=True)
@@ -74,7 +66,6 @@ class ModelNames:
     image: str
     text: str
     head: str
-    preprocess: str
 
 
 @dataclass(frozen=True)
@@ -127,40 +118,30 @@ def head_config(name: str, sizes: Sizes, graph: Path, target: Target, *, demo: b
     return config
 
 
-def preprocess_config(name: str, sizes: Sizes, model: Path) -> Any:
-    """Configuration of the Python model that turns a file and a question into pixels and token ids."""
-    config = pb.ModelConfig(name=name, backend="python", max_batch_size=tensors.MAX_BATCH_SIZE)
-    _add_tensors(config.input, {spec: spec.shape for spec in _RAW_INPUTS})
-    _add_tensors(config.output, {**_pixels_and_tokens(sizes), tensors.ERROR: tensors.ERROR.shape})
-    config.instance_group.add(kind=pb.ModelInstanceGroup.KIND_CPU, count=1)
-    _enable_batching(config)
-    config.dynamic_batching.default_queue_policy.max_queue_size = MAX_QUEUED_PHOTOS
-    config.parameters[tensors.CONTRACT_VERSION_PARAMETER].string_value = str(tensors.CONTRACT_VERSION)
-    config.parameters[tensors.MODEL_DIGEST_PARAMETER].string_value = file_digest(model)
-    return config
+def ensemble_config(names: ModelNames, sizes: Sizes, *, demo: bool = False) -> Any:
+    """Configuration of the ensemble.
 
-
-def ensemble_configs(names: ModelNames, sizes: Sizes, *, demo: bool = False) -> list[Any]:
-    """Configurations of the ensembles, in the order in which they are to be written.
-
-    The answer's length stays open, so that a head with another vocabulary fits the same ensembles. ``demo``: the head
-    was fitted on drawn pictures alone.
+    The answer's length stays open, so that a head with another vocabulary fits. ``demo``: the head was fitted on drawn
+    pictures alone.
     """
-    encoders_and_head: list[_Step] = [
+    config = pb.ModelConfig(name=tensors.ENSEMBLE, platform="ensemble", max_batch_size=tensors.MAX_BATCH_SIZE)
+    _add_tensors(
+        config.input,
+        {tensors.IMAGE: (sizes.image_size, sizes.image_size, 3), tensors.TOKENS: tensors.TOKENS.shape},
+    )
+    _add_tensors(config.output, {spec: spec.shape for spec in tensors.HEAD_OUTPUTS})
+    steps: list[tuple[str, Sequence[TensorSpec], Sequence[TensorSpec]]] = [  # model, inputs, outputs
         (names.image, [tensors.IMAGE], [tensors.IMAGE_FEATURES]),
         (names.text, [tensors.TOKENS], [tensors.TEXT_FEATURES]),
         (names.head, [tensors.IMAGE_FEATURES, tensors.TEXT_FEATURES], tensors.HEAD_OUTPUTS),
     ]
-    preprocess: _Step = (names.preprocess, _RAW_INPUTS, [tensors.IMAGE, tensors.TOKENS, tensors.ERROR])
-    raw_inputs = {spec: spec.shape for spec in _RAW_INPUTS}
-    raw_outputs = [*tensors.HEAD_OUTPUTS, tensors.ERROR]
-    configs = [
-        _ensemble_config(tensors.RAW_ENSEMBLE, raw_inputs, raw_outputs, [preprocess, *encoders_and_head]),
-        _ensemble_config(tensors.ENSEMBLE, _pixels_and_tokens(sizes), tensors.HEAD_OUTPUTS, encoders_and_head),
-    ]
-    for config in configs:
-        _mark_demo(config, demo)
-    return configs
+    for model, inputs, outputs in steps:
+        step = config.ensemble_scheduling.step.add(model_name=model, model_version=-1)
+        step.input_map.update({spec.name: spec.name for spec in inputs})
+        step.output_map.update({spec.name: spec.name for spec in outputs})
+    config.parameters[tensors.CONTRACT_VERSION_PARAMETER].string_value = str(tensors.CONTRACT_VERSION)
+    _mark_demo(config, demo)
+    return config
 
 
 def add_warmup(folder: Path, config: Any, samples: Mapping[str, Sample]) -> None:
@@ -175,13 +156,13 @@ def add_warmup(folder: Path, config: Any, samples: Mapping[str, Sample]) -> None
     data_types = {tensor.name: tensor.data_type for tensor in config.input}
     for name, sample in samples.items():
         for spec, value in sample.items():
-            (folder / WARMUP_FOLDER / f"{name}.{spec.name}").write_bytes(_serialize(value))
+            (folder / WARMUP_FOLDER / f"{name}.{spec.name}").write_bytes(value.tobytes())
         for batch_size in WARMUP_BATCH_SIZES:
             warmup = config.model_warmup.add(name=f"{name} x {batch_size}", batch_size=batch_size)
             for spec, value in sample.items():
                 tensor = warmup.inputs[spec.name]
                 tensor.data_type = data_types[spec.name]
-                tensor.dims.extend([1] if isinstance(value, bytes) else value.shape)
+                tensor.dims.extend(value.shape)
                 tensor.input_data_file = f"{name}.{spec.name}"
 
 
@@ -254,25 +235,9 @@ def _mark_demo(config: Any, demo: bool) -> None:
         config.parameters[tensors.DEMO_PARAMETER].string_value = "true"
 
 
-def _ensemble_config(name: str, inputs: Dims, outputs: Sequence[TensorSpec], steps: Sequence[_Step]) -> Any:
-    config = pb.ModelConfig(name=name, platform="ensemble", max_batch_size=tensors.MAX_BATCH_SIZE)
-    _add_tensors(config.input, inputs)
-    _add_tensors(config.output, {spec: spec.shape for spec in outputs})
-    for model, step_inputs, step_outputs in steps:
-        step = config.ensemble_scheduling.step.add(model_name=model, model_version=-1)
-        step.input_map.update({spec.name: spec.name for spec in step_inputs})
-        step.output_map.update({spec.name: spec.name for spec in step_outputs})
-    config.parameters[tensors.CONTRACT_VERSION_PARAMETER].string_value = str(tensors.CONTRACT_VERSION)
-    return config
-
-
 def _add_tensors(field: Any, dims: Dims) -> None:
     for spec, shape in dims.items():
         field.add(name=spec.name, data_type=_DATA_TYPES[spec.datatype], dims=shape)
-
-
-def _pixels_and_tokens(sizes: Sizes) -> Dims:
-    return {tensors.IMAGE: (sizes.image_size, sizes.image_size, 3), tensors.TOKENS: tensors.TOKENS.shape}
 
 
 def _enable_batching(config: Any) -> None:
@@ -282,10 +247,3 @@ def _enable_batching(config: Any) -> None:
     (https://github.com/triton-inference-server/server/issues/8870).
     """
     config.dynamic_batching.SetInParent()
-
-
-def _serialize(value: npt.NDArray[Any] | bytes) -> bytes:
-    """Raw tensor data; Triton expects a string with its length before it."""
-    if isinstance(value, bytes):
-        return struct.pack("<I", len(value)) + value
-    return value.tobytes()

@@ -28,8 +28,6 @@ from vizwiz_client.contract.tokenizer import pad, tokenize
 PHOTO_FILE = "golden.jpg"
 REQUEST_FILE = "golden.json"
 
-IMAGE_BYTES, QUESTION = "image_bytes", "question"  # the inputs of an ensemble that decodes for its clients
-
 Feed = Mapping[str, npt.NDArray[Any]]  # input name -> its tensor, a batch of one
 
 
@@ -64,8 +62,6 @@ class GoldenRequest:
         return {
             tensors.IMAGE.name: pixels[None],
             tensors.TOKENS.name: np.asarray(tokens, np.int32)[None],
-            IMAGE_BYTES: np.array([[self.photo]], object),
-            QUESTION: np.array([[self.question.encode()]], object),
         }
 
     def outputs(self) -> list[Any]:

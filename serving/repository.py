@@ -24,13 +24,11 @@ from vizwiz_client.contract import tensors
 DEFAULT_REPOSITORY = Path("triton_models")
 CONFIG_FILE = "config.pbtxt"
 GRAPH_FILE = "model.onnx"
-PYTHON_FILE = "model.py"  # of a model of Triton's Python backend
 VERSION = "1"  # the only one: models are immutable
 DIGESTS_FILE = "SHA256SUMS"  # of a model's files but config.pbtxt, which may be tuned; `sha256sum --check` reads it
 MADE_FROM_FILE = "made_from.json"  # of an immutable model; a head's holds all keys of its encoders'
 IMMUTABLE_MODEL = re.compile(
-    f"({tensors.PREPROCESS_PREFIX}|{tensors.IMAGE_ENCODER_PREFIX}|{tensors.TEXT_ENCODER_PREFIX}|{tensors.HEAD_PREFIX})"
-    "[0-9a-f]{12}"
+    f"({tensors.IMAGE_ENCODER_PREFIX}|{tensors.TEXT_ENCODER_PREFIX}|{tensors.HEAD_PREFIX})[0-9a-f]{{12}}"
 )
 
 Configs = dict[str, Any]  # model name -> its ModelConfig message
@@ -72,8 +70,7 @@ def ensemble_names(repository: Path) -> list[str]:
 
     The one that clients ask comes first, even if its configuration cannot be parsed: Triton then reports why.
     """
-    ours = [name for name in tensors.ENSEMBLES if (repository / name / CONFIG_FILE).is_file()]
-    return list(dict.fromkeys([tensors.ENSEMBLE, *ours, *ensembles(repository)]))
+    return list(dict.fromkeys([tensors.ENSEMBLE, *ensembles(repository)]))
 
 
 def steps(config: Any) -> list[str]:
@@ -126,7 +123,7 @@ def _recorded_digests(folder: Path) -> dict[Path, set[str]]:
     recorded: dict[Path, set[str]] = {}
     for key, value in config.parameters.items():
         if key == tensors.MODEL_DIGEST_PARAMETER:
-            path = folder / VERSION / (PYTHON_FILE if config.backend == "python" else GRAPH_FILE)
+            path = folder / VERSION / GRAPH_FILE
         elif key.startswith(tensors.LABELS_DIGEST_PARAMETER):
             path = folder / key.removeprefix(tensors.LABELS_DIGEST_PARAMETER)
         else:
@@ -170,8 +167,6 @@ def with_head(repository: Path, configs: Configs, head: str) -> Configs:
         changed[ensemble].CopyFrom(config)
         for step in changed[ensemble].ensemble_scheduling.step:
             step.model_name = _replacement(repository, step.model_name, head)
-        for step in changed[ensemble].ensemble_scheduling.step:
-            step.model_name = _matching_producer(repository, step.model_name, changed[ensemble])
         _copy_dims(repository, changed[ensemble])
         _copy_demo(repository / head, changed[ensemble])
     return changed
@@ -248,27 +243,6 @@ def _encoder(repository: Path, prefix: str, current: str, head: str) -> str:
     raise ServingError(
         f"the encoder {prefix}... that {head} was fitted on is no longer in {repository}: export its run again"
     )
-
-
-def _matching_producer(repository: Path, name: str, ensemble: Any) -> str:
-    """The model of ``name``'s kind whose outputs have the shapes that the encoders of ``ensemble`` take.
-
-    That is ``name`` itself, except for a preprocessing model when the new encoders take another image size.
-    """
-    if name.startswith((tensors.HEAD_PREFIX, tensors.IMAGE_ENCODER_PREFIX, tensors.TEXT_ENCODER_PREFIX)):
-        return name
-    taken = {
-        tensor.name: [*tensor.dims]
-        for step in steps(ensemble)
-        if step.startswith((tensors.IMAGE_ENCODER_PREFIX, tensors.TEXT_ENCODER_PREFIX))
-        for tensor in read_config(repository / step).input
-    }
-    kind = name.rpartition("_")[0]
-    for candidate in [repository / name, *sorted(repository.glob(f"{kind}_*"))]:
-        given = {tensor.name: [*tensor.dims] for tensor in read_config(candidate).output}
-        if all(given.get(tensor) == dims for tensor, dims in taken.items()):
-            return candidate.name
-    raise ServingError(f"no {kind}_... in {repository} outputs what the head's encoders take: export its run again")
 
 
 def _made_from(folder: Path) -> Mapping[str, Any]:

@@ -113,9 +113,7 @@ class Bench:
 
     def run(self) -> None:
         """Measure every system that is asked for."""
-        ensembles = [
-            name for name in tensors.ENSEMBLES if self._wanted(name) and (self._served.repository / name).is_dir()
-        ]
+        ensembles = [name for name in (tensors.ENSEMBLE,) if self._wanted(name)]
         self._measure(
             partial(triton, self._served, self._arguments.threads),
             list(matrix(self._served.name, ensembles, self._arguments)),

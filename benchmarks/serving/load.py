@@ -53,7 +53,7 @@ see look left right open closed green red blue black white dog door key phone re
 class Job:
     """A closed loop: ``concurrency`` requests of ``batch`` questions each are always in flight."""
 
-    system: str  # an ensemble, BARE, GATEWAY, or "fastapi ..."
+    system: str  # the ensemble, BARE, GATEWAY, or "fastapi ..."
     photos: str  # folder of JPEG files
     image_size: int  # S in pixels, where decoded photos are sent
     url: str = ""
@@ -125,16 +125,10 @@ async def closed_loop(send: Send, job: Job) -> Record:
 
 
 def _triton_client(job: Job, client: InferenceServerClient) -> Send:
-    raw = job.system != tensors.ENSEMBLE
-    if raw:
-        photos = [_input("image_bytes", _column(files)) for files in _photo_batches(job)]
-        texts = [_input("question", _column([q.encode() for q in batch])) for batch in _question_batches(job)]
-    else:
-        photos = [_input(tensors.IMAGE.name, _pixels(files, job.image_size)) for files in _photo_batches(job)]
-        texts = [_input(tensors.TOKENS.name, _token_ids(batch)) for batch in _question_batches(job)]
+    photos = [_input(tensors.IMAGE.name, _pixels(files, job.image_size)) for files in _photo_batches(job)]
+    texts = [_input(tensors.TOKENS.name, _token_ids(batch)) for batch in _question_batches(job)]
     outputs = [InferRequestedOutput(spec.name, class_count=1) for spec in (tensors.ANSWER, tensors.ANSWER_TYPE)]
     outputs += [InferRequestedOutput(spec.name) for spec in (tensors.ANSWERABLE, tensors.HEAD_ID)]
-    outputs += [InferRequestedOutput("error")] * raw
 
     async def send(number: int) -> None:
         inputs = [photos[number % len(photos)], texts[number % len(texts)]]
@@ -142,8 +136,6 @@ def _triton_client(job: Job, client: InferenceServerClient) -> Send:
         answers = result.as_numpy(tensors.ANSWER.name)
         if answers.shape != (job.batch, 1) or answers[0, 0].count(b":") < 2:
             raise AnswerError(f"got the answers {answers!r}, expected {job.batch} of one label each")
-        if raw and (refused := [text for text in result.as_numpy("error").ravel() if text]):
-            raise AnswerError(f"refused: {refused[0].decode()}")
 
     return send
 
@@ -246,12 +238,8 @@ def _token_ids(questions: list[str]) -> npt.NDArray[np.int32]:
     return np.stack([pad(tokenize(question).ids, tensors.CONTEXT_LENGTH) for question in questions])
 
 
-def _column(items: list[bytes]) -> npt.NDArray[np.object_]:
-    return np.array(items, dtype=object)[:, None]
-
-
 def _input(name: str, array: npt.NDArray[Any]) -> Any:
-    datatype = {"uint8": "UINT8", "int32": "INT32", "object": "BYTES"}[array.dtype.name]
+    datatype = {"uint8": "UINT8", "int32": "INT32"}[array.dtype.name]
     return InferInput(name, list(array.shape), datatype).set_data_from_numpy(array)
 
 

@@ -364,6 +364,6 @@ print((peak_kib() - before) / (4 * side * side / 1024))
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux's own account of memory")
 def test_large_photos_are_decoded_one_at_a_time() -> None:
     """In pictures of 4 bytes a pixel: four that stay, and one more of each that is being decoded."""
-    environment = os.environ | {"PILLOW_BLOCK_SIZE": "128m"}  # as the preprocess model has it
+    environment = os.environ | {"PILLOW_BLOCK_SIZE": "128m"}  # a photo in one block
     run = subprocess.run([sys.executable, "-c", LARGE], env=environment, check=True, capture_output=True, text=True)
     assert 3 < float(run.stdout) < 5.5  # 7 without the lock

@@ -17,7 +17,7 @@ from export import publish, repository, to_onnx
 from export.inventory import check_repository, list_models, prune
 from export.publish import ExportError, export_run, model_names
 from export.repository import RepositoryError
-from export.triton_config import ModelNames, ensemble_configs
+from export.triton_config import ModelNames, ensemble_config
 from tests.conftest import ROOT
 from tests.export.conftest import snapshot
 from training.backbone import FrozenClip
@@ -61,18 +61,15 @@ def test_the_list_names_each_model_and_its_use(run: Run, other_run: Run, own: Pa
     old, new = model_names(run), export_run(other_run, other_run.clip_source, own)
     (own / "mine").mkdir()
     entries = {entry.name: entry for entry in list_models(own)}
-    assert list(entries)[:2] == ["vizwiz_vqa", "vizwiz_vqa_raw"]
+    assert next(iter(entries)) == "vizwiz_vqa"
     assert entries["vizwiz_vqa"].steps == [new.image, new.text, new.head]
-    assert entries["vizwiz_vqa_raw"].steps == [new.preprocess, new.image, new.text, new.head]
-    assert [entries[name].kind for name in (new.preprocess, new.image, new.text, new.head, "mine")] == [
-        "preprocess",
+    assert [entries[name].kind for name in (new.image, new.text, new.head, "mine")] == [
         "image encoder",
         "text encoder",
         "head",
         "other",
     ]
-    assert entries[new.head].referenced_by == entries[new.image].referenced_by == ["vizwiz_vqa", "vizwiz_vqa_raw"]
-    assert entries[new.preprocess].referenced_by == ["vizwiz_vqa_raw"]
+    assert entries[new.head].referenced_by == entries[new.image].referenced_by == ["vizwiz_vqa"]
     assert entries[old.head].referenced_by == []
     assert entries[old.head].made_from["run"] == run.folder.name
     assert entries[new.image].made_from["clip_sha256"] == run.clip_digest
@@ -113,30 +110,10 @@ def edited_ensemble(own: Path, names: ModelNames) -> str:
     return f"{config} is not what export writes for"
 
 
-def altered_preprocess(own: Path, names: ModelNames) -> str:
-    path = own / names.preprocess / "1" / "model.py"
-    path.write_text("")
-    return f"{path} is damaged or replaced: its SHA-256 differs from the recorded one"
-
-
 def altered_warmup(own: Path, names: ModelNames) -> str:
-    path = own / names.preprocess / "warmup" / "golden.image_bytes"
+    path = own / names.image / "warmup" / "golden.image"
     path.unlink()
     return f"{path} is missing"
-
-
-def raw_of_another_head(own: Path, names: ModelNames) -> str:
-    """As a crash between the two ensembles' configurations leaves it."""
-    config = own / "vizwiz_vqa_raw" / "config.pbtxt"
-    other = "gated_head_00000000000d"
-    shutil.copytree(own / names.head, own / other)
-    config.write_text(config.read_text(encoding="utf-8").replace(names.head, other), encoding="utf-8")
-    return "vizwiz_vqa_raw references other models than vizwiz_vqa: a publication was interrupted"
-
-
-def no_raw_ensemble(own: Path, names: ModelNames) -> str:
-    shutil.rmtree(own / "vizwiz_vqa_raw")
-    return f"{own / 'vizwiz_vqa_raw' / 'config.pbtxt'} is missing: nothing can be served"
 
 
 def no_ensemble(own: Path, names: ModelNames) -> str:
@@ -159,10 +136,7 @@ def no_version_of_an_ensemble(own: Path, names: ModelNames) -> str:
         altered_photo,
         other_contract,
         edited_ensemble,
-        altered_preprocess,
         altered_warmup,
-        raw_of_another_head,
-        no_raw_ensemble,
         no_ensemble,
     ],
 )
@@ -210,7 +184,7 @@ def test_prune_removes_what_no_ensemble_names_and_nothing_else(run: Run, other_r
     (own / "README.md").write_text("kept")
     assert sorted(entry.name for entry in prune(own)) == sorted([old.head, "clip_text_00000000000a"])
     not_ours = ["README.md", "clip_image_0123456789abc", "gated_head_00000000000b", "gated_head_mine", "mine"]
-    expected = sorted([*not_ours, "vizwiz_vqa", "vizwiz_vqa_raw", *astuple(new)])
+    expected = sorted([*not_ours, "vizwiz_vqa", *astuple(new)])
     assert sorted(path.name for path in own.iterdir()) == expected
     assert check_repository(own, other_run) == []
     assert sorted(path.name for path in own.parent.iterdir()) == ["outside", "triton_models"]
@@ -219,7 +193,7 @@ def test_prune_removes_what_no_ensemble_names_and_nothing_else(run: Run, other_r
 
 def test_what_a_second_ensemble_names_stays(run: Run, other_run: Run, own: Path) -> None:
     old = model_names(run)
-    config = ensemble_configs(old, publish.sizes(run))[-1]
+    config = ensemble_config(old, publish.sizes(run))
     config.name = "previous"
     repository.write_config_file(own / "previous" / "config.pbtxt", config)
     export_run(other_run, other_run.clip_source, own)
@@ -228,7 +202,6 @@ def test_what_a_second_ensemble_names_stays(run: Run, other_run: Run, own: Path)
 
 def test_prune_without_an_ensemble_removes_nothing(run: Run, own: Path) -> None:
     shutil.rmtree(own / "vizwiz_vqa")
-    shutil.rmtree(own / "vizwiz_vqa_raw")
     before = snapshot(own)
     with pytest.raises(RepositoryError, match="has no ensemble, so every model would be removed"):
         prune(own)

@@ -17,7 +17,7 @@ from vizwiz_client.contract import tensors
 
 TARGET = Target("portable", "fp32")
 SIZES = Sizes(image_size=64, embed_dim=32, answers=7, answer_types=4)
-NAMES = ModelNames("clip_image_a", "clip_text_b", "gated_head_c", "preprocess_d")
+NAMES = ModelNames("clip_image_a", "clip_text_b", "gated_head_c")
 
 
 @pytest.fixture
@@ -49,49 +49,42 @@ def test_a_cpu_target_requests_its_accelerator(precision: Precision, accelerator
     assert [accelerator.name for accelerator in requested] == accelerators
 
 
-def test_each_step_of_an_ensemble_reads_what_an_earlier_one_wrote() -> None:
-    raw, config = triton_config.ensemble_configs(NAMES, SIZES)
-    assert (raw.name, config.name) == (tensors.RAW_ENSEMBLE, tensors.ENSEMBLE)  # the commit point comes last
-    for each in (raw, config):
-        written = {tensor.name for tensor in each.input}
-        for step in each.ensemble_scheduling.step:
-            assert {*step.input_map.values()} <= written
-            written |= {*step.output_map.values()}
-        assert {output.name for output in each.output} <= written
-    assert list(raw.ensemble_scheduling.step)[1:] == list(config.ensemble_scheduling.step)
+def test_each_step_of_the_ensemble_reads_what_an_earlier_one_wrote() -> None:
+    config = triton_config.ensemble_config(NAMES, SIZES)
+    written = {tensor.name for tensor in config.input}
+    for step in config.ensemble_scheduling.step:
+        assert {*step.input_map.values()} <= written
+        written |= {*step.output_map.values()}
+    assert {output.name for output in config.output} <= written
 
 
 @pytest.mark.parametrize("demo", [False, True])
-def test_head_and_ensembles_say_whether_they_are_the_demo(demo: bool, graph: Path) -> None:
+def test_head_and_ensemble_say_whether_they_are_the_demo(demo: bool, graph: Path) -> None:
     head = triton_config.head_config("name", SIZES, graph, TARGET, demo=demo)
-    for config in (head, *triton_config.ensemble_configs(NAMES, SIZES, demo=demo)):
+    for config in (head, triton_config.ensemble_config(NAMES, SIZES, demo=demo)):
         assert (tensors.DEMO_PARAMETER in config.parameters) is demo
 
 
-def test_only_preprocess_bounds_its_queue_and_no_model_has_a_timeout(graph: Path) -> None:
+def test_no_model_bounds_its_queue_or_has_a_timeout(graph: Path) -> None:
     """Beside another step, ``max_queue_size`` makes Triton 2.51 lose requests or crash; a timeout stalls it."""
-    (graph.parent / "model.py").write_text("")
-    preprocess = triton_config.preprocess_config("preprocess_d", SIZES, graph.parent / "model.py")
-    encoders_and_head = [
+    for config in (
         triton_config.image_config("name", SIZES, graph, TARGET),
         triton_config.text_config("name", SIZES, graph, TARGET),
         triton_config.head_config("name", SIZES, graph, TARGET),
-    ]
-    for config in (preprocess, *encoders_and_head):
+    ):
         policy = config.dynamic_batching.default_queue_policy
         assert config.HasField("dynamic_batching")
-        assert policy.default_timeout_microseconds == 0
-        assert bool(policy.max_queue_size) is (config is preprocess)
+        assert (policy.default_timeout_microseconds, policy.max_queue_size) == (0, 0)
 
 
-def test_a_commit_replaces_one_file_of_each_ensemble(tmp_path: Path) -> None:
+def test_a_commit_replaces_one_file_of_the_ensemble(tmp_path: Path) -> None:
     for head in ("gated_head_c", "gated_head_d"):
         repository.commit(
-            tmp_path, triton_config.ensemble_configs(replace(NAMES, head=head), SIZES), tmp_path / ".staging"
+            tmp_path, triton_config.ensemble_config(replace(NAMES, head=head), SIZES), tmp_path / ".staging"
         )
-    for name in tensors.ENSEMBLES:
-        assert sorted(path.name for path in (tmp_path / name).iterdir()) == ["1", "config.pbtxt"]
-        assert repository.read_config(tmp_path / name).ensemble_scheduling.step[-1].model_name == "gated_head_d"
+    ensemble = tmp_path / tensors.ENSEMBLE
+    assert sorted(path.name for path in ensemble.iterdir()) == ["1", "config.pbtxt"]
+    assert repository.read_config(ensemble).ensemble_scheduling.step[-1].model_name == "gated_head_d"
 
 
 def test_a_first_commit_on_a_full_disk_leaves_no_ensemble_without_a_configuration(
@@ -102,7 +95,7 @@ def test_a_first_commit_on_a_full_disk_leaves_no_ensemble_without_a_configuratio
 
     monkeypatch.setattr(repository, "write_config_file", no_space)
     with pytest.raises(OSError, match="No space left"):
-        repository.commit(tmp_path / "models", triton_config.ensemble_configs(NAMES, SIZES), tmp_path / "staging")
+        repository.commit(tmp_path / "models", triton_config.ensemble_config(NAMES, SIZES), tmp_path / "staging")
     assert not (tmp_path / "models").exists()
 
 

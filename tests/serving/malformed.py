@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import copy
 import http.client
 import json
@@ -36,14 +35,6 @@ def good_inputs(side: int) -> Inputs:
     return [
         {"name": "image", "datatype": "UINT8", "shape": [1, side, side, 3], "data": picture},
         {"name": "tokens", "datatype": "INT32", "shape": [1, 8], "data": [[1, 2, 3, 4, 5, 6, 7, 8]]},
-    ]
-
-
-def good_raw_inputs(photo: bytes) -> Inputs:
-    """A request that the raw ensemble answers, as HTTP's JSON has it; ``photo`` is a file."""
-    return [
-        {"name": "image_bytes", "datatype": "BYTES", "shape": [1, 1], "data": [base64.b64encode(photo).decode()]},
-        {"name": "question", "datatype": "BYTES", "shape": [1, 1], "data": ["what is this?"]},
     ]
 
 
@@ -112,15 +103,6 @@ def good_message(side: int) -> pb.ModelInferRequest:
     request.inputs.add(name="image", datatype="UINT8", shape=[1, side, side, 3])
     request.inputs.add(name="tokens", datatype="INT32", shape=[1, 8])
     request.raw_input_contents.extend([b"\7" * 3 * side * side, b"\1\0\0\0" * 8])
-    return request
-
-
-def good_raw_message(photo: bytes) -> pb.ModelInferRequest:
-    """A request that the raw ensemble answers, as gRPC has it; ``photo`` is a file."""
-    request = pb.ModelInferRequest(model_name=tensors.RAW_ENSEMBLE, id="fuzz")
-    for name, value in (("image_bytes", photo), ("question", b"what is this?")):
-        request.inputs.add(name=name, datatype="BYTES", shape=[1, 1])
-        request.raw_input_contents.append(len(value).to_bytes(4, "little") + value)
     return request
 
 

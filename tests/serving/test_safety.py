@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import base64
 import http.client
-import io
 import json
 import re
 import socket
@@ -16,7 +14,6 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
-from PIL import Image
 from tritonclient.grpc import InferenceServerClient, InferInput, service_pb2, service_pb2_grpc
 from tritonclient.utils import InferenceServerException
 
@@ -35,7 +32,6 @@ from serving.access import (
 )
 from serving.rollout import rollout
 from serving.server import EmbeddedTriton
-from tests.conftest import LiveServer
 from tests.serving.processes import Command, is_ready
 from tests.serving.tiny_repository import HEAD, SIDE, TEXT_MODEL, TOKEN_VALUES, ask
 from vizwiz_client.contract import tensors
@@ -258,36 +254,6 @@ def test_no_photo_question_or_answer_stays_behind(tiny_repository: Path, tempora
         said = served.end()
         assert served.leaves_no_trace()
     assert [secret for secret in secrets if secret.decode(errors="replace") in said] == []
-
-
-def test_no_file_of_a_photo_and_no_text_stays_behind(live_server: LiveServer, temporary: Path) -> None:
-    """Nor of what the raw ensemble takes: answered, refused, or malformed."""
-    noise = np.random.default_rng(20261127).integers(0, 256, (60, 80, 3), np.uint8)  # no other test's photo
-    Image.fromarray(noise).save(buffer := io.BytesIO(), "JPEG")
-    photo = buffer.getvalue()
-    encoded = base64.b64encode(photo).decode()
-    secrets = [photo[-200:-150], encoded[-200:-150].encode(), b"SECRET-QUESTION"]
-    with Command(live_server.repository, "--log-verbose") as served:
-        said = []
-        for file, end in ((encoded, None), (encoded[: len(encoded) // 8 * 4], None), (encoded, -30)):
-            inputs = [
-                {"name": spec.name, "datatype": "BYTES", "shape": [1, 1], "data": [data]}
-                for spec, data in ((tensors.IMAGE_BYTES, file), (tensors.QUESTION, "is this my SECRET-QUESTION?"))
-            ]
-            body = json.dumps({"inputs": inputs})[:end]
-            said.append(post(served.addresses["http"], tensors.RAW_ENSEMBLE, body))
-        assert b"damaged or incomplete" in said[1]
-        assert b"damaged or incomplete" not in said[0]
-        assert b"error" in said[2]
-        written = traces(served, temporary)
-        assert b"[request id: " in written, "the server logs nothing: the test proves nothing"
-        assert [secret for secret in secrets if secret in written] == []
-        served.process.terminate()
-        said_here = served.end()
-        assert served.leaves_no_trace()
-        left = traces(served, temporary)
-        assert [secret for secret in secrets if secret in left] == []
-        assert "SECRET" not in said_here
 
 
 def test_errors_and_the_log_name_the_request_and_not_its_contents(server: EmbeddedTriton) -> None:

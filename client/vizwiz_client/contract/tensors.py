@@ -20,10 +20,7 @@ PRECISION_PARAMETER = "inference_precision"  # of a CPU accelerator: the lowest 
 NICE_PARAMETER = "nice"  # nice(2) of the model's process in the embedded server
 
 ENSEMBLE = "vizwiz_vqa"  # takes pixels and token ids
-RAW_ENSEMBLE = "vizwiz_vqa_raw"  # takes a photo file and text
-ENSEMBLES = (ENSEMBLE, RAW_ENSEMBLE)
-PREPROCESS_PREFIX = "preprocess_"  # + digest, as in the name of every immutable model
-IMAGE_ENCODER_PREFIX = "clip_image_"
+IMAGE_ENCODER_PREFIX = "clip_image_"  # + digest, as in the name of every immutable model
 TEXT_ENCODER_PREFIX = "clip_text_"
 HEAD_PREFIX = "gated_head_"
 
@@ -32,8 +29,6 @@ MAX_BATCH_SIZE = 64
 
 CONTEXT_LENGTH = 77  # token positions of CLIP's text encoder, start and end tokens included
 TOKEN_LENGTHS = (8, 16, 32, CONTEXT_LENGTH)  # the text encoder runs at the shortest that holds the batch
-
-MAX_IMAGE_BYTES = 40_000_000  # of a photo file for the raw ensemble; in base64 it fits Triton's HTTP limit, 64 MiB
 
 
 @dataclass(frozen=True)
@@ -50,15 +45,12 @@ class TensorSpec:
         return np.dtype(_NUMPY[self.datatype])
 
 
-_NUMPY = {"BYTES": np.object_, "UINT8": np.uint8, "INT32": np.int32, "INT64": np.int64, "FP32": np.float32}
+_NUMPY = {"UINT8": np.uint8, "INT32": np.int32, "INT64": np.int64, "FP32": np.float32}
 
 IMAGE = TensorSpec("image", "UINT8", (-1, -1, 3))  # [S, S, 3], RGB; S is the CLIP's image size in pixels
 # [77], zeros after the end token. One shape for all questions, so that they can be batched. Triton's response cache
 # compares bytes but not shapes, so equal bytes must be equal requests.
 TOKENS = TensorSpec("tokens", "INT32", (CONTEXT_LENGTH,))
-IMAGE_BYTES = TensorSpec("image_bytes", "BYTES", (1,))  # a photo's file, or base64 of it
-QUESTION = TensorSpec("question", "BYTES", (1,))  # UTF-8
-ERROR = TensorSpec("error", "BYTES", (1,))  # UTF-8: why photo or question was refused; empty if accepted
 IMAGE_FEATURES = TensorSpec("image_features", "FP32", (-1,))  # [D]
 TEXT_FEATURES = TensorSpec("text_features", "FP32", (-1,))  # [D]
 ANSWER = TensorSpec("answer", "FP32", (-1,))  # [V] probabilities, with labels
