@@ -20,6 +20,8 @@ from vizwiz_gateway.app import create_app
 from vizwiz_gateway.settings import PREFIX, Settings, SettingsError
 
 MAX_CONNECTIONS = 1_000  # open at once, idle ones included; further ones get 503
+BACKLOG = 128  # connections that asyncio accepts at a time, each with a descriptor
+MAX_FILES = 65_536  # open descriptors; the usual soft limit, 1,024, is less than a burst of connections takes
 SHUTDOWN_TIMEOUT_S = 70  # for requests in progress: a little over the default of --answer-timeout
 
 _HELP = f"""\
@@ -53,18 +55,19 @@ def _main(argv: Sequence[str] | None) -> int:
     except (SettingsError, VizwizError) as error:
         print(f"gateway: error: {error}", file=sys.stderr)
         return 1
-    _disable_core_dumps()
+    _set_limits()
     for number in (signal.SIGINT, signal.SIGTERM):  # uvicorn raises the signal that stopped it again
         signal.signal(number, signal.default_int_handler)
     config = uvicorn.Config(
         app,
         access_log=False,
-        log_level="warning",
+        log_level="error",  # warnings are of clients, who could flood the log
         server_header=False,
         proxy_headers=False,
         ws="none",
         lifespan="on",
         limit_concurrency=MAX_CONNECTIONS,
+        backlog=BACKLOG,
         timeout_graceful_shutdown=SHUTDOWN_TIMEOUT_S,
     )
     with suppress(KeyboardInterrupt):
@@ -102,7 +105,7 @@ def _read_token(path: Path | None) -> str | None:
 def _listen(host: str, port: int) -> socket.socket:
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        listener = socket.create_server((host, port), family=family, backlog=1024)
+        listener = socket.create_server((host, port), family=family, backlog=BACKLOG)
         # Connections inherit it; asyncio sets it only on sockets made with IPPROTO_TCP. Without it, the body of a
         # response waits 40 ms for the acknowledgement of its headers.
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -113,12 +116,15 @@ def _listen(host: str, port: int) -> socket.socket:
         ) from error
 
 
-def _disable_core_dumps() -> None:
-    """A core dump would write photos and questions to disk."""
+def _set_limits() -> None:
+    """No core dump, which would write photos and questions to disk; descriptors for a burst of connections."""
     with suppress(ImportError):  # Windows
         import resource
 
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        wanted = MAX_FILES if hard == resource.RLIM_INFINITY else min(MAX_FILES, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, wanted), hard))
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
@@ -35,14 +36,15 @@ class Gateway:
         self._environment = os.environ | environment
 
     def __enter__(self) -> Gateway:
+        self._log = tempfile.TemporaryFile("w+")  # a pipe that nobody reads would block the gateway once it is full
         self.process = subprocess.Popen(
-            self._command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=self._environment
+            self._command, stdout=subprocess.PIPE, stderr=self._log, text=True, env=self._environment
         )
         with ExitStack() as stack:
             stack.callback(self.kill)
             assert self.process.stdout is not None
             if not (line := self.process.stdout.readline()):
-                raise AssertionError(f"the gateway did not start: {self.process.communicate()[1]}")
+                raise AssertionError(f"the gateway did not start: {self._read_log()}")
             self.url = str(json.loads(line)["gateway"])
             self.http = stack.enter_context(httpx.Client(base_url=self.url, timeout=TIMEOUT_S))
             self._stack = stack.pop_all()
@@ -58,14 +60,19 @@ class Gateway:
     def kill(self) -> None:
         self.process.kill()
         self.process.wait()
-        for stream in (self.process.stdout, self.process.stderr):
-            assert stream is not None
-            stream.close()
+        assert self.process.stdout is not None
+        self.process.stdout.close()
+        self._log.close()
 
     def stop(self) -> str:
         """Stop it as a supervisor does; return its standard error."""
         self.process.send_signal(signal.SIGTERM)
-        return self.process.communicate(timeout=TIMEOUT_S)[1]
+        self.process.wait(TIMEOUT_S)
+        return self._read_log()
+
+    def _read_log(self) -> str:
+        self._log.seek(0)
+        return self._log.read()
 
     def ask(self, photo: bytes, *questions: str, **options: Any) -> httpx.Response:
         """POST /v1/ask; ``options`` are httpx's, ``data`` holds further fields."""
