@@ -78,7 +78,7 @@ def write_shard(path: Path, features: Features) -> None:
     content = io.BytesIO()  # NumPy's own error for a full disk has no number
     np.save(content, features)
     with staged_file(path) as staging:
-        staging.write_bytes(content.getbuffer())
+        staging.write_bytes(content.getvalue())  # getbuffer() can crash Python 3.12.1 if this fails (gh-111049)
 
 
 def concatenate(folder: Path, shards: Sequence[Path], rows: npt.NDArray[np.intp], embed_dim: int) -> Features:

@@ -56,7 +56,7 @@ class FinishedHeads:
         content = io.BytesIO()  # PyTorch's own error for a full disk is a RuntimeError
         torch.save({"weights": fitted.head.state_dict(), "history": fitted.history, "best": fitted.best}, content)
         with staged_file(self._folder / f"{name}.pt") as staging:
-            staging.write_bytes(content.getbuffer())
+            staging.write_bytes(content.getvalue())  # getbuffer() can crash Python 3.12.1 if this fails (gh-111049)
 
     def delete(self) -> None:
         """Delete all heads."""
