@@ -22,6 +22,7 @@ from vizwiz_gateway.settings import PREFIX, Settings, SettingsError
 MAX_CONNECTIONS = 1_000  # open at once, idle ones included; further ones get 503
 BACKLOG = 128  # connections that asyncio accepts at a time, each with a descriptor
 MAX_FILES = 65_536  # open descriptors; the usual soft limit, 1,024, is less than a burst of connections takes
+KEEP_ALIVE_S = 75  # of idle connections: longer than clients and proxies (60 s) keep them, or a request meets the close
 SHUTDOWN_TIMEOUT_S = 70  # for requests in progress: a little over the default of --answer-timeout
 
 _HELP = f"""\
@@ -68,6 +69,7 @@ def _main(argv: Sequence[str] | None) -> int:
         lifespan="on",
         limit_concurrency=MAX_CONNECTIONS,
         backlog=BACKLOG,
+        timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=SHUTDOWN_TIMEOUT_S,
     )
     with suppress(KeyboardInterrupt):
