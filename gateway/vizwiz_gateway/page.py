@@ -56,7 +56,7 @@ _AGAIN_LATER = "Press Ask again in a minute."
 _NO_PHOTO = "There is no photo. Take or choose one, then press Ask."
 _NO_QUESTION = "There is no question. Type one, such as “what is this?”, then press Ask."
 _AWAY = f"The server that answers is not available. {_AGAIN_LATER} If that fails too, tell the people who run it."
-_BY_CODE = {  # of a problem; others are told as they are
+_BY_CODE = {  # of a problem; the page shows the detail of others
     "no-photo": _NO_PHOTO,
     "no-question": _NO_QUESTION,
     "malformed": "The form did not arrive whole, or with two photos. Choose one photo, then press Ask again.",

@@ -1,4 +1,4 @@
-"""What people are told, case by case."""
+"""The sentences about an answer, case by case."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ def tiny_repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def own_repository(tiny_repository: Path, tmp_path: Path) -> Path:
-    """A copy of the repository for a test that damages it."""
+    """A copy of the repository for a test that changes it."""
     return Path(shutil.copytree(tiny_repository, tmp_path / "models"))
 
 

@@ -1,4 +1,4 @@
-"""What a person is told about an answer: the one home of these sentences.
+"""The sentences about an answer that a person reads or hears.
 
 The command ``vizwiz-client ask`` and the gateway's page use it; programs read probabilities instead. Answers are labels
 without articles, so the sentences have none either: "Maybe teapot, or mug."
