@@ -2,12 +2,11 @@
 
     python client/make_merges.py
 
-Run once, and again only if OpenAI's table changed, which it has not since 2021. The original lists 262,144 merges as
-text, of which CLIP reads the first 48,894: only those ship, as the numbers that they stand for, so that no program has
-to read them as text (0.1 s).
+OpenAI's table has not changed since 2021, so its result is committed. The original lists 262,144 merges as text; CLIP
+reads the first 48,894. The file holds only those, as numbers, because reading the text takes 0.1 s.
 
-The file is three arrays of little-endian uint16, one after the other. A symbol is 0 to 255 for a byte, 256 to 511 for
-one that ends a word, from 512 on what a merge makes. Merges are sorted by their first symbol, then by their second:
+The file is three arrays of little-endian uint16, one after the other. Symbols 0 to 255 are bytes, 256 to 511 are bytes
+that end a word, and 512 and later are results of merges. Merges are sorted by their first symbol, then by their second:
 
     starts   [49,407]  where the merges of each first symbol start (the last: where they end)
     seconds  [48,894]  second symbol of each merge
@@ -42,7 +41,7 @@ def used_merges() -> bytes:
 
 
 def symbols() -> dict[str, int]:
-    """How the text writes the bytes -> their symbols: those that Latin-1 prints, then the others from U+0100 on."""
+    """Symbol of each byte, by the character that the text has for it: printable Latin-1, then U+0100 and later."""
     characters = [*map(chr, [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)])]
     characters += map(chr, range(0x100, 0x100 + 256 - len(characters)))
     return {name: symbol for symbol, name in enumerate(characters + [f"{character}</w>" for character in characters])}

@@ -1,9 +1,12 @@
-"""The public clients: synchronous and asynchronous, with the same arguments, answers and errors."""
+"""The public clients, synchronous and asynchronous.
+
+The reference of shared methods is written once, in :class:`VizwizClient`; :class:`AsyncVizwizClient` copies it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, Literal, overload
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 from vizwiz_client._results import Answer, ModelInfo, Status
 from vizwiz_client._settings import (
@@ -24,33 +27,50 @@ if TYPE_CHECKING:
     AsyncPairs = Pairs | AsyncIterable[tuple[Photo, str]]
 
 
+F = TypeVar("F", bound=Callable[..., Any])
+
+_ARGUMENTS = f"""
+    A photo (``Photo`` in signatures) is str | os.PathLike[str] (a path), bytes | bytearray | memoryview (a file's
+    content), BinaryIO, PIL.Image.Image, or a NumPy array uint8 [H, W, 3] (RGB) or [H, W] (grey). A question is text of
+    at most 5,000 characters; the model reads the first 75 tokens, about 50 words.
+
+    Args:
+        url: "host:port", Triton's gRPC port; by default "{DEFAULT_URL}".
+        timeout_s: deadline of a call in seconds, retries included; by default {DEFAULT_TIMEOUT_S:g} s. It covers the
+            whole of ``ask`` and ``ask_batch``, and each request of ``ask_many``.
+        retries: maximum number of retries if the server is unavailable or its queue is full, with exponential backoff;
+            by default {DEFAULT_RETRIES}. Other errors and timeouts are not retried.
+        tls: certificates of an encrypted connection; None (the default) sends photos and questions unencrypted.
+        headers: metadata of every request, such as ``{{"authorization": "Bearer ..."}}``. Names have letters, digits,
+            "_", "-" and "."; they neither start with "grpc-" nor end in "-bin". Values are printable ASCII.
+        fast_decode: let the JPEG decoder shrink large photos: several times faster, but the pixels differ slightly.
+
+    Raises:
+        WrongServer: ``url`` is not "host:port".
+        ValueError: another argument is invalid.
+        TypeError: an argument has another type.
+    """
+
+
+def _same_docs(original: Callable[..., Any]) -> Callable[[F], F]:
+    """Give a method the docstring of ``original``."""
+
+    def copy(method: F) -> F:
+        method.__doc__ = original.__doc__
+        return method
+
+    return copy
+
+
 class VizwizClient:
-    """Client of a Triton server that answers questions about photos. Thread-safe.
+    __doc__ = f"""Client of a Triton server that answers questions about photos. Thread-safe.
 
         with VizwizClient("localhost:8001") as client:
             answer = client.ask("img.jpg", "what is this?")
 
     The connection opens with the first question, which also verifies that the served model fits this client. Create a
     client once and share it between threads.
-
-    Photos (``Photo``) are paths, the bytes of a file, binary file objects, PIL images, or NumPy arrays uint8 [H, W, 3]
-    (RGB) or [H, W] (grey). Questions are text of at most 5,000 characters; the model reads the first 75 tokens, about
-    50 words.
-
-    Args:
-        url: "host:port", Triton's gRPC port.
-        timeout_s: deadline of a call in seconds, retries included. It covers the whole of ``ask`` and ``ask_batch``,
-            and each request of ``ask_many``.
-        retries: maximum number of retries if the server is unavailable or its queue is full, with exponential backoff.
-            Other errors and timeouts are not retried.
-        tls: certificates of an encrypted connection; None sends photos and questions in the clear.
-        headers: metadata of every request, such as ``{"authorization": "Bearer ..."}``.
-        fast_decode: let the JPEG decoder shrink large photos: several times faster, but the pixels differ slightly.
-
-    Raises:
-        WrongServer: ``url`` is not "host:port".
-        ValueError: another argument is invalid.
-    """
+    {_ARGUMENTS}"""
 
     def __init__(
         self,
@@ -75,14 +95,16 @@ class VizwizClient:
         self.close()
 
     def close(self) -> None:
-        """Close the connection and stop the threads. Calls in progress raise ServerUnavailable."""
+        """Close the connection and end the background work. Calls in progress raise ServerUnavailable."""
         self._io.close()
 
     def check(self) -> ModelInfo:
         """Read the served model's configuration and verify that it fits this client.
 
         Returns:
-            The configuration: image size, batch size, contract version and model names.
+            The configuration: ``model`` (name of the ensemble), ``contract_version``, ``image_size`` (pixels),
+            ``max_batch_size`` (questions in a request), ``models`` (names of encoders and head), and ``demo`` (whether
+            the head was fitted on drawn pictures alone).
 
         Raises:
             ServerError: the server is unavailable, or its model does not fit (ContractMismatch, ModelMissing).
@@ -93,13 +115,14 @@ class VizwizClient:
         """Check server, models, contract and latency, by asking about a built-in photo.
 
         Args:
-            max_latency_s: the largest median latency, in seconds, that passes the latency check.
+            max_latency_s: the largest median latency, in seconds, that passes the latency check; by default 1 s.
 
         Returns:
-            The result of each check; each failed one says what to do. No ServerError is raised.
+            ``checks`` (each failed one says what to do), ``ok``, ``latency_s`` (seconds) and ``head_id``. A ServerError
+            becomes a failed check.
 
         Raises:
-            ValueError: ``max_latency_s`` is not over 0.
+            ValueError: ``max_latency_s`` is 0 or less.
         """
         from vizwiz_client._status import read_status
 
@@ -111,17 +134,18 @@ class VizwizClient:
         Args:
             image: the photo: path, bytes, file object, PIL image or NumPy array uint8 [H, W, 3] or [H, W].
             question: the question, at most 5,000 characters.
-            top: number of candidate answers to return.
+            top: number of candidate answers to return; there are fewer if the head has fewer answers.
             request_id: the request's id in the server's log and in errors; None for a random one.
 
         Returns:
-            The answer, with ``top`` candidates.
+            The answer, with its ``top`` most probable candidates.
 
         Raises:
             ImageError: the photo cannot be used.
-            QuestionError: the question has no words, or is too long.
-            ServerError: the server did not answer.
-            ValueError: ``top`` is under 1, or ``request_id`` is not printable ASCII of at most 128 characters.
+            QuestionError: the question is empty or too long.
+            ServerError: the server is unavailable, overloaded, too slow, or failed.
+            ValueError: ``top`` is not an integer of at least 1, or ``request_id`` is not printable ASCII of 1 to 128
+                characters.
         """
         return run(self._core.ask(image, question, top, request_id))
 
@@ -141,18 +165,21 @@ class VizwizClient:
         """Ask about a list of (photo, question) pairs, in requests as large as the server accepts.
 
         Args:
-            pairs: photos and questions, as for :meth:`ask`.
-            top: number of candidate answers to return for each pair.
+            pairs: an iterable of photos and questions, as for :meth:`ask`; of an AsyncVizwizClient also an asynchronous
+                iterable.
+            top: number of candidate answers to return for each pair; there are fewer if the head has fewer answers.
             return_errors: put the ImageError or QuestionError of a refused pair in its place, and answer the others.
-            request_id: the id of its requests in the server's log and in errors; None for random ones.
+            request_id: id of all requests of this call, in the server's log and in errors; None for a random one each.
 
         Returns:
-            One answer for each pair, in order; equal to those of :meth:`ask`.
+            For each pair, in order, its answer, or its error if ``return_errors`` is True. Answers equal those of
+            :meth:`ask`.
 
         Raises:
             ImageError, QuestionError: a pair was refused, and ``return_errors`` is False.
-            ServerError: the server did not answer, whatever ``return_errors`` is.
-            ValueError: ``top`` is under 1, or ``request_id`` is not printable ASCII of at most 128 characters.
+            ServerError: the server is unavailable, overloaded, too slow, or failed; raised with ``return_errors`` too.
+            ValueError: ``top`` is not an integer of at least 1, or ``request_id`` is not printable ASCII of 1 to 128
+                characters.
         """
         return run(self._core.ask_batch(to_async_iterator(pairs), top, return_errors, request_id))
 
@@ -163,41 +190,30 @@ class VizwizClient:
         answers. File objects, PIL images and arrays are copied when they are read from ``pairs``.
 
         Args:
-            pairs: photos and questions, as for :meth:`ask`.
-            top: number of candidate answers for each pair.
+            pairs: photos and questions, as for :meth:`ask_batch`.
+            top: number of candidate answers for each pair; there are fewer if the head has fewer answers.
 
         Yields:
             For each pair, in order, its answer or its error. A ServerError takes the place of every answer of its
-            request (16 pairs); the next requests are sent all the same.
+            request (16 pairs); later requests are still sent.
 
         Raises:
-            ValueError: ``top`` is under 1.
+            ValueError: ``top`` is not an integer of at least 1.
         """
         return iterate(self._core.ask_many(to_async_iterator(pairs), top))
 
 
 class AsyncVizwizClient:
-    """:class:`VizwizClient` for asyncio: same arguments, same answers, same errors.
+    __doc__ = f""":class:`VizwizClient` for asyncio: same arguments, same answers, same errors.
 
         async with AsyncVizwizClient("localhost:8001") as client:
             answer = await client.ask("img.jpg", "what is this?")
 
-    Share it between the tasks of one event loop. Threads decode the photos, so the loop keeps running. Cancelling a
-    task cancels its request.
-
-    Args:
-        url: "host:port", Triton's gRPC port.
-        timeout_s: deadline of a call in seconds, retries included. It covers the whole of ``ask`` and ``ask_batch``,
-            and each request of ``ask_many``.
-        retries: maximum number of retries if the server is unavailable or its queue is full, with exponential backoff.
-        tls: certificates of an encrypted connection; None sends photos and questions in the clear.
-        headers: metadata of every request, such as ``{"authorization": "Bearer ..."}``.
-        fast_decode: let the JPEG decoder shrink large photos: several times faster, but the pixels differ slightly.
-
-    Raises:
-        WrongServer: ``url`` is not "host:port".
-        ValueError: another argument is invalid.
-    """
+    Share it between the tasks of one event loop; its methods raise RuntimeError in another one. Threads decode the
+    photos, so the loop keeps running. Cancelling a task cancels its request. Leaving an ``async for`` over ``ask_many``
+    early leaves a few requests in progress until the client is closed; close the generator (``contextlib.aclosing``) to
+    cancel them.
+    {_ARGUMENTS}"""
 
     def __init__(
         self,
@@ -222,55 +238,22 @@ class AsyncVizwizClient:
     async def __aexit__(self, *_: object) -> None:
         await self.close()
 
+    @_same_docs(VizwizClient.close)
     async def close(self) -> None:
-        """Close the connection and stop tasks and threads. Calls in progress raise ServerUnavailable."""
         await self._io.close()
 
+    @_same_docs(VizwizClient.check)
     async def check(self) -> ModelInfo:
-        """Read the served model's configuration and verify that it fits this client.
-
-        Returns:
-            The configuration: image size, batch size, contract version and model names.
-
-        Raises:
-            ServerError: the server is unavailable, or its model does not fit (ContractMismatch, ModelMissing).
-        """
         return await self._core.check()
 
+    @_same_docs(VizwizClient.status)
     async def status(self, *, max_latency_s: float = DEFAULT_MAX_LATENCY_S) -> Status:
-        """Check server, models, contract and latency, by asking about a built-in photo.
-
-        Args:
-            max_latency_s: the largest median latency, in seconds, that passes the latency check.
-
-        Returns:
-            The result of each check; each failed one says what to do. No ServerError is raised.
-
-        Raises:
-            ValueError: ``max_latency_s`` is not over 0.
-        """
         from vizwiz_client._status import read_status
 
         return await read_status(self._core, max_latency_s)
 
+    @_same_docs(VizwizClient.ask)
     async def ask(self, image: Photo, question: str, *, top: int = 1, request_id: str | None = None) -> Answer:
-        """Ask one question about one photo.
-
-        Args:
-            image: the photo: path, bytes, file object, PIL image or NumPy array uint8 [H, W, 3] or [H, W].
-            question: the question, at most 5,000 characters.
-            top: number of candidate answers to return.
-            request_id: the request's id in the server's log and in errors; None for a random one.
-
-        Returns:
-            The answer, with ``top`` candidates.
-
-        Raises:
-            ImageError: the photo cannot be used.
-            QuestionError: the question has no words, or is too long.
-            ServerError: the server did not answer.
-            ValueError: ``top`` is under 1, or ``request_id`` is not printable ASCII of at most 128 characters.
-        """
         return await self._core.ask(image, question, top, request_id)
 
     @overload
@@ -283,43 +266,14 @@ class AsyncVizwizClient:
         self, pairs: AsyncPairs, *, top: int = ..., return_errors: bool, request_id: str | None = ...
     ) -> list[Answer | VizwizError]: ...
 
+    @_same_docs(VizwizClient.ask_batch)
     async def ask_batch(
         self, pairs: AsyncPairs, *, top: int = 1, return_errors: bool = False, request_id: str | None = None
     ) -> list[Any]:
-        """Ask about a list of (photo, question) pairs: see :meth:`VizwizClient.ask_batch`.
-
-        Args:
-            pairs: photos and questions, as for :meth:`ask`; an iterable or an asynchronous iterable.
-            top: number of candidate answers to return for each pair.
-            return_errors: put the ImageError or QuestionError of a refused pair in its place, and answer the others.
-            request_id: the id of its requests in the server's log and in errors; None for random ones.
-
-        Returns:
-            One answer for each pair, in order.
-
-        Raises:
-            ImageError, QuestionError: a pair was refused, and ``return_errors`` is False.
-            ServerError: the server did not answer, whatever ``return_errors`` is.
-            ValueError: ``top`` is under 1, or ``request_id`` is not printable ASCII of at most 128 characters.
-        """
         return await self._core.ask_batch(_to_async_iterator(pairs), top, return_errors, request_id)
 
+    @_same_docs(VizwizClient.ask_many)
     def ask_many(self, pairs: AsyncPairs, *, top: int = 1) -> AsyncGenerator[Answer | VizwizError, None]:
-        """Ask about a stream of (photo, question) pairs of any length: see :meth:`VizwizClient.ask_many`.
-
-        Leaving the ``async for`` early leaves a few requests in progress until the client is closed, unless the
-        generator is closed (``contextlib.aclosing``).
-
-        Args:
-            pairs: photos and questions, as for :meth:`ask`; an iterable or an asynchronous iterable.
-            top: number of candidate answers for each pair.
-
-        Yields:
-            For each pair, in order, its answer or its error.
-
-        Raises:
-            ValueError: ``top`` is under 1.
-        """
         return self._core.ask_many(_to_async_iterator(pairs), top)
 
 

@@ -10,6 +10,7 @@ A question goes through :meth:`Core._ask_group`: `_prepare` (decode, resize, tok
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Sequence
@@ -56,7 +57,7 @@ class Io(Protocol):
         """Call this method of tritonclient's client. Raises Failure."""
 
     async def sleep(self, seconds: float) -> None:
-        """Wait."""
+        """Sleep."""
 
     async def work(self, tasks: Sequence[Callable[[], T]]) -> list[T]:
         """Run functions in parallel threads, and return their results in order."""
@@ -67,19 +68,19 @@ class Io(Protocol):
 
 @dataclass(frozen=True)
 class Request:
-    """What the caller wants of a request, beside the answers to its pairs.
+    """Options of the requests of one call.
 
     Raises:
-        ValueError: ``top`` is under 1, or ``id`` is not printable ASCII of at most 128 characters.
+        ValueError: ``top`` is not an integer of at least 1, or ``id`` is not printable ASCII of 1 to 128 characters.
     """
 
     top: int
     id: str | None = None  # in the server's log; None for a random one
 
     def __post_init__(self) -> None:
-        if self.top < 1:
-            raise ValueError(f"got top={self.top}, expected 1 or more candidate answers")
-        if self.id is not None and not (0 < len(self.id) <= 128 and self.id.isascii() and self.id.isprintable()):
+        if isinstance(self.top, bool) or not isinstance(self.top, int) or self.top < 1:
+            raise ValueError(f"got top={self.top!r}, expected a whole number of candidate answers, 1 or more")
+        if self.id is not None and not (isinstance(self.id, str) and re.fullmatch("[ -~]{1,128}", self.id)):
             raise ValueError(f"got request_id={self.id!r}, expected 1 to 128 printable ASCII characters")
 
 

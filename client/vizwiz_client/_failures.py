@@ -83,7 +83,7 @@ def _unavailable(failure: Failure, settings: Settings) -> tuple[type[ServerError
             f"the certificate of {url} is not trusted; pass the authority that signed it, Tls(ca=...), and the host "
             "name that it was issued for"
         )
-    # Of an HTTP server gRPC says no more than "Socket closed", so that this names the usual mistake every time.
+    # gRPC reports an HTTP server only as "Socket closed", so every message names the usual mistake: the HTTP port.
     hint = "start it with `python -m serving`, or give its gRPC port (8001 by default; 8000 is HTTP)"
     if settings.tls is None:
         hint += "; a server with TLS needs Tls(ca=...)"

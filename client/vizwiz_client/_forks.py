@@ -1,7 +1,7 @@
 """Fork safety: clients are reset in a forked child, and refuse requests where the parent has used gRPC.
 
-gRPC's threads do not exist in the child. A request there hangs or crashes, even a new client's, and can disturb the
-parent's connection, whose socket both processes share.
+A forked child has none of gRPC's threads. A request there hangs or crashes, even a new client's. It can also disturb
+the parent's connection, because both processes share its socket.
 """
 
 from __future__ import annotations
@@ -75,8 +75,8 @@ def _never_destroy(inherited: object) -> None:
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(inherited))
 
 
-# Otherwise gRPC starts its threads again in the child, where they crash while the parent's event loop has calls open.
-# Read when gRPC makes its first channel.
+# With its fork support on, gRPC restarts its threads in the child, where they crash if the parent's event loop has open
+# calls. gRPC reads the variable when it creates its first channel.
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 
 if hasattr(os, "register_at_fork"):  # not on Windows, where nothing forks

@@ -35,7 +35,7 @@ _CHANNEL_ARGUMENTS = [
 
 def connection_arguments(settings: Settings) -> dict[str, Any]:
     """Arguments of tritonclient's ``InferenceServerClient``, synchronous or asynchronous."""
-    # gRPC would ask a proxy for localhost too, and the proxy would look on its own machine
+    # gRPC would send requests for localhost to the proxy too, which is another machine
     proxy = [("grpc.enable_http_proxy", 0)] if is_loopback(settings.url) else []
     arguments: dict[str, Any] = {"url": settings.url, "channel_args": _CHANNEL_ARGUMENTS + proxy}
     if settings.tls is not None:
@@ -105,7 +105,7 @@ def read_model_info(config: Any, url: str) -> ModelInfo:
         )
     models = tuple(step.model_name for step in config.ensemble_scheduling.step)
     image_size = next((tensor.dims[0] for tensor in config.input if tensor.name == "image" and tensor.dims), 0)
-    # repositories of earlier exports accept any number of tokens, and so the contract's 77 too
+    # earlier exports accept any number of tokens, which includes the contract's 77
     is_open = any(tensor.name == "tokens" and list(tensor.dims) == [-1] for tensor in config.input)
     inputs = {
         tensors.IMAGE: (image_size, image_size, 3),

@@ -69,7 +69,7 @@ class TaskIo:
             raise Failure.from_triton(error) from error
 
     async def sleep(self, seconds: float) -> None:
-        """Wait."""
+        """Sleep. Raises ServerUnavailable as soon as the client is closed."""
         await self._until_closed(asyncio.sleep(seconds))
 
     async def work(self, tasks: Sequence[Callable[[], T]]) -> list[T]:

@@ -61,7 +61,7 @@ class ThreadJob(Generic[T]):
         return self._is_inherited() or self._future.done()
 
     def cancel(self) -> None:
-        """Cancel it, if it has not begun."""
+        """Cancel it, unless it has begun."""
         if not self._is_inherited():
             self._future.cancel()
 
@@ -121,7 +121,7 @@ class ThreadIo:
             raise
 
     async def sleep(self, seconds: float) -> None:
-        """Wait."""
+        """Sleep. Raises ServerUnavailable as soon as the client is closed."""
         self._closed.wait(seconds)
         self._check()
 

@@ -288,6 +288,18 @@ class TestResume:
         assert requests < {row["request_id"] for row in found}  # these were not asked again
         assert not journal.exists()
 
+    @pytest.mark.parametrize("damage", [b"5", b"\0\0", b'[{"id": "3"}, "text"]', b"[{}, {}]", b"[" * 100_000])
+    def test_a_damaged_line_ends_the_journal(
+        self, batch, fake_server: FakeServer, path: Path, tmp_path: Path, rows: list[Row], damage: bytes
+    ) -> None:
+        output, journal = tmp_path / "a.csv", tmp_path / "a.csv.part"
+        fake_server.failure, fake_server.failures_left = (grpc.StatusCode.INTERNAL, "out of memory"), 1
+        batch(path, "-o", output)
+        with journal.open("ab") as file:
+            file.write(damage + b"\n")
+        assert batch(path, "-o", output)[0] == 0
+        assert [row["id"] for row in read(output)] == [row["id"] for row in rows]
+
     def test_other_input_or_options_are_refused(
         self, batch, fake_server: FakeServer, photos: list[Path], tmp_path: Path
     ) -> None:

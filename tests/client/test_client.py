@@ -61,6 +61,17 @@ class TestAsk:
             sources += [file, image, np.asarray(image)]
             assert len({client.ask(source, "what colour?") for source in sources}) == 1
 
+    @pytest.mark.parametrize(
+        "options",
+        [{"top": 0}, {"top": "3"}, {"top": 1.5}, {"request_id": 7}, {"request_id": ""}, {"request_id": "a\n"}],
+    )
+    def test_an_invalid_option(self, client: Any, fake_server: FakeServer, options: dict[str, Any]) -> None:
+        pair = (Image.new("RGB", (40, 40)), "what is this?")
+        for ask in (lambda: client.ask(*pair, **options), lambda: client.ask_batch([pair], **options)):
+            with pytest.raises(ValueError, match=f"got {next(iter(options))}=.*, expected"):
+                ask()
+        assert fake_server.config_reads == 0
+
     def test_the_config_is_read_once(self, client: Any, fake_server: FakeServer, photos: list[Path]) -> None:
         for photo in photos:
             client.ask(photo, "what is this?")

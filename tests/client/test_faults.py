@@ -7,6 +7,7 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,10 +24,8 @@ QUESTION = "what colour is it?"
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SmallServer]:
-    repository = tmp_path_factory.mktemp("models")
-    write_small_repository(repository)
-    with SmallServer(repository) as server:
+def server(small_repository: Path) -> Iterator[SmallServer]:
+    with SmallServer(small_repository) as server:
         yield server
 
 

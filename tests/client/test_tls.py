@@ -11,7 +11,7 @@ import trustme
 from PIL import Image
 
 from tests.client.conftest import Connect
-from tests.client.small_server import SmallServer, write_small_repository
+from tests.client.small_server import SmallServer
 from vizwiz_client import ServerUnavailable, Tls
 
 GREEN = Image.new("RGB", (40, 30), (0, 200, 0))
@@ -48,17 +48,15 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
 
 
 @pytest.fixture(scope="module")
-def servers(files: Files, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, SmallServer]]:
+def servers(files: Files, small_repository: Path) -> Iterator[dict[str, SmallServer]]:
     """One server that proves who it is, and one that wants the same of its clients."""
-    repository = tmp_path_factory.mktemp("models")
-    write_small_repository(repository)
     tls = [
         "--grpc-use-ssl=true",
         f"--grpc-server-cert={files.server_cert}",
         f"--grpc-server-key={files.server_key}",
     ]
     mutual = [*tls, "--grpc-use-ssl-mutual=true", f"--grpc-root-cert={files.ca}"]
-    with SmallServer(repository, tls) as one, SmallServer(repository, mutual) as other:
+    with SmallServer(small_repository, tls) as one, SmallServer(small_repository, mutual) as other:
         yield {"tls": one, "mutual": other}
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from vizwiz_client.contract.wording import NO_ANSWER, in_words, is_declined, percent, to_words
+from vizwiz_client.contract.wording import UNANSWERABLE_LABELS, in_words, is_declined, percent, to_words
 
 
 @pytest.mark.parametrize(
@@ -34,7 +34,7 @@ def test_a_declined_answer_keeps_its_guesses_but_no_noise() -> None:
 
 
 def test_without_a_real_answer_nothing_is_made_up() -> None:
-    assert to_words([(label, 0.3) for label in NO_ANSWER], declined=False).outcome == "declined"
+    assert to_words([(label, 0.3) for label in UNANSWERABLE_LABELS], declined=False).outcome == "declined"
 
 
 @pytest.mark.parametrize(

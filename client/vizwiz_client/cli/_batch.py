@@ -182,18 +182,19 @@ class Journal:
             raise
 
     def _resume(self, rows: Iterator[Row]) -> None:
-        """Skip the rows that have an answer, and cut off an incomplete line."""
+        """Skip the rows that have an answer, and cut the journal off at the first incomplete or damaged line."""
         self._file.seek(0)
         size = len(next(self._file))
         for line in self._file:
             try:
                 row, answer = json.loads(line if line.endswith(b"\n") else b"")
-            except ValueError:
+                failed = answer["error"] is not None
+            except (ValueError, TypeError, KeyError, RecursionError):
                 break
             if next(rows, None) != row:
                 raise UsageError(f"{self._path} was begun with other input; remove it to begin again")
             self.done += 1
-            self.failed += answer["error"] is not None
+            self.failed += failed
             size += len(line)
         self._file.truncate(size)
 

@@ -111,9 +111,9 @@ def at_least(minimum: int) -> Callable[[str], int]:
     """Reader of integers of at least ``minimum``, for argparse."""
 
     def read(text: str) -> int:
-        number = int(text) if text.isdecimal() else minimum - 1
+        number = int(text) if text.isdecimal() and len(text) <= 9 else minimum - 1
         if number < minimum:
-            raise argparse.ArgumentTypeError(f"got {text!r}, expected a whole number, {minimum} or more")
+            raise argparse.ArgumentTypeError(f"got {text!r}, expected a whole number from {minimum} to 999,999,999")
         return number
 
     return read

@@ -36,7 +36,8 @@ class Rows:
         columns: the columns of a CSV header; empty for JSON Lines.
 
     Raises:
-        UsageError: at once or during iteration, with the line: malformed, not UTF-8, or without photo or question.
+        UsageError: the file is malformed, not UTF-8, or lacks photo or question. The message names the line. Raised at
+            once, or during iteration.
     """
 
     def __init__(self, path: str, reserved: Iterable[str]) -> None:

@@ -11,7 +11,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 DECLINE_BELOW = 0.5  # threshold that the served probability `answerable` is calibrated for
-NO_ANSWER = ("unanswerable", "unsuitable", "unsuitable image")  # labels of VizWiz that mean "the photo cannot tell"
+UNANSWERABLE_LABELS = (
+    "unanswerable",
+    "unsuitable",
+    "unsuitable image",
+)  # labels of VizWiz that mean "the photo cannot tell"
 
 SURE_FROM = 0.5  # from here on, the first answer is more probable than all others together
 MENTION_FROM = 0.05  # a less probable second answer is not part of the sentence
@@ -44,7 +48,7 @@ class Wording:
 
 def is_declined(answerable: float, answer: str) -> bool:
     """Whether the photo probably cannot answer: ``answerable`` is under 0.5, or ``answer`` is a label that says so."""
-    return answerable < DECLINE_BELOW or answer in NO_ANSWER
+    return answerable < DECLINE_BELOW or answer in UNANSWERABLE_LABELS
 
 
 def to_words(candidates: Iterable[tuple[str, float]], *, declined: bool) -> Wording:
@@ -54,7 +58,7 @@ def to_words(candidates: Iterable[tuple[str, float]], *, declined: bool) -> Word
         candidates: answers and their probabilities, best first. Labels such as "unanswerable" are left out.
         declined: whether the photo probably cannot answer the question.
     """
-    answers = [(answer, confidence) for answer, confidence in candidates if answer not in NO_ANSWER]
+    answers = [(answer, confidence) for answer, confidence in candidates if answer not in UNANSWERABLE_LABELS]
     guesses = tuple(
         f"{answer}, {percent(confidence)}, {in_words(confidence)}"
         for answer, confidence in answers
