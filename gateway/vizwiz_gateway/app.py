@@ -37,6 +37,7 @@ def create_app(settings: Settings) -> FastAPI:
         WrongServer: Triton's address is not "host:port".
     """
     service = Service(settings)
+    timeout_s = settings.upload_timeout_s + settings.answer_timeout_s
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -52,7 +53,8 @@ def create_app(settings: Settings) -> FastAPI:
         redoc_url=None,
         lifespan=lifespan,
     )
-    if settings.allowed_origins:
+    app.add_middleware(Guard, settings=settings)
+    if settings.allowed_origins:  # outside the guard, so that scripts of these origins can read its refusals
         app.add_middleware(
             CORSMiddleware,
             allow_origins=settings.allowed_origins,
@@ -60,7 +62,6 @@ def create_app(settings: Settings) -> FastAPI:
             allow_headers=["authorization", "x-request-id"],
             expose_headers=["x-request-id", "retry-after"],
         )
-    app.add_middleware(Guard, settings=settings)  # the last one added is the outermost
     app.add_exception_handler(ProblemError, _on_problem)
     app.add_exception_handler(HTTPException, _on_http_exception)
 
@@ -97,7 +98,7 @@ def create_app(settings: Settings) -> FastAPI:
         if service.demo is None:
             with suppress(ProblemError):  # Triton is away: the page says so with the first question
                 await service.check()
-        return HTMLResponse(page.render(page.PageState(service.demo, settings.max_photo_bytes)))
+        return HTMLResponse(page.render(page.PageState(service.demo, settings.max_photo_bytes, timeout_s)))
 
     @app.post("/", include_in_schema=False)
     async def ask_on_page(request: Request) -> HTMLResponse:
@@ -110,6 +111,7 @@ def create_app(settings: Settings) -> FastAPI:
         state = page.PageState(
             reply.demo if reply else service.demo,
             settings.max_photo_bytes,
+            timeout_s,
             upload.questions,
             reply.answers if reply else (),
             refusal,

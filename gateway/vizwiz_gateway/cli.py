@@ -4,32 +4,39 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
+import re
 import signal
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import uvicorn
 
 from vizwiz_client import VizwizError
 from vizwiz_client.contract import streams
 from vizwiz_gateway.app import create_app
-from vizwiz_gateway.settings import PREFIX, Settings, SettingsError
+from vizwiz_gateway.settings import Settings, SettingsError
+
+PREFIX = "VIZWIZ_GATEWAY_"  # of environment variables
+TOKEN_VARIABLE = f"{PREFIX}TOKEN"
 
 MAX_CONNECTIONS = 1_000  # open at once, idle ones included; further ones get 503
-BACKLOG = 128  # connections that asyncio accepts at a time, each with a descriptor
-MAX_FILES = 65_536  # open descriptors; the usual soft limit, 1,024, is less than a burst of connections takes
-KEEP_ALIVE_S = 75  # of idle connections: longer than clients and proxies (60 s) keep them, or a request meets the close
-SHUTDOWN_TIMEOUT_S = 70  # for requests in progress: a little over the default of --answer-timeout
+BACKLOG = 128  # connections that asyncio accepts in one turn of its loop; each takes a descriptor
+MAX_FILES = 65_536  # open descriptors; a burst of connections exceeds the usual soft limit of 1,024
+KEEP_ALIVE_S = 75  # of idle connections; proxies close theirs after 60 s, so none sends a request while we close
+SHUTDOWN_MARGIN_S = 10  # beyond the answer timeout, for the requests in progress when the gateway stops
 
 _HELP = f"""\
 Serve a REST endpoint (POST /v1/ask) and a web page in front of a Triton that serves a VizWiz model.
 
-Every flag can be given as an environment variable instead: --max-requests as {PREFIX}MAX_REQUESTS, and so on. The
-token is read from {PREFIX}TOKEN or from --token-file.
+Every flag but --json is also an environment variable, {PREFIX} and the flag's name in capitals:
+{PREFIX}MAX_REQUESTS. Lists are separated by commas. Flags have precedence. {TOKEN_VARIABLE}
+holds the token itself, in place of --token-file.
 """
 _EXAMPLES = """\
 examples:
@@ -37,8 +44,79 @@ examples:
   vizwiz-gateway --triton triton:8001 --host 0.0.0.0 --allowed-host ask.example.org --token-file /run/secrets/token
   curl -F photo=@img.jpg -F question="what is this?" localhost:8080/v1/ask
 
-exit status: 0 stopped by Ctrl-C or SIGTERM, 1 it could not start, 2 wrong arguments
+exit status: 0 stopped by Ctrl-C or SIGTERM, 1 it could not listen, 2 invalid flags or environment
 """
+
+
+def _whole_number(text: str) -> int:
+    if not re.fullmatch(r"[0-9]{1,18}", text):
+        raise ValueError("expected a whole number")
+    return int(text)
+
+
+def _seconds(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError("expected a number of seconds") from None
+
+
+def _list(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def _token(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"expected a file that holds the token ({error})") from error
+
+
+class Option(NamedTuple):
+    """A flag and its environment variable."""
+
+    setting: str  # field of Settings
+    flag: str
+    metavar: str
+    help: str
+    read: Callable[[str], Any] = str  # raises ValueError: what was expected
+
+    @property
+    def variable(self) -> str:
+        return PREFIX + self.flag.removeprefix("--").replace("-", "_").upper()
+
+
+OPTIONS = (
+    Option("triton", "--triton", "HOST:PORT", "Triton's gRPC address"),
+    Option("host", "--host", "ADDRESS", "address to listen at"),
+    Option("port", "--port", "PORT", "port to listen at; 0 takes any free one", _whole_number),
+    Option(
+        "allowed_hosts",
+        "--allowed-host",
+        "NAME",
+        "host name by which clients may reach the gateway, beside localhost and IP addresses; repeatable",
+        _list,
+    ),
+    Option(
+        "allowed_origins",
+        "--allowed-origin",
+        "ORIGIN",
+        "web site whose pages may call /v1 (CORS), such as https://example.org; repeatable",
+        _list,
+    ),
+    Option("token", "--token-file", "FILE", "file of the secret that requests must carry", _token),
+    Option("max_photo_bytes", "--max-photo-bytes", "N", "size of the largest photo file, bytes", _whole_number),
+    Option(
+        "max_requests",
+        "--max-requests",
+        "N",
+        "requests admitted at once, from upload to answer; others get 503",
+        _whole_number,
+    ),
+    Option("decode_threads", "--decode-threads", "N", "photos decoded at once", _whole_number),
+    Option("upload_timeout_s", "--upload-timeout", "SECONDS", "seconds for a request to arrive", _seconds),
+    Option("answer_timeout_s", "--answer-timeout", "SECONDS", "seconds from the complete request to 504", _seconds),
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int | str | None:
@@ -47,14 +125,22 @@ def main(argv: Sequence[str] | None = None) -> int | str | None:
 
 
 def _main(argv: Sequence[str] | None) -> int:
-    arguments = vars(_parser().parse_args(argv))
-    as_json, token_file = arguments.pop("json"), arguments.pop("token_file")
+    parser = _parser()
+    arguments = vars(parser.parse_args(argv))
+    as_json = arguments.pop("json")
     try:
-        settings = Settings.from_environment(os.environ, **arguments, token=_read_token(token_file))
+        settings = read_settings(arguments, os.environ)
         app = create_app(settings)
-        listener = _listen(settings.host, settings.port)
     except (SettingsError, VizwizError) as error:
-        print(f"gateway: error: {error}", file=sys.stderr)
+        parser.error(str(error))
+    try:
+        listener = _listen(settings.host, settings.port)
+    except OSError as error:
+        print(
+            f"gateway: error: cannot listen at {settings.host} port {settings.port} ({error.strerror}); give another "
+            "--port, 0 for any free one",
+            file=sys.stderr,
+        )
         return 1
     _set_limits()
     for number in (signal.SIGINT, signal.SIGTERM):  # uvicorn raises the signal that stopped it again
@@ -70,11 +156,39 @@ def _main(argv: Sequence[str] | None) -> int:
         limit_concurrency=MAX_CONNECTIONS,
         backlog=BACKLOG,
         timeout_keep_alive=KEEP_ALIVE_S,
-        timeout_graceful_shutdown=SHUTDOWN_TIMEOUT_S,
+        timeout_graceful_shutdown=math.ceil(settings.answer_timeout_s) + SHUTDOWN_MARGIN_S,
     )
     with suppress(KeyboardInterrupt):
         _Server(config, listener, as_json).run(sockets=[listener])
     return 0
+
+
+def read_settings(flags: Mapping[str, str | list[str] | None], environment: Mapping[str, str]) -> Settings:
+    """Settings from flags; where a flag is absent, from its environment variable; else the default.
+
+    Args:
+        flags: the text of each flag, or its texts if it is repeatable, by field of Settings; None if it is absent.
+        environment: variables; one that is set counts, even if it is empty.
+
+    Raises:
+        SettingsError: a value is invalid, or a variable that begins with PREFIX is unknown.
+    """
+    known = [TOKEN_VARIABLE, *(option.variable for option in OPTIONS)]
+    if unknown := sorted(name for name in environment if name.startswith(PREFIX) and name not in known):
+        raise SettingsError(f"got the environment variable {unknown[0]}, expected one of {', '.join(sorted(known))}")
+    values: dict[str, Any] = {"token": environment.get(TOKEN_VARIABLE)}
+    for option in OPTIONS:
+        source, text = option.flag, flags.get(option.setting)
+        if text is None:
+            source, text = option.variable, environment.get(option.variable)
+        if text is None:
+            continue
+        text = text if isinstance(text, str) else ",".join(text)
+        try:
+            values[option.setting] = option.read(text)
+        except ValueError as error:
+            raise SettingsError(f"got {source}={text!r}, {error}") from error
+    return Settings(**values)
 
 
 class _Server(uvicorn.Server):
@@ -92,30 +206,13 @@ class _Server(uvicorn.Server):
             print(json.dumps({"gateway": self._url}) if self._as_json else f"gateway: {self._url}", flush=True)
 
 
-def _read_token(path: Path | None) -> str | None:
-    if path is None:
-        return None
-    try:
-        token = path.read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise SettingsError(f"--token-file {path} cannot be read ({error})") from error
-    if not token:
-        raise SettingsError(f"--token-file {path} is empty, expected the token")
-    return token
-
-
 def _listen(host: str, port: int) -> socket.socket:
-    try:
-        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        listener = socket.create_server((host, port), family=family, backlog=BACKLOG)
-        # Connections inherit it; asyncio sets it only on sockets made with IPPROTO_TCP. Without it, the body of a
-        # response waits 40 ms for the acknowledgement of its headers.
-        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        return listener
-    except OSError as error:
-        raise SettingsError(
-            f"cannot listen at {host} port {port} ({error.strerror}); give another --port, 0 for any free one"
-        ) from error
+    family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+    listener = socket.create_server((host, port), family=family, backlog=BACKLOG)
+    # Connections inherit it; asyncio sets it only on sockets made with IPPROTO_TCP. Without it, the body of a response
+    # waits 40 ms for the acknowledgement of its headers.
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return listener
 
 
 def _set_limits() -> None:
@@ -132,41 +229,20 @@ def _set_limits() -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="vizwiz-gateway",
+        usage="%(prog)s [options]",
         description=_HELP,
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
-    default = Settings()
-    parser.add_argument("--triton", metavar="HOST:PORT", help=f"Triton's gRPC address (default: {default.triton})")
-    parser.add_argument("--host", metavar="ADDRESS", help=f"address to listen at (default: {default.host})")
-    parser.add_argument(
-        "--port", type=int, metavar="PORT", help=f"port to listen at; 0 takes any free one (default: {default.port})"
-    )
-    parser.add_argument(
-        "--allowed-host",
-        dest="allowed_hosts",
-        action="append",
-        metavar="NAME",
-        help="host name by which clients may reach the gateway, beside localhost and IP addresses; repeatable",
-    )
-    parser.add_argument(
-        "--allowed-origin",
-        dest="allowed_origins",
-        action="append",
-        metavar="ORIGIN",
-        help="web site whose pages may call /v1 (CORS), such as https://example.org; repeatable",
-    )
-    parser.add_argument("--token-file", type=Path, metavar="FILE", help="file of the secret that requests must carry")
-    for name, kind, text in (
-        ("max_photo_bytes", int, "size of the largest photo file, bytes"),
-        ("max_requests", int, "requests admitted at once, from upload to answer; others get 503"),
-        ("decode_threads", int, "photos decoded at once"),
-        ("upload_timeout_s", float, "seconds for a request to arrive"),
-        ("answer_timeout_s", float, "seconds from the complete request to 504"),
-    ):
-        flag = f"--{name.removesuffix('_s').replace('_', '-')}"
-        metavar = "SECONDS" if kind is float else "N"
-        help_text = f"{text} (default: {getattr(default, name):,})"
-        parser.add_argument(flag, dest=name, type=kind, metavar=metavar, help=help_text)
+    for option in OPTIONS:
+        default = getattr(Settings(), option.setting)
+        parser.add_argument(
+            option.flag,
+            dest=option.setting,
+            action="append" if option.read is _list else "store",
+            metavar=option.metavar,
+            help=option.help + (f" (default: {str(default).removesuffix('.0')})" if default else ""),
+        )
     parser.add_argument("--json", action="store_true", help="when it listens, print its address as one line of JSON")
     return parser

@@ -45,7 +45,7 @@ def problem_response(problem: Problem, request_id: str, headers: dict[str, str] 
 
 
 class Guard:
-    """Outermost middleware: gives each request an id, refuses unknown hosts and missing tokens, catches every error.
+    """Middleware that gives each request an id, refuses unknown hosts and missing tokens, and catches every error.
 
     Args:
         app: the application.
@@ -69,7 +69,7 @@ class Guard:
         scope.setdefault("state", {})["request_id"] = request_id
         exchange = _Exchange(receive, send, request_id)
         try:
-            refusal = self._refusal(scope["method"], scope["path"], headers)
+            refusal = self._refusal(scope, headers)
             await (refusal or self._app)(scope, exchange.receive, exchange.send)
         except Exception as error:
             # no message and no values: they may quote the photo or the question
@@ -81,27 +81,28 @@ class Guard:
                 )
                 await problem_response(failure.problem, request_id)(scope, exchange.receive, exchange.send)
 
-    def _refusal(self, method: str, path: str, headers: Headers) -> ASGIApp | None:
+    def _refusal(self, scope: Scope, headers: Headers) -> ASGIApp | None:
+        path, request_id = scope["path"], scope["state"]["request_id"]
         host = headers.get("host", "")
         if not self._is_known(host):
             detail = (
                 f"this gateway does not answer to the host name {host[:100]!r}; open it by its address, or allow the "
                 "name with --allowed-host"
             )
-            return _refuse(HTTPStatus.MISDIRECTED_REQUEST, "unknown-host", detail)
-        # A browser sends the page's password with the requests of other sites too. No check of Origin: the page's own
-        # form sends "null", because of its referrer policy.
-        cross_site = method == "POST" and headers.get("sec-fetch-site") == "cross-site"
+            return _refuse(request_id, HTTPStatus.MISDIRECTED_REQUEST, "unknown-host", detail)
+        # A browser adds the page's password to requests from other sites. `Sec-Fetch-Site` detects them; `Origin`
+        # cannot, because the page's own form sends "null" (its referrer policy). `Origin` only selects the allowed
+        # sites.
+        cross_site = scope["method"] == "POST" and headers.get("sec-fetch-site") == "cross-site"
         if cross_site and headers.get("origin") not in self._origins:
             detail = "another web site sent this request; name the site with --allowed-origin if it may"
-            return _refuse(HTTPStatus.FORBIDDEN, "cross-site", detail)
-        # a CORS preflight carries no token
-        is_open = path in _OPEN_PATHS or (method == "OPTIONS" and bool(self._origins))
-        if self._token is None or is_open or self._is_authorised(headers.get("authorization", "")):
+            return _refuse(request_id, HTTPStatus.FORBIDDEN, "cross-site", detail)
+        is_open = self._token is None or path in _OPEN_PATHS
+        if is_open or self._is_authorised(headers.get("authorization", "")):
             return None
         scheme = "Bearer" if path.startswith("/v1/") else 'Basic realm="vizwiz", charset="UTF-8"'
         detail = "this gateway requires its token: as Bearer token for /v1, as password (any user name) for the page"
-        return _refuse(HTTPStatus.UNAUTHORIZED, "no-token", detail, {"www-authenticate": scheme})
+        return _refuse(request_id, HTTPStatus.UNAUTHORIZED, "no-token", detail, {"www-authenticate": scheme})
 
     def _is_known(self, host: str) -> bool:
         """Whether a ``Host`` header is expected: DNS rebinding needs a name, so addresses pass."""
@@ -128,14 +129,10 @@ class Guard:
         return hmac.compare_digest(given, self._token)
 
 
-def _refuse(status: HTTPStatus, code: str, detail: str, headers: dict[str, str] | None = None) -> ASGIApp:
-    """An application that answers every request with a problem."""
-
-    async def respond(scope: Scope, receive: Receive, send: Send) -> None:
-        response = problem_response(problem(status, code, detail).problem, scope["state"]["request_id"], headers)
-        await response(scope, receive, send)
-
-    return respond
+def _refuse(
+    request_id: str, status: HTTPStatus, code: str, detail: str, headers: dict[str, str] | None = None
+) -> JSONResponse:
+    return problem_response(problem(status, code, detail).problem, request_id, headers)
 
 
 class _Exchange:

@@ -11,7 +11,7 @@ Interface to the application (``app.py``):
 - Every response has the content security policy in :data:`CSP`: own scripts, styles, and requests alone; previews of
   photos as ``blob:``; no inline script or style, so neither ``style="..."`` nor ``onclick="..."``.
 
-The caller escapes nothing: the template escapes all text.
+The template escapes all text; callers pass it unescaped.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ CSP = (
 )
 TOP = 5  # candidates that the page asks for
 
-# The most frequent questions of VizWiz's 32,842, variants of one question merged, those about a single thing left out.
+# The most frequent of VizWiz's 32,842 questions. Variants are merged; questions about a single product are left out.
 SUGGESTIONS = (
     "What is this?",
     "What color is this?",
@@ -95,8 +95,9 @@ class PageState:
     """What the page shows.
 
     Attributes:
-        demo: the served head was fitted on drawn pictures alone. None if Triton has not said yet.
+        demo: the served head was fitted on drawn pictures alone. None before Triton's configuration was read.
         max_photo_bytes: size of the largest photo file, bytes.
+        timeout_s: longest time for an upload and its answer, seconds.
         questions: the questions of the form, as typed; kept in the form after an answer or an error.
         answers: one for each question, in order; empty before the first, or after an error.
         problem: the error in place of the answers.
@@ -105,6 +106,7 @@ class PageState:
 
     demo: bool | None
     max_photo_bytes: int
+    timeout_s: float
     questions: Sequence[str] = ()
     answers: Sequence[Answer] = ()
     problem: Problem | None = None
@@ -120,7 +122,7 @@ class _Result:
         title: of the document: without the script, the first thing that a screen reader reads.
         lines: sentences.
         guesses: possible answers, best first.
-        field: the form's control to which an error belongs; "" for none.
+        field: the form's control that an error is about; "" for none.
     """
 
     outcome: Outcome | Literal["empty", "error"]
@@ -139,6 +141,7 @@ def render(state: PageState) -> str:
         suggestions=SUGGESTIONS,
         request_id=state.request_id,
         max_photo_bytes=state.max_photo_bytes,
+        timeout_s=state.timeout_s,
         script_messages={**_SCRIPT_MESSAGES, "too-large": _too_large(state.max_photo_bytes)},
     )
 

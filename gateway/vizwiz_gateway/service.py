@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Coroutine, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from http import HTTPStatus
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -29,7 +29,7 @@ PROBE_TIMEOUT_S = 5.0  # of a request for the model's configuration
 
 @dataclass(frozen=True)
 class Reply:
-    """What one request gets: an answer for each question, and whether the head was fitted on drawn pictures alone."""
+    """An answer for each question of a request, and whether the head was fitted on drawn pictures alone."""
 
     answers: Sequence[Answer]
     demo: bool
@@ -53,7 +53,7 @@ class Service:
         self._info: ModelInfo | None = None
         self._admitted = 0
         self.metrics = Metrics(lambda: self._admitted)
-        self._tasks: set[asyncio.Task[Any]] = set()
+        self._tasks: set[asyncio.Task[Reply]] = set()
 
     async def close(self) -> None:
         """Wait for the calls to Triton, then close connections and threads."""
@@ -63,8 +63,8 @@ class Service:
         await self._probe.close()
         self._decoders.shutdown(wait=False, cancel_futures=True)
 
-    def admit(self) -> Admission:
-        """Admit one request.
+    def admit(self) -> ExitStack:
+        """Admit one request, until the returned stack is closed; ``pop_all`` hands the admission over.
 
         Raises:
             ProblemError: 503, ``max_requests`` are admitted already.
@@ -72,7 +72,9 @@ class Service:
         if self._admitted >= self._settings.max_requests:
             raise problem(HTTPStatus.SERVICE_UNAVAILABLE, "busy", "too many photos are waiting; ask again in a moment")
         self._admitted += 1
-        return Admission(self)
+        admission = ExitStack()
+        admission.callback(self._release)
+        return admission
 
     async def check(self) -> ModelInfo:
         """Read the served model's configuration.
@@ -88,10 +90,10 @@ class Service:
 
     @property
     def demo(self) -> bool | None:
-        """Whether the served head was fitted on drawn pictures alone; None if Triton has not said yet."""
+        """Whether the served head was fitted on drawn pictures alone; None before Triton's configuration was read."""
         return self._info.demo if self._info else None
 
-    async def ask(self, upload: Upload, request_id: str, admission: Admission) -> Reply:
+    async def ask(self, upload: Upload, request_id: str, admission: ExitStack) -> Reply:
         """Answer the questions of ``upload``.
 
         Args:
@@ -100,7 +102,8 @@ class Service:
             admission: released when the call to Triton ends, which may be after the caller's deadline.
 
         Raises:
-            ProblemError: no answer.
+            ProblemError: photo or question is missing or refused (415, 422), Triton fails (502) or is overloaded (503),
+                or the answer timeout passes (504).
         """
         if upload.photo is None:
             raise problem(
@@ -112,7 +115,9 @@ class Service:
                 "no-question",
                 "the form has no question; add one in the field question",
             )
-        task = self._start(self._answer(upload, request_id, admission.take()))
+        task = asyncio.create_task(self._answer(upload, request_id, admission.pop_all()))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
         await asyncio.wait([task], timeout=self._settings.answer_timeout_s)  # does not cancel the task
         if not task.done():
             task.add_done_callback(lambda task: task.exception())  # retrieves it, or asyncio would log it
@@ -126,13 +131,7 @@ class Service:
             self.metrics.answers.labels("true" if answer.declined else "false").inc()
         return reply
 
-    def _start(self, work: Coroutine[Any, Any, Reply]) -> asyncio.Task[Reply]:
-        task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return task
-
-    async def _answer(self, upload: Upload, request_id: str, admission: Admission) -> Reply:
+    async def _answer(self, upload: Upload, request_id: str, admission: ExitStack) -> Reply:
         """Decode and ask. Nothing cancels this once it has started: the process waits for it when it stops."""
         with admission:
             assert upload.photo is not None
@@ -175,8 +174,7 @@ class Service:
         self.metrics.decode.observe(end - start)
         return pixels
 
-    def release(self) -> None:
-        """End one admission."""
+    def _release(self) -> None:
         self._admitted -= 1
 
 
@@ -184,24 +182,3 @@ def _with_timings(answer: Answer, prepare_s: float, total_s: float) -> Answer:
     """``answer``, with the decoding and the waiting of the gateway."""
     client = answer.timings
     return replace(answer, timings=Timings(prepare_s + client.prepare_s, client.request_s, total_s))
-
-
-class Admission:
-    """One admitted request, as a context manager; :meth:`take` hands it over to another owner."""
-
-    def __init__(self, service: Service) -> None:
-        self._service: Service | None = service
-
-    def take(self) -> Admission:
-        """The same admission for a new owner; this one no longer releases it."""
-        assert self._service is not None
-        taken, self._service = Admission(self._service), None
-        return taken
-
-    def __enter__(self) -> Admission:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._service is not None:
-            self._service.release()
-            self._service = None

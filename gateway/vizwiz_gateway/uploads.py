@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterable, Callable
 from dataclasses import dataclass, field
 from http import HTTPStatus
@@ -98,7 +99,7 @@ class _Form:
         self._data = bytearray()
 
     def callbacks(self) -> Any:
-        """As MultipartParser takes them."""
+        """The callbacks, in the format of MultipartParser."""
         names = ("part_begin", "part_data", "part_end", "header_field", "header_value", "header_end", "end")
         return {f"on_{name}": self._callback(name) for name in names}
 
@@ -145,12 +146,13 @@ class _Form:
         elif name == "question":
             self._add_question(data)
         elif name == "top":
-            text = data.decode(errors="replace").strip()
-            if not text.isdecimal() or not 1 <= int(text[:9]) <= MAX_TOP:
+            text = bytes(data.strip())
+            top = int(text) if re.fullmatch(rb"[0-9]{1,9}", text) else 0
+            if not 1 <= top <= MAX_TOP:
                 raise problem(
                     HTTPStatus.UNPROCESSABLE_ENTITY, "bad-top", f"expected top to be a whole number from 1 to {MAX_TOP}"
                 )
-            self.upload.top = int(text)
+            self.upload.top = top
 
     def _add_question(self, data: bytearray) -> None:
         try:

@@ -99,7 +99,7 @@ class TestCompose:
 
     def test_the_gateway_answers_to_the_name_that_caddy_serves_and_prometheus_scrapes(self) -> None:
         services = compose()["services"]
-        names = services["gateway"]["environment"]["VIZWIZ_GATEWAY_ALLOWED_HOSTS"]
+        names = services["gateway"]["environment"]["VIZWIZ_GATEWAY_ALLOWED_HOST"]
         assert "VIZWIZ_DOMAIN" in names
         assert "VIZWIZ_DOMAIN" in services["caddy"]["command"][3]
         assert services["caddy"]["command"][-1].split(":")[0] in names.split(",")

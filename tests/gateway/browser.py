@@ -61,7 +61,7 @@ class Visit:
         self.page.on("request", lambda request: self.requests.append(request.url))
         self.page.on("pageerror", lambda error: self.faults.append(str(error)))
         self.page.on("console", self._on_console)
-        # Playwright intercepts file choosers while somebody listens. Interception that begins beside the key press misses it.
+        # Playwright intercepts file choosers while somebody listens. One that listens late can miss the key press.
         self.page.on("filechooser", lambda _: None)
 
     def _on_console(self, message: Any) -> None:

@@ -27,7 +27,7 @@ SECOND_HEAD = "gated_head_00000000beef"
 
 @pytest.fixture(scope="session")
 def small_repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The smallest repository whose pixels the client takes for a photo: 32 x 32. A second head lies beside."""
+    """As the common one, but its pixels, 32 x 32, are a photo for the client; with a second head."""
     folder = tmp_path_factory.mktemp("small")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tiny_repository, "SIDE", SIDE)

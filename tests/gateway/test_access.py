@@ -74,6 +74,14 @@ def test_pages_of_other_sites(guarded: Gateway, gateway: Gateway, photo: bytes) 
     assert gateway.ask(photo, "what is this?", headers=same).status_code == 200
 
 
+def test_a_page_of_an_allowed_site_can_read_refusals(guarded: Gateway) -> None:
+    for headers, code in (({}, "no-token"), ({"host": "evil.example"}, "unknown-host")):
+        refused = guarded.http.post("/v1/ask", headers={"origin": ORIGIN, **headers})
+        assert refused.json()["code"] == code
+        assert refused.headers["access-control-allow-origin"] == ORIGIN
+        assert "access-control-allow-origin" not in guarded.http.post("/v1/ask", headers=headers).headers
+
+
 def test_a_host_name_that_is_allowed(guarded: Gateway) -> None:
     assert guarded.http.get("/healthz", headers={"host": "ask.example.org"}).status_code == 200
     assert guarded.http.get("/healthz", headers={"host": "other.example.org"}).status_code == 421

@@ -70,7 +70,7 @@ def test_a_slow_upload_ends(triton: SmallServer, photo: bytes) -> None:
 
 
 def test_a_deadline_that_passes_leaves_the_call_to_triton_alone(small_repository, photo: bytes) -> None:
-    with SmallServer(small_repository) as triton, Gateway(triton.grpc_url, "--answer-timeout=1") as gateway:
+    with SmallServer(small_repository) as triton, Gateway(triton.grpc_url, "--answer-timeout=5") as gateway:
         assert gateway.ask(photo, "what is this?").status_code == 200
         with triton.frozen():
             late = gateway.ask(photo, "what is this?")
@@ -93,4 +93,16 @@ def test_a_stop_answers_the_requests_in_progress(triton: SmallServer, photo: byt
         connection.sendall(body[50:])
         reader.join(TIMEOUT_S)
         assert [status for status, _ in replies] == [200]
+        assert gateway.process.wait(TIMEOUT_S) == 0
+
+
+def test_a_stop_waits_as_long_as_an_answer_may_take(triton: SmallServer, photo: bytes) -> None:
+    """Not for an upload that never ends."""
+    body = form(photo)
+    flags = ("--upload-timeout=300", "--answer-timeout=0.1")
+    with Gateway(triton.grpc_url, *flags) as gateway, gateway.connect() as connection:
+        connection.sendall(head(len(body)) + body[:50])
+        wait_for(lambda: gateway.metric("vizwiz_gateway_admitted") == 1)
+        gateway.http.close()
+        gateway.process.terminate()
         assert gateway.process.wait(TIMEOUT_S) == 0

@@ -3,7 +3,7 @@
 
 const WAIT_IS_LONG_MS = 1000; // a longer wait is announced
 const WAIT_AGAIN_MS = 10_000;
-const GIVE_UP_MS = 180_000; // above the server's own limits of upload and answer together
+const TIMEOUT_MARGIN_S = 60; // beyond the server's own limits of upload and answer
 const LANGUAGE = "en-US"; // the model reads English
 
 const element = (id) => document.getElementById(id);
@@ -79,7 +79,7 @@ form.addEventListener("submit", (event) => {
 async function ask(request) {
   pending = request;
   const timers = [setTimeout(() => announce(say.waiting), WAIT_IS_LONG_MS), setInterval(() => announce(say.waiting), WAIT_AGAIN_MS)];
-  timers.push(setTimeout(() => request.controller.abort(), GIVE_UP_MS));
+  timers.push(setTimeout(() => request.controller.abort(), 1000 * (Number(say.timeoutS) + TIMEOUT_MARGIN_S)));
   let page = null;
   let problem = say.lost;
   try {
