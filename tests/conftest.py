@@ -48,6 +48,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
+def small_repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The smallest repository that the client accepts; no test changes it."""
+    from tests.client.small_server import write_small_repository  # which imports from folders that import this file
+
+    folder = tmp_path_factory.mktemp("small")
+    write_small_repository(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def vizwiz() -> Path:
     """The folder of real VizWiz data."""
     if not REAL_DATA:

@@ -15,7 +15,6 @@ import httpx
 import pytest
 
 from serving.repository import ensembles, with_head
-from tests.client.small_server import write_small_repository
 from tests.serving.processes import SERVE, Command, eventually
 from tests.serving.tiny_repository import HEAD, change_config, write_head
 from vizwiz_client.contract import tensors
@@ -23,16 +22,9 @@ from vizwiz_client.contract import tensors
 TIMEOUT_S = 60
 
 
-@pytest.fixture(scope="module")
-def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("small")
-    write_small_repository(folder)
-    return folder
-
-
 @pytest.fixture
-def command(repository: Path) -> Iterator[Command]:
-    with Command(repository, "--gateway") as command:
+def command(small_repository: Path) -> Iterator[Command]:
+    with Command(small_repository, "--gateway") as command:
         yield command
 
 
@@ -84,26 +76,26 @@ def test_it_ends_when_the_server_is_killed(command: Command) -> None:
     assert eventually(lambda: gateways(command) == [], TIMEOUT_S)
 
 
-def test_it_can_be_left_out(repository: Path) -> None:
-    with Command(repository, "--no-gateway") as command:
+def test_it_can_be_left_out(small_repository: Path) -> None:
+    with Command(small_repository, "--no-gateway") as command:
         assert command.addresses["gateway"] is None
         assert gateways(command) == []
 
 
-def test_a_port_in_use_is_reported_before_the_models_load(repository: Path) -> None:
+def test_a_port_in_use_is_reported_before_the_models_load(small_repository: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        flags = ["--gateway", f"--gateway-port={port}", f"--repository={repository}"]
+        flags = ["--gateway", f"--gateway-port={port}", f"--repository={small_repository}"]
         done = subprocess.run([*SERVE, *flags], capture_output=True, text=True, timeout=TIMEOUT_S)
     assert done.returncode == 1
     assert f"port {port} (--gateway-port) cannot be used" in done.stderr
     assert "waiting for the models" not in done.stderr
 
 
-def test_the_address_of_the_page_comes_first(repository: Path) -> None:
+def test_the_address_of_the_page_comes_first(small_repository: Path) -> None:
     flags = [flag for flag in SERVE if flag not in ("--json", "--no-gateway")]
     with subprocess.Popen(
-        [*flags, f"--repository={repository}"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        [*flags, f"--repository={small_repository}"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     ) as process:
         try:
             assert process.stdout is not None
@@ -115,9 +107,9 @@ def test_the_address_of_the_page_comes_first(repository: Path) -> None:
             process.communicate(timeout=TIMEOUT_S)
 
 
-def test_going_back_to_a_head_of_the_demo_says_so(repository: Path, tmp_path: Path) -> None:
+def test_going_back_to_a_head_of_the_demo_says_so(small_repository: Path, tmp_path: Path) -> None:
     """An ensemble says what its head says, also after a rollout to another head."""
-    own = Path(shutil.copytree(repository, tmp_path / "models"))
+    own = Path(shutil.copytree(small_repository, tmp_path / "models"))
     (own / HEAD).rename(own / "gated_head_00000000beef")
     write_head(own / HEAD, ("red", "green", "blue"), 1.0)
 
