@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import astuple, dataclass
 from pathlib import Path
@@ -11,10 +10,17 @@ from typing import Any
 from export import publish, repository
 from export.parity import PARITY_FILE
 from export.publish import ExportError, check_contract, is_demo, model_names, sizes
-from export.repository import RepositoryError
 from export.targets import TARGETS
 from export.triton_config import ensemble_config
-from serving.repository import CONFIG_FILE, MADE_FROM_FILE, VERSION
+from serving.repository import (
+    CONFIG_FILE,
+    IMMUTABLE_MODEL,
+    MADE_FROM_FILE,
+    VERSION,
+    RepositoryError,
+    read_config,
+    read_object,
+)
 from training.artifacts import file_digest
 from training.run import ANSWERS_FILE, Run
 from vizwiz_client.contract import tensors
@@ -24,7 +30,6 @@ _PREFIXES = {
     tensors.TEXT_ENCODER_PREFIX: "text encoder",
     tensors.HEAD_PREFIX: "head",
 }
-_EXPORTED_NAME = re.compile(rf"({'|'.join(_PREFIXES)})[0-9a-f]{{{tensors.DIGEST_LENGTH}}}")
 _EXPORT = "`python -m export.to_onnx`"
 _MIB = 1 << 20
 
@@ -66,7 +71,7 @@ def check_repository(folder: Path, run: Run | None) -> list[str]:
         Problems, each with its remedy; empty when there are none.
     """
     try:
-        config = repository.read_config(folder / tensors.ENSEMBLE)
+        config = read_config(folder / tensors.ENSEMBLE)
     except RepositoryError as error:
         return [f"{error}: nothing can be served; publish with {_EXPORT}"]
     steps = [step.model_name for step in config.ensemble_scheduling.step]
@@ -144,35 +149,26 @@ def _ensemble_steps(folder: Path) -> dict[str, list[str]]:
         raise _missing(folder)
     ensembles = {}
     for path in sorted(folder.glob(f"[!.]*/{CONFIG_FILE}")):
-        if not _EXPORTED_NAME.fullmatch(path.parent.name):
-            config = repository.read_config(path.parent)
+        if not IMMUTABLE_MODEL.fullmatch(path.parent.name):
+            config = read_config(path.parent)
             if config.HasField("ensemble_scheduling"):
                 ensembles[path.parent.name] = [step.model_name for step in config.ensemble_scheduling.step]
     return ensembles
 
 
 def _entry(path: Path, ensembles: dict[str, list[str]]) -> Entry:
-    exported = _EXPORTED_NAME.fullmatch(path.name) if not path.is_symlink() else None
+    exported = IMMUTABLE_MODEL.fullmatch(path.name) if not path.is_symlink() else None
     kind = "ensemble" if path.name in ensembles else _PREFIXES[exported[1]] if exported else "other"
-    report = _read_object(path / PARITY_FILE) if kind == "head" else {}
+    report = read_object(path / PARITY_FILE) if kind == "head" else {}
     return Entry(
         name=path.name,
         kind=kind,
         bytes=sum(file.stat().st_size for file in path.rglob("*") if file.is_file()),
         referenced_by=[name for name, steps in ensembles.items() if path.name in steps],
         steps=ensembles.get(path.name, []),
-        made_from=_read_object(path / MADE_FROM_FILE),
+        made_from=read_object(path / MADE_FROM_FILE),
         parity_verified=report.get("passed") is True if report else None,
     )
-
-
-def _read_object(path: Path) -> dict[str, Any]:
-    """A JSON object; empty where the file is missing or damaged."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return value if isinstance(value, dict) else {}
 
 
 def _differences_from(run: Run, folder: Path, config: Any, steps: list[str]) -> list[str]:
@@ -186,7 +182,7 @@ def _differences_from(run: Run, folder: Path, config: Any, steps: list[str]) -> 
     names = next((names for names in by_target.values() if names.head in steps), None)
     if names is None:
         heads = (step for step in steps if step.startswith(tensors.HEAD_PREFIX))
-        origin = next((_read_object(folder / head / MADE_FROM_FILE) for head in heads), {})
+        origin = next((read_object(folder / head / MADE_FROM_FILE) for head in heads), {})
         if origin.get("run_sha256") == run.digest:
             return [
                 f"{tensors.ENSEMBLE} serves {run.folder.name} in export format {origin.get('export_format')}, this "

@@ -40,6 +40,7 @@ from export.parity_inputs import (
 )
 from export.targets import Target, execution, open_graph
 from export.triton_config import ModelNames, Sample, Sizes
+from serving import golden
 from serving.repository import GRAPH_FILE, MADE_FROM_FILE, VERSION
 from training.artifacts import digest_of, disk_full_names, write_json
 from training.backbone import FrozenClip, clip_name, load_clip
@@ -55,8 +56,6 @@ from vizwiz_client.contract.tensors import CONTRACT_VERSION, DIGEST_LENGTH
 EXPORT_FORMAT = "18"
 DEFAULT_TARGET = Target("portable", "fp32")
 HEAD_TARGET = Target("portable", "fp32")  # of every head: it is small, so it can be exact
-GOLDEN_PHOTO_FILE = "golden.jpg"
-GOLDEN_FILE = "golden.json"
 _GOLDEN_CANDIDATES = 5
 _SIZE_OVERHEAD = 1.2  # bytes of a model folder per byte of weights
 
@@ -71,25 +70,30 @@ def export_run(
     """Export a run and publish it into a Triton model repository.
 
     Published models that are complete and unaltered are reused. On any error nothing is published, and the repository
-    is unchanged.
+    is unchanged. Waits, without limit, until no other export or rollout holds the lock of ``folder``. Prints its
+    progress and the table of the parity check.
 
     Args:
         run: the fitted run, from :func:`training.run.read_run`.
-        clip: the CLIP of the fit, or its name or checkpoint file, which is loaded only to write or check an encoder.
+        clip: the CLIP of the fit, on the CPU in fp32; or its name or checkpoint file, which is loaded only to write or
+            check an encoder.
         folder: the model repository; created if missing.
         target: variant and precision of the encoders. The head is always portable fp32.
         recheck: compare published encoders with PyTorch again, on this machine.
 
     Returns:
-        The names of the models that the ensemble now serves.
+        The names of the models that the ensemble now references.
 
     Raises:
-        ExportError: the run was fitted on another CLIP, or under another contract version.
+        ExportError: the run was fitted on another CLIP, or under another contract version, or ``clip`` is not on the
+            CPU in fp32.
+        RunError: the heads of ``run`` cannot be read.
         ParityError: a graph's outputs differ from PyTorch's; the subclasses are in :mod:`export.comparison`.
-        GraphError: a graph breaks a promise of ``target``.
+        GraphError: a graph has operators that its variant does not allow.
         TargetError: the runtime of ``target`` is not installed here.
         RepositoryError: ``folder`` cannot be written, or its disk has too little space.
         ClipError: ``clip`` cannot be loaded.
+        OSError: a file cannot be read or written, for example because the disk is full.
     """
     check_contract(run)
     predictor = run.load_predictor()
@@ -193,7 +197,7 @@ def write_golden_request(
         },
         "tolerance": tolerance.relative_error,
     }
-    write_json(folder / GOLDEN_FILE, request)
+    write_json(folder / golden.REQUEST_FILE, request)
 
 
 def _load_matching_clip(run: Run, clip: FrozenClip | str) -> FrozenClip:
@@ -202,6 +206,12 @@ def _load_matching_clip(run: Run, clip: FrozenClip | str) -> FrozenClip:
         raise ExportError(
             f"{run.folder} was fitted on the CLIP {run.clip_digest[:12]} ({run.clip_source}), but {model.source} is "
             f"{model.digest[:12]}: give the CLIP of the fit with --clip, or fit again"
+        )
+    weights = model.model.text_projection
+    if weights.device.type != "cpu" or weights.dtype != torch.float32:
+        raise ExportError(
+            f"the CLIP {model.source} is on {weights.device} in {weights.dtype}, export needs it on the CPU in "
+            "torch.float32: load it with `training.backbone.load_clip(source)`"
         )
     return model
 
@@ -229,7 +239,7 @@ def _write_graph(
     assert model is not None
     if name == names.image:
         write_image_encoder(model, target, path)
-        (folder / GOLDEN_PHOTO_FILE).write_bytes(draw_golden_photo())
+        (folder / golden.PHOTO_FILE).write_bytes(draw_golden_photo())
     else:
         write_text_encoder(model, target, path)
 
@@ -238,7 +248,7 @@ def _check_encoders(
     folders: Mapping[str, Path], names: ModelNames, run: Run, model: FrozenClip, target: Target
 ) -> ParityResult:
     image, text = folders[names.image], folders[names.text]
-    inputs = [random_inputs(model.image_size), drawn_inputs(model.image_size, (image / GOLDEN_PHOTO_FILE).read_bytes())]
+    inputs = [random_inputs(model.image_size), drawn_inputs(model.image_size, (image / golden.PHOTO_FILE).read_bytes())]
     if validation := _validation_inputs(run, model.image_size):
         inputs.append(validation)
     return check_parity(_graph(image), _graph(text), target, model, inputs)
@@ -269,7 +279,7 @@ def _write_head_files(
         repository.write_labels(folder / f"{spec.name}.txt", labels)
     if (run.folder / CARD_FILE).is_file():
         copyfile(run.folder / CARD_FILE, folder / CARD_FILE)
-    copyfile(folders[names.image] / GOLDEN_PHOTO_FILE, folder / GOLDEN_PHOTO_FILE)
+    copyfile(folders[names.image] / golden.PHOTO_FILE, folder / golden.PHOTO_FILE)
     digest = names.head.removeprefix(tensors.HEAD_PREFIX)
     write_golden_request(folder, run, predictor, result, digest, tolerance)
     report = parity_report(comparisons, tolerance, target.name, result.execution, execution(HEAD_TARGET))
@@ -281,7 +291,7 @@ def _finish_model(
 ) -> None:
     """Write the origin, warm-up samples and configuration of a model; of an encoder also its parity results."""
     folder, shape = folders[name], sizes(run)
-    photo_bytes = (folders[names.image] / GOLDEN_PHOTO_FILE).read_bytes()
+    photo_bytes = (folders[names.image] / golden.PHOTO_FILE).read_bytes()
     made_from: dict[str, Any] = {
         "clip": clip_name(run.clip_source),
         "clip_sha256": run.clip_digest,
@@ -308,7 +318,7 @@ def _finish_model(
         }
     write_json(folder / MADE_FROM_FILE, made_from)
     triton_config.add_warmup(folder, config, samples)
-    repository.write_config(folder, config)
+    repository.finish_model(folder, config)
 
 
 def _most_probable(

@@ -20,7 +20,6 @@ from export.comparison import ParityError
 from export.graph_builder import GraphError
 from export.inventory import check_repository, describe, list_models, prune
 from export.publish import ExportError, export_run
-from export.repository import RepositoryError
 from export.targets import (
     DEVICES,
     PRECISIONS,
@@ -31,7 +30,7 @@ from export.targets import (
     targets_help,
     this_machine,
 )
-from serving.repository import DEFAULT_REPOSITORY
+from serving.repository import DEFAULT_REPOSITORY, RepositoryError
 from training.backbone import ClipError, load_clip
 from training.dataset import DatasetError
 from training.run import DEFAULT_RUNS, NoRunError, Run, RunError, newest_run, read_run

@@ -61,7 +61,13 @@ Sample = Mapping[TensorSpec, npt.NDArray[Any]]  # one warm-up request: inputs wi
 
 @dataclass(frozen=True)
 class ModelNames:
-    """The immutable models behind one ensemble."""
+    """Names of the three models that the ensemble references, each with the first 12 hex digits of a SHA-256.
+
+    Attributes:
+        image: the image encoder, such as ``clip_image_0123456789ab``.
+        text: the text encoder, such as ``clip_text_0123456789ab``.
+        head: the head, such as ``gated_head_ba9876543210``.
+    """
 
     image: str
     text: str

@@ -72,7 +72,7 @@ exit status: 0 the server serves it, 1 refused: the server serves as before, 2 w
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line ``argv`` (default: the process's own) and return its exit status."""
-    argv = sys.argv[1:] if argv is None else argv
+    argv = list(sys.argv[1:] if argv is None else argv)
     if argv[:1] == ["reload"]:
         return _reload(_reload_parser().parse_args(argv[1:]))
     return _serve(_serve_parser().parse_args(argv))

@@ -1,6 +1,6 @@
-"""Read a model repository: its ensembles, their steps, and the digests of its models.
+"""A model repository: its lock, its ensemble, and the digests of its models.
 
-``export`` writes repositories. This module changes one thing only: the steps of the ensembles, for another head.
+``export`` writes repositories. A rollout to another head changes the configuration of the ensemble alone.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -34,16 +34,20 @@ IMMUTABLE_MODEL = re.compile(
 Configs = dict[str, Any]  # model name -> its ModelConfig message
 
 
+class RepositoryError(ServingError):
+    """A model repository that cannot be read or written."""
+
+
 def check_repository(repository: Path) -> None:
     """Check that ``repository`` has the ensemble that clients ask.
 
     Raises:
-        ServingError: it has not.
+        RepositoryError: the folder or the ensemble is missing.
     """
     if (repository / tensors.ENSEMBLE / CONFIG_FILE).is_file():
         return
     got = "does not exist" if not repository.exists() else f"has no model {tensors.ENSEMBLE}"
-    raise ServingError(
+    raise RepositoryError(
         f"the model repository {repository} {got}: publish one with `python -m export.to_onnx`, or name another with "
         "--repository"
     )
@@ -87,29 +91,39 @@ def read_config(folder: Path) -> Any:
     """Parse the configuration of the model in ``folder``.
 
     Raises:
-        ServingError: it is missing, or cannot be parsed.
+        RepositoryError: it is missing, or cannot be parsed.
     """
     path = folder / CONFIG_FILE
     try:
-        # unknown fields, of a newer Triton, are dropped; only ensembles are ever written back
+        # drops unknown fields, which a newer Triton may have; only ensembles are ever written back
         return text_format.Parse(path.read_text(encoding="utf-8"), pb.ModelConfig(), allow_unknown_field=True)
+    except (FileNotFoundError, NotADirectoryError):
+        raise RepositoryError(f"{path} is missing") from None
     except (OSError, UnicodeDecodeError, text_format.ParseError) as error:
-        raise ServingError(
-            f"{path} cannot be read ({error}): publish the model again with `python -m export.to_onnx`"
-        ) from None
+        raise RepositoryError(f"{path} cannot be read ({error})") from None
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """Read a JSON object; empty where the file is missing or damaged."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}
 
 
 def verify_digests(folder: Path) -> list[str]:
     """Verify the SHA-256 of the files of the model in ``folder`` against its configuration and its ``SHA256SUMS``.
 
     Returns:
-        One message per file that is missing or differs.
-
-    Raises:
-        ServingError: one of them cannot be read.
+        One message per file that is missing, differs or cannot be read.
     """
+    try:
+        recorded = _recorded_digests(folder)
+    except RepositoryError as error:
+        return [str(error)]
     found = []
-    for path, digests in sorted(_recorded_digests(folder).items()):
+    for path, digests in sorted(recorded.items()):
         if not path.is_file():
             found.append(f"{path} is missing")
         elif digests != {_sha256(path)}:
@@ -133,7 +147,7 @@ def _recorded_digests(folder: Path) -> dict[Path, set[str]]:
     try:
         lines = sums.read_text(encoding="utf-8").splitlines() if sums.exists() else []
     except (OSError, UnicodeDecodeError) as error:
-        raise ServingError(f"{sums} cannot be read ({error}): publish the model again") from None
+        raise RepositoryError(f"{sums} cannot be read ({error})") from None
     for digest, _, name in (line.partition("  ") for line in lines):
         recorded.setdefault(folder / name, set()).add(digest)
     return recorded
@@ -143,12 +157,12 @@ def find_head(repository: Path, wanted: str) -> str:
     """The name of the head in ``repository`` whose name is ``wanted``, or whose digest begins with it.
 
     Raises:
-        ServingError: none matches, or more than one.
+        RepositoryError: none matches, or more than one.
     """
     heads = sorted(path.parent.name for path in repository.glob(f"{tensors.HEAD_PREFIX}*/{CONFIG_FILE}"))
     found = [head for head in heads if head.startswith(tensors.HEAD_PREFIX + wanted.removeprefix(tensors.HEAD_PREFIX))]
     if len(found) != 1:
-        raise ServingError(
+        raise RepositoryError(
             f"{len(found) or 'no'} heads in {repository} have a digest that begins with {wanted!r}: there are "
             f"{', '.join(head.removeprefix(tensors.HEAD_PREFIX) for head in heads) or 'none'}"
         )
@@ -159,7 +173,7 @@ def with_head(repository: Path, configs: Configs, head: str) -> Configs:
     """The ensembles ``configs`` with ``head`` and the encoders that it was fitted on.
 
     Raises:
-        ServingError: those encoders are no longer in ``repository``.
+        RepositoryError: those encoders are no longer in ``repository``.
     """
     changed = {}
     for ensemble, config in configs.items():
@@ -207,7 +221,7 @@ def locked(repository: Path, report: Callable[[str], None]) -> Iterator[None]:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            report(f"waiting for an export into {repository}, or another rollout, to end")
+            report(f"waiting for another export, pruning or rollout of {repository} to end")
             fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
     finally:
@@ -234,23 +248,14 @@ def _replacement(repository: Path, name: str, head: str) -> str:
 
 def _encoder(repository: Path, prefix: str, current: str, head: str) -> str:
     """The encoder that ``head`` was fitted on; the current one if the repository does not record it."""
-    wanted = _made_from(repository / head)
+    wanted = read_object(repository / head / MADE_FROM_FILE)
     candidates = [repository / current, *sorted(repository.glob(f"{prefix}*"))]
     for candidate in candidates:
-        origin = _made_from(candidate)
-        if origin.items() <= wanted.items():
+        if read_object(candidate / MADE_FROM_FILE).items() <= wanted.items():
             return candidate.name
-    raise ServingError(
+    raise RepositoryError(
         f"the encoder {prefix}... that {head} was fitted on is no longer in {repository}: export its run again"
     )
-
-
-def _made_from(folder: Path) -> Mapping[str, Any]:
-    try:
-        made_from = json.loads((folder / MADE_FROM_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return made_from if isinstance(made_from, dict) else {}
 
 
 def _copy_demo(head: Path, ensemble: Any) -> None:

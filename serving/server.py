@@ -49,16 +49,20 @@ class EmbeddedTriton:
 
     Args:
         repository: model repository, as ``python -m export.to_onnx`` writes it.
-        http_port: TCP port for HTTP/REST; 0 takes any free port.
-        grpc_port: TCP port for gRPC; 0 takes any free port.
-        metrics_port: TCP port for Prometheus metrics, always on loopback; 0 takes any free port.
-        host: IPv4 address for HTTP and gRPC.
+        http_port: TCP port for HTTP/REST. 0, the default, takes any free port.
+        grpc_port: TCP port for gRPC. 0, the default, takes any free port.
+        metrics_port: TCP port for Prometheus metrics, always on loopback. 0, the default, takes any free port.
+        host: IPv4 address for HTTP and gRPC (default: ``127.0.0.1``).
         expose: allow a ``host`` that other machines can reach, in spite of :data:`serving.access.KNOWN_HOLES`.
         threads: compute threads per model (default: one per core of this process).
         verbose: let Triton log every step of every request, without tensor contents.
 
     Attributes:
         repository: the model repository.
+        log: path of Triton's log; valid after :meth:`start`.
+        grpc_url: ``host:port`` for gRPC clients; valid after :meth:`start`.
+        http_url: ``host:port`` for HTTP clients; valid after :meth:`start`.
+        metrics_url: URL of the Prometheus metrics; valid after :meth:`start`.
     """
 
     def __init__(
@@ -81,6 +85,7 @@ class EmbeddedTriton:
         self._verbose = verbose
         self._resources = ExitStack()
         self._process: TritonProcess | None = None
+        self._started = False
         self._stopping = threading.Event()
         self._settled = threading.Event()  # ready, or failed
         self._ended = threading.Event()  # no supervisor runs
@@ -90,31 +95,39 @@ class EmbeddedTriton:
     @property
     def log(self) -> Path:
         """Triton's log. Beyond 16 MiB it is rotated to ``server.log.1`` beside it."""
+        self._require_start()
         return self._log.path
 
     @property
     def grpc_url(self) -> str:
         """``host:port`` for gRPC clients."""
-        return f"{self._local_host}:{self._ports['--grpc-port']}"
+        self._require_start()
+        return self._address_of("--grpc-port")
 
     @property
     def http_url(self) -> str:
         """``host:port`` for HTTP clients."""
-        return f"{self._local_host}:{self._ports['--http-port']}"
+        self._require_start()
+        return self._address_of("--http-port")
 
     @property
     def metrics_url(self) -> str:
         """URL of the Prometheus metrics."""
+        self._require_start()
         return f"http://{LOOPBACK}:{self._ports['--metrics-port']}/metrics"
 
     def start(self, report: Callable[[str], None] = lambda line: None) -> None:
-        """Start the server and its supervisor; return when the ensembles are ready.
+        """Start the server and its supervisor; return when the ensemble is ready.
+
+        After :meth:`stop`, it may be called again; the server then gets the same ports.
 
         Args:
             report: called from the supervisor's thread with progress of the start, and later with every restart.
 
         Raises:
-            ServingError: a package is missing, a port is in use, or the models do not load.
+            ServingError: the platform is not supported, a package is missing, the repository has no ``vizwiz_vqa``,
+                ``host`` is not allowed, a port is in use, or the models do not load.
+            OSError: the temporary folder cannot be written.
         """
         self._runtime = find_runtime()
         check_repository(self.repository)
@@ -129,8 +142,9 @@ class EmbeddedTriton:
             self._log = Log(self._workspace.folder / LOG_FILE, self._models, self.repository)
             self._environment = self._prepare_backends()
             identity = f"triton-{self._workspace.folder.name.removeprefix(PREFIX)}"
-            self._address = Address(identity, self.http_url, key)
+            self._address = Address(identity, self._address_of("--http-port"), key)
             self._resources = stack.pop_all()
+        self._started = True
         self._resources.callback(self._kill)
         self._error = None
         for event in (self._stopping, self._settled, self._ended):
@@ -147,20 +161,24 @@ class EmbeddedTriton:
             raise
 
     def stop(self) -> None:
-        """Drain requests in flight, end the server, and remove its workspace; kill it when interrupted again."""
+        """Drain requests in flight, end the server, and remove its workspace; kill it when interrupted again.
+
+        Takes some seconds, and at most 80: requests in flight get 60 s to finish. Does nothing to a stopped server.
+        """
         with self._resources:
             self._stopping.set()
             # not Thread.join(): once interrupted, it takes the thread for ended (Python 3.10 to 3.12)
             self._ended.wait(STOP_TIMEOUT_S)
 
     def wait(self) -> NoReturn:
-        """Block while the server is supervised.
+        """Block until the server ends.
 
         Raises:
-            ServingError: the server died and cannot be restarted.
+            ServingError: the server died and cannot be restarted, or was stopped, or was never started.
         """
         self._ended.wait()
-        raise self._error or ServingError("the server is not running: call start() first")
+        self._require_start()
+        raise self._error or ServingError("the server was stopped")
 
     def __enter__(self) -> EmbeddedTriton:
         self.start()
@@ -168,6 +186,10 @@ class EmbeddedTriton:
 
     def __exit__(self, *_: object) -> None:
         self.stop()
+
+    def _require_start(self) -> None:
+        if not self._started:
+            raise ServingError("the server has no address, no log and no process yet: call start() first")
 
     # The supervisor's thread owns the process: it alone launches, restarts and stops it.
 
@@ -284,7 +306,6 @@ class EmbeddedTriton:
     def _hosts(self) -> dict[str, str]:
         return {"--http-port": self._host, "--grpc-port": self._host, "--metrics-port": LOOPBACK}
 
-    @property
-    def _local_host(self) -> str:
-        """Address at which this machine reaches the server."""
-        return LOOPBACK if self._host == ALL_INTERFACES else self._host
+    def _address_of(self, flag: str) -> str:
+        """``host:port`` at which this machine reaches the service whose port ``flag`` sets."""
+        return f"{LOOPBACK if self._host == ALL_INTERFACES else self._host}:{self._ports[flag]}"

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from export import repository
 from export.publish import export_run
+from serving.repository import read_config
 from training.backbone import FrozenClip
 from training.dataset import read_split
 from training.fit import fit
@@ -54,7 +54,7 @@ def other_run(tiny_clip: FrozenClip, some_photos: Path, tmp_path_factory: pytest
 
 def ask_golden(grpc_url: str, folder: Path) -> None:
     """Ask a live server the golden request of the head that the repository ``folder`` serves, and compare."""
-    config = repository.read_config(folder / "vizwiz_vqa")
+    config = read_config(folder / "vizwiz_vqa")
     head = folder / config.ensemble_scheduling.step[2].model_name
     golden = json.loads((head / "golden.json").read_text(encoding="utf-8"))
     expected = golden["expected"]

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from export import repository
 from export.inventory import check_repository
 from export.publish import export_run, model_names
 from export.targets import Device, Machine, choose_target, execution
+from serving.repository import read_config
 from serving.server import EmbeddedTriton
 from tests.conftest import ROOT
 from tests.export.conftest import ask_golden
@@ -35,7 +35,7 @@ def test_a_repository_for_a_gpu_is_served_by_a_cpu(
     report = json.loads((tmp_path / "triton_models" / names.head / "parity.json").read_text(encoding="utf-8"))
     assert report["passed"] is (True if execution(target).as_requested else None)  # a CPU verifies no GPU
     for name in (names.image, names.text, names.head):
-        config = repository.read_config(tmp_path / "triton_models" / name)
+        config = read_config(tmp_path / "triton_models" / name)
         assert config.parameters["do_copy_in_default_stream"].string_value == "1"
         accelerators = config.optimization.execution_accelerators.gpu_execution_accelerator
         is_tensorrt = device == "tensorrt" and name != names.head  # the head is small, and exact in fp32

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 import subprocess
@@ -12,12 +13,13 @@ from dataclasses import astuple, replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from export import publish, repository, to_onnx
 from export.inventory import check_repository, list_models, prune
 from export.publish import ExportError, export_run, model_names
-from export.repository import RepositoryError
 from export.triton_config import ModelNames, ensemble_config
+from serving.repository import RepositoryError, write_config
 from tests.conftest import ROOT
 from tests.export.conftest import snapshot
 from training.backbone import FrozenClip
@@ -116,6 +118,12 @@ def altered_warmup(own: Path, names: ModelNames) -> str:
     return f"{path} is missing"
 
 
+def undecodable_digests(own: Path, names: ModelNames) -> str:
+    path = own / names.head / "SHA256SUMS"
+    path.write_bytes(b"\xff\n")
+    return f"{path} cannot be read ('utf-8' codec can't decode byte 0xff"
+
+
 def no_ensemble(own: Path, names: ModelNames) -> str:
     shutil.rmtree(own / "vizwiz_vqa")
     return f"{own / 'vizwiz_vqa' / 'config.pbtxt'} is missing: nothing can be served"
@@ -137,6 +145,7 @@ def no_version_of_an_ensemble(own: Path, names: ModelNames) -> str:
         other_contract,
         edited_ensemble,
         altered_warmup,
+        undecodable_digests,
         no_ensemble,
     ],
 )
@@ -195,7 +204,8 @@ def test_what_a_second_ensemble_names_stays(run: Run, other_run: Run, own: Path)
     old = model_names(run)
     config = ensemble_config(old, publish.sizes(run))
     config.name = "previous"
-    repository.write_config_file(own / "previous" / "config.pbtxt", config)
+    (own / "previous").mkdir()
+    write_config(own / "previous", config)
     export_run(other_run, other_run.clip_source, own)
     assert prune(own) == []
 
@@ -231,6 +241,16 @@ def test_a_run_of_another_contract_is_refused(version: int | None, run: Run, tmp
     with pytest.raises(ExportError, match=expected):
         export_run(old, run.clip_source, tmp_path / "triton_models")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("dtype", "device"), [(torch.float16, "cpu"), (torch.float32, "meta")])
+def test_a_clip_on_a_gpu_is_refused(
+    dtype: torch.dtype, device: str, run: Run, tiny_clip: FrozenClip, tmp_path: Path
+) -> None:
+    """``load_clip(..., device="cuda")`` gives fp16 weights on the GPU; "meta" is another device on any machine."""
+    elsewhere = replace(tiny_clip, model=copy.deepcopy(tiny_clip.model).to(device, dtype))
+    with pytest.raises(ExportError, match=f"is on {device} in {dtype}, export needs it on the CPU in torch.float32"):
+        export_run(run, elsewhere, tmp_path / "triton_models")
 
 
 def test_a_target_that_cannot_be_written_is_found_before_any_work(

@@ -12,6 +12,7 @@ from tritonclient.grpc import model_config_pb2 as pb
 from export import repository, triton_config
 from export.targets import Precision, Target
 from export.triton_config import ModelNames, Sizes
+from serving.repository import read_config
 from training.artifacts import file_digest, workspace
 from vizwiz_client.contract import tensors
 
@@ -84,16 +85,16 @@ def test_a_commit_replaces_one_file_of_the_ensemble(tmp_path: Path) -> None:
         )
     ensemble = tmp_path / tensors.ENSEMBLE
     assert sorted(path.name for path in ensemble.iterdir()) == ["1", "config.pbtxt"]
-    assert repository.read_config(ensemble).ensemble_scheduling.step[-1].model_name == "gated_head_d"
+    assert read_config(ensemble).ensemble_scheduling.step[-1].model_name == "gated_head_d"
 
 
 def test_a_first_commit_on_a_full_disk_leaves_no_ensemble_without_a_configuration(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def no_space(path: Path, config: object) -> None:
+    def no_space(folder: Path, config: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(repository, "write_config_file", no_space)
+    monkeypatch.setattr(repository, "write_config", no_space)
     with pytest.raises(OSError, match="No space left"):
         repository.commit(tmp_path / "models", triton_config.ensemble_config(NAMES, SIZES), tmp_path / "staging")
     assert not (tmp_path / "models").exists()

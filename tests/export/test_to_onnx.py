@@ -15,6 +15,7 @@ import torch
 from export import publish, repository, to_onnx
 from export.comparison import ParityError
 from export.publish import export_run
+from serving.repository import read_config
 from tests.conftest import ROOT, write_checkpoint
 from tests.export.conftest import snapshot
 from training.backbone import FrozenClip, load_clip
@@ -38,7 +39,7 @@ def test_the_repository_holds_the_chain_and_nothing_half_written(published: Path
 def test_every_model_warms_up_on_samples_that_are_there(published: Path, run: Run) -> None:
     """Alone and in eights; the text encoder at each of its lengths."""
     for name in astuple(publish.model_names(run)):
-        config = repository.read_config(published / name)
+        config = read_config(published / name)
         lengths = len(tensors.TOKEN_LENGTHS) if name.startswith(tensors.TEXT_ENCODER_PREFIX) else 1
         assert [warmup.batch_size for warmup in config.model_warmup] == [1, 8] * lengths
         for warmup in config.model_warmup:

@@ -197,3 +197,17 @@ def test_wrong_arguments(arguments: list[str], capsys: pytest.CaptureFixture[str
         command.main(arguments)
     assert caught.value.code == 2
     assert f"got {arguments[-1].partition('=')[2]!r}, expected " in capsys.readouterr().err
+
+
+def test_a_tuple_of_arguments_is_a_command_line_too(tiny_repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command.main(("reload", "--repository", str(tiny_repository))) == 1
+    assert "no embedded server runs here" in capsys.readouterr().err
+
+
+def test_a_server_has_no_addresses_before_its_start(tiny_repository: Path) -> None:
+    server = EmbeddedTriton(tiny_repository)
+    for attribute in ("log", "grpc_url", "http_url", "metrics_url"):
+        with pytest.raises(ServingError, match=r"call start\(\) first"):
+            getattr(server, attribute)
+    with pytest.raises(ServingError, match=r"call start\(\) first"):
+        server.wait()

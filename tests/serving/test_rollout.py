@@ -342,7 +342,7 @@ def test_a_rollout_and_an_export_wait_for_each_other(served: Served, capsys: pyt
         with model_repository.lock(served.repository):
             rolling_out = pool.submit(rollout, served.server.grpc_url, report=said.append)
             assert eventually(lambda: said)
-            assert said == [f"waiting for an export into {served.repository}, or another rollout, to end"]
+            assert said == [f"waiting for another export, pruning or rollout of {served.repository} to end"]
             assert not rolling_out.done()
         assert str(rolling_out.result(timeout=60)).endswith(": nothing was new")
 
