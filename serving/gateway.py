@@ -9,13 +9,12 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable
 from contextlib import suppress
 
 from serving import ServingError, launch
 from serving.access import KEY_VARIABLE
-from serving.server import MAX_BACKOFF_S, RECENT_S
+from serving.server import Backoff
 
 PORT = 8080
 _PACKAGES = ("vizwiz_gateway", "fastapi", "uvicorn", "python_multipart", "prometheus_client", "jinja2")
@@ -76,12 +75,10 @@ class Gateway:
 
     def _run(self) -> None:
         """Start the process, and again whenever it ends: the thread that started it must outlive it (launch.py)."""
-        failures: list[float] = []  # times of the recent ones, time.monotonic()
+        backoff = Backoff()
         try:
             while outcome := self._run_once():
-                now = time.monotonic()
-                failures = [failure for failure in failures if now - failure < RECENT_S] + [now]
-                backoff_s = min(2 ** (len(failures) - 1) - 1, MAX_BACKOFF_S)
+                backoff_s = backoff.failed()
                 self._report(
                     f"the gateway ended with {outcome}; restarting it{f' in {backoff_s} s' if backoff_s else ''}"
                 )

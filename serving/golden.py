@@ -23,6 +23,7 @@ from serving.repository import read_config
 from vizwiz_client.contract import tensors
 from vizwiz_client.contract.errors import VizwizError
 from vizwiz_client.contract.image import load_photo, to_pixels
+from vizwiz_client.contract.tensors import parse_label
 from vizwiz_client.contract.tokenizer import pad, tokenize
 
 PHOTO_FILE = "golden.jpg"
@@ -75,8 +76,10 @@ class GoldenRequest:
 
     def differences(self, result: Any) -> list[str]:
         """Compare ``result`` (tritonclient's ``InferResult``) with the expected answer; return a message each."""
-        got = _labelled(result.as_numpy(tensors.ANSWER.name)[0])
-        types = _labelled(result.as_numpy(tensors.ANSWER_TYPE.name)[0])
+        got, types = (
+            {label or "": probability for probability, label in map(parse_label, result.as_numpy(spec.name)[0])}
+            for spec in (tensors.ANSWER, tensors.ANSWER_TYPE)
+        )
         answerable = float(result.as_numpy(tensors.ANSWERABLE.name)[0, 0])
         head = tensors.head_digest(int(result.as_numpy(tensors.HEAD_ID.name)[0, 0]))
         found = self._compare("answer", got, self.candidates)
@@ -143,12 +146,6 @@ def input_tensors(config: Any, feed: Feed) -> list[Any]:
         inputs.append(InferInput(tensor.name, list(array.shape), np_to_triton_dtype(array.dtype)))
         inputs[-1].set_data_from_numpy(array)
     return inputs
-
-
-def _labelled(values: Any) -> dict[str, float]:
-    """Label -> value, from ``b"value:index:label"``; the label may hold colons."""
-    parts = [value.decode(errors="replace").split(":", 2) for value in values]
-    return {part[2] if len(part) == 3 else "": float(part[0]) for part in parts}
 
 
 def _length(config: Any, output: str) -> int:

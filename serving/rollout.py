@@ -48,7 +48,6 @@ DIRECT_CHANNEL = [
     ("grpc.max_receive_message_length", MAX_GRPC_MESSAGE_SIZE),
     ("grpc.enable_http_proxy", 0),
 ]
-ERROR = "error"  # output of a model that decodes photos: empty on success
 
 _CALL_TIMEOUT_S = 10
 _POLL_INTERVAL_S = 0.1
@@ -236,8 +235,6 @@ def _infer_steps(control: Control, repository: Path, ensemble: Any) -> None:
             continue
         result = control.infer(step.model_name, inputs)
         values |= {key: result.as_numpy(name) for name, key in step.output_map.items()}
-        if ERROR in step.output_map and (text := result.as_numpy(ERROR).ravel()[0]):
-            raise ServingError(f"{step.model_name} refuses the golden request: {text.decode(errors='replace')}")
 
 
 def _commit(

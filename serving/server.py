@@ -32,8 +32,20 @@ POLL_INTERVAL_S = 0.5  # between two checks of the processes, the shared memory 
 STOP_TIMEOUT_S = DRAIN_TIMEOUT_S + EXIT_TIMEOUT_S + 10  # for the supervisor to stop the server; then it is killed
 STUB_TIMEOUT_S = 600  # for a model to load: a large CLIP's file takes a while to read and optimise
 MAX_RESTARTS = 3  # that fail in a row; then the server stays down
-RECENT_S, MAX_BACKOFF_S = 60, 30  # each failure in RECENT_S doubles the backoff before a restart
 CACHE_BYTES = 64 << 20  # of the response cache, which holds text features: a few KB a question
+
+
+class Backoff:
+    """Delay before a restart: each failure in the last minute doubles it, up to 30 s."""
+
+    def __init__(self) -> None:
+        self._failures: list[float] = []  # time.monotonic()
+
+    def failed(self) -> int:
+        """Record a failure; return the delay before the restart in seconds: 0, 1, 3, 7, 15, 30."""
+        now = time.monotonic()
+        self._failures = [failure for failure in self._failures if now - failure < 60] + [now]
+        return min(2 ** (len(self._failures) - 1) - 1, 30)
 
 
 class EmbeddedTriton:
@@ -209,8 +221,7 @@ class EmbeddedTriton:
 
     def _supervise(self, report: Callable[[str], None]) -> None:
         """Check the server until it is to stop, then stop it."""
-        failures: list[float] = []  # times of the recent ones, time.monotonic()
-        failed_restarts = 0
+        backoff, failed_restarts = Backoff(), 0
         while not self._stopping.wait(POLL_INTERVAL_S):
             if (cause := self._check()) is None:
                 continue
@@ -218,8 +229,7 @@ class EmbeddedTriton:
             if failed_restarts == MAX_RESTARTS:
                 raise ServingError(f"{cause}\n{MAX_RESTARTS} restarts have failed in a row")
             start = time.monotonic()
-            failures = [failure for failure in failures if start - failure < RECENT_S] + [start]
-            backoff_s = min(2 ** (len(failures) - 1) - 1, MAX_BACKOFF_S)
+            backoff_s = backoff.failed()
             report(f"{cause}\nserver log: {self.log}\nrestarting it{f' in {backoff_s} s' if backoff_s else ''}")
             self._kill()
             self._workspace.remove_shared_memory()

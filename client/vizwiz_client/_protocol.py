@@ -81,14 +81,13 @@ def read_reply(result: Any, url: str) -> list[dict[str, Any]]:
 
 
 def _candidate(value: bytes, url: str) -> Candidate:
-    """Parse ``b"probability:index:label"``; the label may contain colons."""
-    confidence, _, *label = value.decode().split(":", 2)
-    if not label:
+    confidence, label = tensors.parse_label(value)
+    if label is None:
         raise ContractMismatch(
             f"the server at {url} sends answers without labels, expected 'probability:index:label'; export its model "
             "again"
         )
-    return Candidate(label[0], float(confidence))
+    return Candidate(label, confidence)
 
 
 def read_model_info(config: Any, url: str) -> ModelInfo:

@@ -84,8 +84,8 @@ def ask_ensemble(client: InferenceServerClient, config: Any, feed: Feed, top: in
     except InferenceServerException as error:
         return Reply(config.name, sent, "", error=f"{error.status()}: {error.message()}")
     head = tensors.head_digest(int(result.as_numpy(tensors.HEAD_ID.name)[0, 0]))
-    parts = [value.decode().split(":", 2) for value in result.as_numpy(tensors.ANSWER.name)[0]]
-    answers = {part[2] if len(part) == 3 else "": float(part[0]) for part in parts}
+    classes = map(tensors.parse_label, result.as_numpy(tensors.ANSWER.name)[0])
+    answers = {label or "": probability for probability, label in classes}
     return Reply(config.name, sent, tensors.HEAD_PREFIX + head, answers)
 
 

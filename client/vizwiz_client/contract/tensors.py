@@ -69,3 +69,13 @@ def head_id(digest: str) -> int:
 def head_digest(number: int) -> str:
     """The digest of a ``head_id``; the inverse of :func:`head_id`."""
     return f"{number:0{DIGEST_LENGTH}x}"
+
+
+def parse_label(value: bytes) -> tuple[float, str | None]:
+    """Parse a class of Triton's, ``b"probability:index:label"``: the probability and the label, which may hold colons.
+
+    The label is None where the model's output has none.
+    https://github.com/triton-inference-server/server/blob/main/docs/protocol/extension_classification.md
+    """
+    probability, _, *label = value.decode(errors="replace").split(":", 2)
+    return float(probability), label[0] if label else None
