@@ -21,6 +21,7 @@ from serving.repository import (
     read_config,
     read_object,
 )
+from serving.repository import steps as model_steps
 from training.artifacts import file_digest
 from training.run import ANSWERS_FILE, Run
 from vizwiz_client.contract import tensors
@@ -41,21 +42,24 @@ class Entry:
     name: str
     kind: str  # "ensemble", "image encoder", "text encoder", "head"; "other": not written by export
     bytes: int
-    referenced_by: list[str]  # the ensembles with a step that references it
-    steps: list[str]  # of an ensemble
+    referenced: bool  # by the ensemble
+    steps: list[str]  # the models that the ensemble references; empty for other models
     made_from: dict[str, Any]  # content of its made_from.json; empty where there is none
     parity_verified: bool | None  # of a head: whether parity was computed in the precision that its target requests
 
 
 def list_models(folder: Path) -> list[Entry]:
-    """List the models of the repository ``folder``, ensembles first.
+    """List the models of the repository ``folder``, the ensemble first.
 
     Raises:
-        RepositoryError: there is no such folder, or an ensemble's configuration cannot be read.
+        RepositoryError: there is no such folder, or the ensemble's configuration cannot be read.
     """
-    ensembles = _ensemble_steps(folder)
+    if not folder.is_dir():
+        raise _missing(folder)
+    ensemble = folder / tensors.ENSEMBLE
+    steps = model_steps(read_config(ensemble)) if (ensemble / CONFIG_FILE).exists() else []
     entries = [
-        _entry(path, ensembles) for path in sorted(folder.iterdir()) if path.is_dir() and not path.name.startswith(".")
+        _entry(path, steps) for path in sorted(folder.iterdir()) if path.is_dir() and not path.name.startswith(".")
     ]
     return sorted(entries, key=lambda entry: (entry.kind != "ensemble", entry.name))
 
@@ -74,7 +78,7 @@ def check_repository(folder: Path, run: Run | None) -> list[str]:
         config = read_config(folder / tensors.ENSEMBLE)
     except RepositoryError as error:
         return [f"{error}: nothing can be served; publish with {_EXPORT}"]
-    steps = [step.model_name for step in config.ensemble_scheduling.step]
+    steps = model_steps(config)
     problems = [
         f"{problem}; publish it again with {_EXPORT}"
         for name in steps
@@ -95,7 +99,7 @@ def check_repository(folder: Path, run: Run | None) -> list[str]:
 
 
 def prune(folder: Path) -> list[Entry]:
-    """Remove the exported models that no ensemble references.
+    """Remove the exported models that the ensemble does not reference.
 
     Waits for a running export. Leaves other folders alone. A server that has loaded a removed model keeps it in
     memory.
@@ -119,7 +123,7 @@ def prune(folder: Path) -> list[Entry]:
                 f"{folder} has no ensemble, so every model would be removed: publish one with {_EXPORT}, or "
                 "delete the folder yourself"
             )
-        unused = [entry for entry in entries if entry.kind in _PREFIXES.values() and not entry.referenced_by]
+        unused = [entry for entry in entries if entry.kind in _PREFIXES.values() and not entry.referenced]
         for entry in unused:
             (folder / entry.name).replace(trash / entry.name)  # atomic; deleting file by file may be interrupted
     return unused
@@ -135,37 +139,24 @@ def describe(entries: list[Entry]) -> str:
             note = "not written by export"
         else:
             origin = ", ".join(f"{key} {_short(value)}" for key, value in entry.made_from.items())
-            users = "referenced by " + ", ".join(entry.referenced_by) if entry.referenced_by else "not in use"
-            note = f"{users}; {origin or '?'}"
+            note = f"{'in use' if entry.referenced else 'not in use'}; {origin or '?'}"
             if entry.parity_verified is False:
                 note += f"; parity not verified for {entry.made_from.get('target', '?')}: see {PARITY_FILE}"
         lines.append(f"{entry.name:<26}{entry.kind:<15}{entry.bytes / _MIB:>9.1f} MiB  {note}")
     return "\n".join(lines) or f"no models: publish with {_EXPORT}"
 
 
-def _ensemble_steps(folder: Path) -> dict[str, list[str]]:
-    """Models of each ensemble's steps, by ensemble."""
-    if not folder.is_dir():
-        raise _missing(folder)
-    ensembles = {}
-    for path in sorted(folder.glob(f"[!.]*/{CONFIG_FILE}")):
-        if not IMMUTABLE_MODEL.fullmatch(path.parent.name):
-            config = read_config(path.parent)
-            if config.HasField("ensemble_scheduling"):
-                ensembles[path.parent.name] = [step.model_name for step in config.ensemble_scheduling.step]
-    return ensembles
-
-
-def _entry(path: Path, ensembles: dict[str, list[str]]) -> Entry:
+def _entry(path: Path, steps: list[str]) -> Entry:
     exported = IMMUTABLE_MODEL.fullmatch(path.name) if not path.is_symlink() else None
-    kind = "ensemble" if path.name in ensembles else _PREFIXES[exported[1]] if exported else "other"
+    is_ensemble = path.name == tensors.ENSEMBLE and bool(steps)
+    kind = "ensemble" if is_ensemble else _PREFIXES[exported[1]] if exported else "other"
     report = read_object(path / PARITY_FILE) if kind == "head" else {}
     return Entry(
         name=path.name,
         kind=kind,
         bytes=sum(file.stat().st_size for file in path.rglob("*") if file.is_file()),
-        referenced_by=[name for name, steps in ensembles.items() if path.name in steps],
-        steps=ensembles.get(path.name, []),
+        referenced=path.name in steps,
+        steps=steps if is_ensemble else [],
         made_from=read_object(path / MADE_FROM_FILE),
         parity_verified=report.get("passed") is True if report else None,
     )

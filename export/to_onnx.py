@@ -71,7 +71,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     instead.add_argument(
         "--prune",
         action="store_true",
-        help="remove the models that no ensemble references; `python -m serving reload --to` cannot go back to them",
+        help="remove the models that the ensemble does not reference; `python -m serving reload --to` then cannot go "
+        "back to them",
     )
     parser.add_argument("--json", action="store_true", help="print the result of --list or --check as JSON")
     arguments = parser.parse_args(argv)

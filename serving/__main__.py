@@ -36,7 +36,7 @@ In front of Triton it starts the gateway, a process of its own: a web page and a
 its --help.
 
 Any user of this machine may send questions; model control, shared memory, tracing and logging need an admin key. Each
-start generates one, which `reload` finds, unless the environment variable {KEY_VARIABLE} holds one.
+start generates one, which `reload` reads, unless the environment variable {KEY_VARIABLE} holds one.
 """
 _SERVE_EXAMPLES = """\
 examples:
@@ -51,12 +51,12 @@ exit status: 0 stopped by Ctrl-C or SIGTERM, 1 the server could not start, or di
 """
 _RELOAD_HELP = f"""\
 Roll a newly exported head (and new encoders) out to a running server, with no failed request: load it beside the old
-one, send it its golden request, reload the ensembles, unload the old one. A head that is damaged or answers wrongly is
-refused before any ensemble is changed; the old one goes on answering.
+one, send it its golden request, reload the ensemble, unload the old one. A head that is damaged or answers wrongly is
+refused before the ensemble is changed; the old one goes on answering.
 
-The embedded server of this machine is found by itself; of several, the one that serves ./{DEFAULT_REPOSITORY}. For
-another Triton, give its address, the repository as this machine sees it, and, if it needs one, the admin key in the
-environment variable {KEY_VARIABLE}.
+Without --url, the server is the one that you run on this machine with `python -m serving`; of several, the one that
+serves ./{DEFAULT_REPOSITORY}. For another Triton, give its address, the repository as this machine sees it, and, if it
+needs one, the admin key in the environment variable {KEY_VARIABLE}.
 """
 _RELOAD_EXAMPLES = """\
 examples:
@@ -234,7 +234,7 @@ def _serve_parser() -> argparse.ArgumentParser:
 def _reload_parser() -> argparse.ArgumentParser:
     parser = _parser("python -m serving reload", _RELOAD_HELP, _RELOAD_EXAMPLES)
     parser.add_argument(
-        "--url", metavar="HOST:PORT", help="gRPC address of the server (default: the embedded one of this machine)"
+        "--url", metavar="HOST:PORT", help="gRPC address of the server (default: the one that you run on this machine)"
     )
     parser.add_argument(
         "--repository", type=Path, metavar="FOLDER", help="repository that it serves (default: as the server says)"
@@ -243,7 +243,7 @@ def _reload_parser() -> argparse.ArgumentParser:
         "--to",
         metavar="DIGEST",
         type=_digest,
-        help="first let the ensembles of the repository reference this head, which it holds: to go back, or forth",
+        help="first let the ensemble of the repository reference this head of the repository: to go back, or forward",
     )
     return parser
 

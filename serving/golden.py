@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 from tritonclient.grpc import InferInput, InferRequestedOutput
 from tritonclient.utils import np_to_triton_dtype
@@ -45,24 +44,23 @@ class GoldenRequest:
     tolerance: float  # of each probability, absolute
     answers: int  # V; all are requested, since NaN would hide among those that are not
 
-    def feed(self, image_size: int, length: int) -> Feed:
-        """Inputs for any model of the ensembles, with a batch of one.
+    def feed(self, image_size: int) -> Feed:
+        """Inputs of the ensemble, a batch of one: image uint8 [1, S, S, 3] and tokens int32 [1, 77].
 
         Args:
-            image_size: S; the image encoder takes uint8 [S, S, 3].
-            length: T; the text encoder takes int32 [T]. -1 if it takes any length: the question's own.
+            image_size: S, in pixels.
 
         Raises:
             ServingError: the photo or the question cannot be used.
         """
         try:
-            pixels, tokens = to_pixels(load_photo(self.photo), image_size), tokenize(self.question).ids
-            tokens = tokens if length < 0 else pad(tokens, length)
+            pixels = to_pixels(load_photo(self.photo), image_size)
+            tokens = pad(tokenize(self.question).ids, tensors.CONTEXT_LENGTH)
         except VizwizError as error:
             raise ServingError(f"the golden request of {self.head} cannot be used: {error}") from error
         return {
             tensors.IMAGE.name: pixels[None],
-            tensors.TOKENS.name: np.asarray(tokens, np.int32)[None],
+            tensors.TOKENS.name: tokens[None],
         }
 
     def outputs(self) -> list[Any]:

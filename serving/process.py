@@ -18,9 +18,10 @@ from pathlib import Path
 
 from serving import ServingError, launch
 from serving.access import HTTP_HEADER, hide_key, request_http
-from serving.repository import IMMUTABLE_MODEL, ensemble_names
+from serving.repository import IMMUTABLE_MODEL
 from serving.runtime import STUB
 from serving.workspace import Log, Workspace
+from vizwiz_client.contract.tensors import ENSEMBLE
 
 DRAIN_TIMEOUT_S = 60  # for requests in flight to finish: the default timeout of a client
 EXIT_TIMEOUT_S = 10  # for the server to exit after that: its backends take about 2
@@ -95,7 +96,7 @@ class TritonProcess:
         return f"tritonserver ended with {signal.Signals(-code).name if code < 0 else f'exit status {code}'}"
 
     def wait_until_ready(self, stopping: threading.Event, report: Callable[[str], None]) -> bool:
-        """Wait until the ensembles are ready; return False if ``stopping`` is set first.
+        """Wait until the ensemble is ready; return False if ``stopping`` is set first.
 
         Args:
             stopping: interrupts the wait.
@@ -159,18 +160,16 @@ class TritonProcess:
         self._process.wait()
 
     def _readiness(self) -> int | None:
-        """HTTP status of the ensembles' readiness; None while models load, since Triton listens only after that.
+        """HTTP status of the ensemble's readiness; None while models load, since Triton listens only after that.
 
         None too where another server answers, which may have taken the port meanwhile.
         """
         try:
             if json.loads(self._address.request("GET", "")[1]).get("name") != self._address.id:
                 return None
-            paths = [f"models/{name}/ready" for name in ensemble_names(self._models)]
-            statuses = [self._address.request("GET", path)[0] for path in paths]
+            return self._address.request("GET", f"models/{ENSEMBLE}/ready")[0]
         except (OSError, http.client.HTTPException, ValueError):
             return None
-        return next((status for status in statuses if status != http.HTTPStatus.OK), http.HTTPStatus.OK)
 
     def _ready_models(self) -> set[str]:
         index = json.loads(self._address.request("POST", "repository/index")[1])
@@ -183,8 +182,7 @@ class TritonProcess:
         """
         deadline = time.monotonic() + DRAIN_TIMEOUT_S
         with suppress(OSError, http.client.HTTPException):  # the server is gone already
-            for name in ensemble_names(self._models):
-                self._address.request("POST", f"repository/models/{name}/unload", DRAIN_TIMEOUT_S)
+            self._address.request("POST", f"repository/models/{ENSEMBLE}/unload", DRAIN_TIMEOUT_S)
             while b"UNLOADING" in self._address.request("POST", "repository/index", DRAIN_TIMEOUT_S)[1]:
                 if time.monotonic() > deadline:
                     break

@@ -31,8 +31,6 @@ IMMUTABLE_MODEL = re.compile(
     f"({tensors.IMAGE_ENCODER_PREFIX}|{tensors.TEXT_ENCODER_PREFIX}|{tensors.HEAD_PREFIX})[0-9a-f]{{12}}"
 )
 
-Configs = dict[str, Any]  # model name -> its ModelConfig message
-
 
 class RepositoryError(ServingError):
     """A model repository that cannot be read or written."""
@@ -53,38 +51,34 @@ def check_repository(repository: Path) -> None:
     )
 
 
-def ensembles(repository: Path) -> Configs:
-    """The ensembles of ``repository`` that have a head, sorted by name.
+def read_ensemble(repository: Path) -> Any:
+    """Configuration of the ensemble that clients ask: one image encoder, one text encoder and one head.
 
-    Skip configurations that cannot be parsed: Triton reports them.
+    Raises:
+        RepositoryError: it is missing, cannot be parsed, or lacks one of these models.
     """
-    found = {}
-    for path in sorted(repository.glob(f"[!.]*/{CONFIG_FILE}"), key=lambda path: path.parent.name):
-        try:
-            config = read_config(path.parent)
-        except ServingError:
-            continue
-        if any(name.startswith(tensors.HEAD_PREFIX) for name in steps(config)):
-            found[path.parent.name] = config
-    return found
+    remedy = "publish one with `python -m export.to_onnx`, or name another repository with --repository"
+    try:
+        config = read_config(repository / tensors.ENSEMBLE)
+    except RepositoryError as error:
+        raise RepositoryError(f"{error}: {remedy}") from None
+    for prefix in (tensors.IMAGE_ENCODER_PREFIX, tensors.TEXT_ENCODER_PREFIX, tensors.HEAD_PREFIX):
+        if sum(name.startswith(prefix) for name in steps(config)) != 1:
+            raise RepositoryError(
+                f"{repository / tensors.ENSEMBLE} references {', '.join(steps(config)) or 'no models'}, expected one "
+                f"{prefix}<digest>: {remedy}"
+            )
+    return config
 
 
-def ensemble_names(repository: Path) -> list[str]:
-    """The ensembles to serve.
-
-    The one that clients ask comes first, even if its configuration cannot be parsed: Triton then reports why.
-    """
-    return list(dict.fromkeys([tensors.ENSEMBLE, *ensembles(repository)]))
+def steps(ensemble: Any) -> list[str]:
+    """The models that the configuration of an ensemble references."""
+    return [step.model_name for step in ensemble.ensemble_scheduling.step]
 
 
-def steps(config: Any) -> list[str]:
-    """The models that an ensemble's ``config`` references."""
-    return [step.model_name for step in config.ensemble_scheduling.step]
-
-
-def referenced_models(configs: Configs) -> list[str]:
-    """The models that any of the ensembles references, without duplicates, in the order of their steps."""
-    return list(dict.fromkeys(name for config in configs.values() for name in steps(config)))
+def step_of(ensemble: Any, prefix: str) -> str:
+    """The model with this ``prefix`` that the configuration of an ensemble references."""
+    return next(name for name in steps(ensemble) if name.startswith(prefix))
 
 
 def read_config(folder: Path) -> Any:
@@ -95,7 +89,7 @@ def read_config(folder: Path) -> Any:
     """
     path = folder / CONFIG_FILE
     try:
-        # drops unknown fields, which a newer Triton may have; only ensembles are ever written back
+        # drops the fields that only a newer Triton knows; of what is read, only the ensemble is written back
         return text_format.Parse(path.read_text(encoding="utf-8"), pb.ModelConfig(), allow_unknown_field=True)
     except (FileNotFoundError, NotADirectoryError):
         raise RepositoryError(f"{path} is missing") from None
@@ -169,20 +163,18 @@ def find_head(repository: Path, wanted: str) -> str:
     return found[0]
 
 
-def with_head(repository: Path, configs: Configs, head: str) -> Configs:
-    """The ensembles ``configs`` with ``head`` and the encoders that it was fitted on.
+def with_head(repository: Path, ensemble: Any, head: str) -> Any:
+    """Configuration of an ``ensemble`` with ``head`` and the encoders that it was fitted on.
 
     Raises:
         RepositoryError: those encoders are no longer in ``repository``.
     """
-    changed = {}
-    for ensemble, config in configs.items():
-        changed[ensemble] = pb.ModelConfig()
-        changed[ensemble].CopyFrom(config)
-        for step in changed[ensemble].ensemble_scheduling.step:
-            step.model_name = _replacement(repository, step.model_name, head)
-        _copy_dims(repository, changed[ensemble])
-        _copy_demo(repository / head, changed[ensemble])
+    changed = pb.ModelConfig()
+    changed.CopyFrom(ensemble)
+    for step in changed.ensemble_scheduling.step:
+        step.model_name = _replacement(repository, step.model_name, head)
+    _copy_dims(repository, changed)
+    _copy_demo(repository / head, changed)
     return changed
 
 

@@ -1,7 +1,7 @@
 """Roll a newly published head out to a running Triton, with no failed request and no mixed answer.
 
 Models are immutable, so the new ones are loaded beside the old. The golden request is sent through them step by step.
-Only then are the ensembles reloaded, which is when clients get the new head; the old models are unloaded last. An error
+Only then is the ensemble reloaded, which is when clients get the new head; the old models are unloaded last. An error
 or an interrupt before that rolls everything back.
 """
 
@@ -23,21 +23,20 @@ from tritonclient.utils import InferenceServerException
 
 from serving import ServingError
 from serving.access import GRPC_HEADER, KEY_VARIABLE, find_server, find_servers
-from serving.golden import GoldenRequest, input_tensors, read_golden
+from serving.golden import Feed, GoldenRequest, input_tensors, read_golden
 from serving.repository import (
     IMMUTABLE_MODEL,
-    Configs,
-    ensembles,
     find_head,
     locked,
     read_config,
-    referenced_models,
+    read_ensemble,
+    step_of,
     steps,
     verify_digests,
     with_head,
     write_config,
 )
-from vizwiz_client.contract import tensors
+from vizwiz_client.contract.tensors import ENSEMBLE, HEAD_PREFIX, IMAGE_ENCODER_PREFIX
 
 LOAD_TIMEOUT_S = 600  # a large CLIP's file takes a while to read and optimise
 INFER_TIMEOUT_S = 120  # of one request, to a model that has never answered
@@ -58,8 +57,7 @@ _RESTRICTED = "This protocol is restricted"  # Triton's message without the admi
 class Rollout:
     """Result of a rollout."""
 
-    ensembles: list[str]  # the reloaded ones
-    heads: list[str]  # which they serve now
+    head: str  # which the ensemble references now
     loaded: list[str]  # new models
     unloaded: list[str]  # old models
     seconds: float
@@ -68,7 +66,7 @@ class Rollout:
         """Summarise the rollout in one line."""
         changes = (("loaded", self.loaded), ("unloaded", self.unloaded))
         summary = "; ".join(f"{verb} {', '.join(names)}" for verb, names in changes if names) or "nothing was new"
-        return f"{' and '.join(self.ensembles)} serve {', '.join(self.heads)}, after {self.seconds:.1f} s: {summary}"
+        return f"{ENSEMBLE} serves {self.head}, after {self.seconds:.1f} s: {summary}"
 
 
 def rollout(
@@ -79,22 +77,25 @@ def rollout(
     key: str | None = None,
     report: Callable[[str], None] = lambda line: None,
 ) -> Rollout:
-    """Let a running Triton serve what the ensembles of its repository reference now.
+    """Let a running Triton serve what the ensemble of its repository references now.
+
+    Waits, without limit, until no export or other rollout holds the lock of the repository.
 
     Args:
-        url: gRPC address, ``host:port``; None finds the embedded server of this machine.
+        url: gRPC address, ``host:port``; None finds the embedded server of this user on this machine.
         repository: the repository that it serves; None asks the embedded server.
-        to: digest of a head, or its first digits: first let the ensembles of the repository reference that head.
+        to: digest of a head, or its first digits: first let the ensemble of the repository reference that head.
         key: admin key; None takes the embedded server's, or the one in the environment variable
             ``VIZWIZ_SERVING_ADMIN_KEY``.
         report: called with each step.
 
     Returns:
-        What was loaded and unloaded.
+        The head that is served, and what was loaded and unloaded.
 
     Raises:
         ServingError: the server cannot be found, or the new models are damaged, do not load, or answer the golden
-            request wrongly. The server serves what it served before.
+            request wrongly. The server serves as before, unless the message says that the rollback is incomplete.
+        OSError: ``repository`` cannot be opened.
     """
     server = find_server(url, repository)
     if server is None and (url is None or repository is None):
@@ -103,25 +104,24 @@ def rollout(
     key = key or (server.key if server else os.environ.get(KEY_VARIABLE))
     start = time.monotonic()
     with locked(folder, report), Control(url or (server.grpc if server else ""), key) as control:
-        before = _ensembles(folder)
+        before = read_ensemble(folder)
         after = with_head(folder, before, find_head(folder, to)) if to else before
-        states = control.states()
-        served = {name: control.config(name) for name in after if states.get(name) == "READY"}
+        served = control.config(ENSEMBLE) if control.states().get(ENSEMBLE) == "READY" else None
         loaded: list[str] = []
-        changed: list[str] = []
+        committing = False
         try:
             _load(control, folder, after, loaded, report)
-            _commit(control, folder, before, after, changed, report)
+            committing = True
+            _commit(control, folder, before, after, report)
         except BaseException as error:  # KeyboardInterrupt too
-            failed = _roll_back(control, folder, before, served, loaded, changed)
+            failed = _roll_back(control, folder, before, served, loaded, committing=committing)
             outcome = f"the rollback is incomplete: {'; '.join(failed)}" if failed else "the server serves as before"
             if not isinstance(error, Exception):
                 report(f"interrupted: {outcome}")
                 raise
-            raise ServingError(_refusal(after, error, changed, outcome)) from error
+            raise ServingError(_refusal(after, error, committing, outcome)) from error
         unloaded = _unload_stale(control, served, after, report)
-    heads = [name for name in referenced_models(after) if name.startswith(tensors.HEAD_PREFIX)]
-    return Rollout(list(after), heads, loaded, unloaded, time.monotonic() - start)
+    return Rollout(step_of(after, HEAD_PREFIX), loaded, unloaded, time.monotonic() - start)
 
 
 class Control:
@@ -199,34 +199,23 @@ def _describe_servers(url: str | None) -> str:
     return f"several embedded servers match: {servers}; select one with --url"
 
 
-def _ensembles(repository: Path) -> Configs:
-    if not (found := ensembles(repository)):
-        raise ServingError(
-            f"{repository} has no ensemble with a head: publish one with `python -m export.to_onnx`, or name another "
-            "repository with --repository"
-        )
-    return found
-
-
-def _load(control: Control, repository: Path, after: Configs, loaded: list[str], report: Callable[[str], None]) -> None:
+def _load(control: Control, repository: Path, after: Any, loaded: list[str], report: Callable[[str], None]) -> None:
     """Load the models that the server lacks and send the golden request through them; append them to ``loaded``."""
     states = control.states()
-    new = [name for name in referenced_models(after) if states.get(name) != "READY"]
+    new = [name for name in steps(after) if states.get(name) != "READY"]
     if errors := [error for name in new for error in verify_digests(repository / name)]:
         raise ServingError("; ".join(errors))
     for name in new:
         report(f"loading {name}")
         loaded.append(name)
         control.load(name)
-    for config in after.values():
-        _infer_steps(control, repository, config)
+    _infer_steps(control, repository, after)
     report("the golden request passes")
 
 
 def _infer_steps(control: Control, repository: Path, ensemble: Any) -> None:
     """Send the golden request through the steps of ``ensemble``, one by one, as Triton would."""
-    golden = _golden(repository, ensemble)
-    values = dict(golden.feed(*_input_sizes(repository, ensemble)))
+    golden, values = _golden(repository, ensemble)
     for step in ensemble.ensemble_scheduling.step:
         config = read_config(repository / step.model_name)
         inputs = input_tensors(config, {name: values[key] for name, key in step.input_map.items()})
@@ -234,57 +223,47 @@ def _infer_steps(control: Control, repository: Path, ensemble: Any) -> None:
             _check_answer(golden, control.infer(step.model_name, inputs, golden.outputs()), step.model_name)
             continue
         result = control.infer(step.model_name, inputs)
-        values |= {key: result.as_numpy(name) for name, key in step.output_map.items()}
+        values = {**values, **{key: result.as_numpy(name) for name, key in step.output_map.items()}}
 
 
-def _commit(
-    control: Control,
-    repository: Path,
-    before: Configs,
-    after: Configs,
-    changed: list[str],
-    report: Callable[[str], None],
-) -> None:
-    """Switch the ensembles to the new models, in the repository, then in the server; send each the golden request.
-
-    Append the ensembles that may have changed to ``changed``.
-    """
-    for name, config in after.items():
-        if config != before[name]:
-            changed.append(name)
-            write_config(repository / name, config)
-    for name, config in after.items():
-        report(f"loading {name}")
-        changed.append(name)
-        control.load(name)
-        golden = _golden(repository, config)
-        inputs = input_tensors(config, golden.feed(*_input_sizes(repository, config)))
-        _check_answer(golden, control.infer(name, inputs, golden.outputs()), name)
+def _commit(control: Control, repository: Path, before: Any, after: Any, report: Callable[[str], None]) -> None:
+    """Switch the ensemble to the new models, in the repository, then in the server; send it the golden request."""
+    if after != before:
+        write_config(repository / ENSEMBLE, after)
+    report(f"loading {ENSEMBLE}")
+    control.load(ENSEMBLE)
+    golden, feed = _golden(repository, after)
+    _check_answer(golden, control.infer(ENSEMBLE, input_tensors(after, feed), golden.outputs()), ENSEMBLE)
 
 
 def _roll_back(
-    control: Control,
-    repository: Path,
-    before: Configs,
-    served: Configs,
-    loaded: Sequence[str],
-    changed: Sequence[str],
+    control: Control, repository: Path, before: Any, served: Any, loaded: Sequence[str], *, committing: bool
 ) -> list[str]:
-    """Undo each part of a rollout, whether or not the others can be undone; return what could not be."""
+    """Undo each part of a rollout, whether or not the others can be undone; return what could not be.
+
+    Args:
+        control: the server.
+        repository: the repository.
+        before: configuration of the ensemble in the repository before the rollout.
+        served: configuration with which the ensemble was served, which may be another one; None if it was not.
+        loaded: the models that the rollout has loaded.
+        committing: whether the ensemble may have changed.
+    """
     failed = []
-    names = list(dict.fromkeys(changed))
-    actions: list[Callable[[], None]] = [partial(_restore_config, repository / name, before[name]) for name in names]
-    # as it was served, which may differ from the repository's
-    actions += [partial(control.load, name, served[name]) for name in names if name in served]
+    actions: list[Callable[[], None]] = []
+    if committing:
+        actions.append(partial(_restore_config, repository / ENSEMBLE, before))
+        if served is not None:
+            actions.append(partial(control.load, ENSEMBLE, served))
     for action in actions:
         try:
             action()
         except Exception as error:
             failed.append(_message(error))
-    # not an encoder that a served ensemble references: it was loaded because it was not ready
-    new = [name for name in (*names, *loaded) if name not in served and name not in referenced_models(served)]
+    # not an encoder that the served ensemble references: it was loaded because it was not ready
+    new = [name for name in loaded if served is None or name not in steps(served)]
     with suppress(Exception):  # the next rollout unloads them
-        control.unload(new)
+        control.unload([ENSEMBLE, *new] if committing and served is None else new)
     return failed
 
 
@@ -293,15 +272,14 @@ def _restore_config(folder: Path, config: Any) -> None:
         write_config(folder, config)
 
 
-def _refusal(after: Configs, error: Exception, changed: Sequence[str], outcome: str) -> str:
+def _refusal(after: Any, error: Exception, committing: bool, outcome: str) -> str:
     """Why a rollout was refused, and what to do."""
-    if changed:
+    if committing:
         return f"{_message(error)}; {outcome}"
-    heads = ", ".join(name for name in referenced_models(after) if name.startswith(tensors.HEAD_PREFIX))
     return (
-        f"refused {heads}: {_message(error)}. No ensemble was changed, {outcome}. But the repository references it, "
-        "and a server that starts would serve it: publish again with `python -m export.to_onnx`, or go back with "
-        "`python -m serving reload --to DIGEST`"
+        f"refused {step_of(after, HEAD_PREFIX)}: {_message(error)}. The ensemble was not changed, {outcome}. If the "
+        "repository references this head, a server that starts would serve it: publish again with "
+        "`python -m export.to_onnx`, or go back with `python -m serving reload --to DIGEST`"
     )
 
 
@@ -310,8 +288,11 @@ def _message(error: Exception) -> str:
     return str(error) if isinstance(error, ServingError | OSError) else f"{type(error).__name__}: {error}"
 
 
-def _unload_stale(control: Control, served: Configs, after: Configs, report: Callable[[str], None]) -> list[str]:
-    """Unload models that no ensemble references; return them. The new head serves: report a failure, do not raise."""
+def _unload_stale(control: Control, served: Any, after: Any, report: Callable[[str], None]) -> list[str]:
+    """Unload and return the models that the ensemble no longer references.
+
+    The new head answers by now, so a failure is reported, not raised.
+    """
     try:
         stale = _stale_models(control, served, after)
         for name in control.unload(stale):
@@ -325,26 +306,18 @@ def _unload_stale(control: Control, served: Configs, after: Configs, report: Cal
     return stale
 
 
-def _stale_models(control: Control, served: Configs, after: Configs) -> list[str]:
-    """Ready models of the old ensembles, and of killed rollouts, that no ensemble references any more."""
+def _stale_models(control: Control, served: Any, after: Any) -> list[str]:
+    """Ready models that the old ensemble or a killed rollout left, and that the new ensemble does not reference."""
     ready = {name for name, state in control.states().items() if state == "READY"}
-    ours = {*referenced_models(served), *filter(IMMUTABLE_MODEL.fullmatch, ready)}
-    return sorted((ours & ready) - {*referenced_models(after)})
+    ours = {*(steps(served) if served is not None else ()), *filter(IMMUTABLE_MODEL.fullmatch, ready)}
+    return sorted((ours & ready) - {*steps(after)})
 
 
-def _golden(repository: Path, ensemble: Any) -> GoldenRequest:
-    return read_golden(repository, next(name for name in steps(ensemble) if name.startswith(tensors.HEAD_PREFIX)))
-
-
-def _input_sizes(repository: Path, ensemble: Any) -> tuple[int, int]:
-    """S and T of the inputs image [S, S, 3] and tokens [T] of the encoders of ``ensemble``; T may be -1: any."""
-    sizes = []
-    for prefix in (tensors.IMAGE_ENCODER_PREFIX, tensors.TEXT_ENCODER_PREFIX):
-        found = [name for name in steps(ensemble) if name.startswith(prefix)]
-        if not found:
-            raise ServingError(f"{ensemble.name} has no step {prefix}...: publish it with `python -m export.to_onnx`")
-        sizes.append(int(read_config(repository / found[0]).input[0].dims[0]))
-    return sizes[0], sizes[1]
+def _golden(repository: Path, ensemble: Any) -> tuple[GoldenRequest, Feed]:
+    """The golden request of the head of ``ensemble``, and its tensors."""
+    golden = read_golden(repository, step_of(ensemble, HEAD_PREFIX))
+    image_encoder = read_config(repository / step_of(ensemble, IMAGE_ENCODER_PREFIX))
+    return golden, golden.feed(int(image_encoder.input[0].dims[0]))
 
 
 def _check_answer(golden: GoldenRequest, result: Any, model: str) -> None:

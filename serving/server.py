@@ -24,9 +24,10 @@ from serving.access import (
     write_record,
 )
 from serving.process import DRAIN_TIMEOUT_S, EXIT_TIMEOUT_S, Address, TritonProcess
-from serving.repository import check_repository, ensemble_names
+from serving.repository import check_repository
 from serving.runtime import STUB, check_stub, find_runtime
 from serving.workspace import LOG_FILE, PREFIX, Log, Workspace, remove_stale_workspaces
+from vizwiz_client.contract.tensors import ENSEMBLE
 
 POLL_INTERVAL_S = 0.5  # between two checks of the processes, the shared memory and the log
 STOP_TIMEOUT_S = DRAIN_TIMEOUT_S + EXIT_TIMEOUT_S + 10  # for the supervisor to stop the server; then it is killed
@@ -36,20 +37,22 @@ CACHE_BYTES = 64 << 20  # of the response cache, which holds text features: a fe
 
 
 class Backoff:
-    """Delay before a restart: each failure in the last minute doubles it, up to 30 s."""
+    """Delay before a restart, which grows with the number of failures in the last minute."""
+
+    DELAYS_S = (0, 1, 3, 7, 15, 30)
 
     def __init__(self) -> None:
         self._failures: list[float] = []  # time.monotonic()
 
     def failed(self) -> int:
-        """Record a failure; return the delay before the restart in seconds: 0, 1, 3, 7, 15, 30."""
+        """Record a failure; return the delay before the restart, in seconds."""
         now = time.monotonic()
         self._failures = [failure for failure in self._failures if now - failure < 60] + [now]
-        return min(2 ** (len(self._failures) - 1) - 1, 30)
+        return self.DELAYS_S[min(len(self._failures), len(self.DELAYS_S)) - 1]
 
 
 class EmbeddedTriton:
-    """Triton on loopback, serving the ensembles of a model repository.
+    """Triton on loopback, serving the ensemble ``vizwiz_vqa`` of a model repository.
 
     Use as a context manager, or call :meth:`start` and :meth:`stop`:
 
@@ -298,7 +301,7 @@ class EmbeddedTriton:
             f"--model-repository={self._models}",
             f"--backend-directory={self._workspace.folder / 'backends'}",
             "--model-control-mode=explicit",
-            *(f"--load-model={name}" for name in ensemble_names(self._models)),  # and their steps with them
+            f"--load-model={ENSEMBLE}",  # and the models that it references
             "--exit-on-error=false",  # else it first unloads what did load, which delays the error by seconds
             "--disable-auto-complete-config",  # serve exactly what config.pbtxt says
             *(f"{flag.replace('port', 'address')}={host}" for flag, host in self._hosts().items()),

@@ -18,8 +18,8 @@ import torch
 from export import publish, repository, to_onnx
 from export.inventory import check_repository, list_models, prune
 from export.publish import ExportError, export_run, model_names
-from export.triton_config import ModelNames, ensemble_config
-from serving.repository import RepositoryError, write_config
+from export.triton_config import ModelNames
+from serving.repository import RepositoryError
 from tests.conftest import ROOT
 from tests.export.conftest import snapshot
 from training.backbone import FrozenClip
@@ -71,8 +71,9 @@ def test_the_list_names_each_model_and_its_use(run: Run, other_run: Run, own: Pa
         "head",
         "other",
     ]
-    assert entries[new.head].referenced_by == entries[new.image].referenced_by == ["vizwiz_vqa"]
-    assert entries[old.head].referenced_by == []
+    assert entries[new.head].referenced
+    assert entries[new.image].referenced
+    assert not entries[old.head].referenced
     assert entries[old.head].made_from["run"] == run.folder.name
     assert entries[new.image].made_from["clip_sha256"] == run.clip_digest
     assert entries[new.image].bytes == sum(size for *_, size in state(own / new.image).values())
@@ -182,7 +183,7 @@ def test_a_repository_is_checked_where_there_is_no_run(
     assert capsys.readouterr().out == f"{own}: alone, no run found\n  ok\n"
 
 
-def test_prune_removes_what_no_ensemble_names_and_nothing_else(run: Run, other_run: Run, own: Path) -> None:
+def test_prune_removes_unreferenced_models_and_nothing_else(run: Run, other_run: Run, own: Path) -> None:
     old, new = model_names(run), export_run(other_run, other_run.clip_source, own)
     for name in ("mine", "gated_head_mine", "clip_image_0123456789abc"):
         (own / name / "1").mkdir(parents=True)
@@ -197,16 +198,6 @@ def test_prune_removes_what_no_ensemble_names_and_nothing_else(run: Run, other_r
     assert sorted(path.name for path in own.iterdir()) == expected
     assert check_repository(own, other_run) == []
     assert sorted(path.name for path in own.parent.iterdir()) == ["outside", "triton_models"]
-    assert prune(own) == []
-
-
-def test_what_a_second_ensemble_names_stays(run: Run, other_run: Run, own: Path) -> None:
-    old = model_names(run)
-    config = ensemble_config(old, publish.sizes(run))
-    config.name = "previous"
-    (own / "previous").mkdir()
-    write_config(own / "previous", config)
-    export_run(other_run, other_run.clip_source, own)
     assert prune(own) == []
 
 

@@ -106,6 +106,6 @@ def test_twenty_random_kills(
         export_run(other_run, tiny_clip, folder)
         assert_whole(folder, other_run)
         assert [path.name for path in folder.parent.iterdir()] == ["triton_models"]
-        assert all(repository.is_published(folder, entry.name) for entry in list_models(folder) if entry.referenced_by)
+        assert all(repository.is_published(folder, entry.name) for entry in list_models(folder) if entry.referenced)
     with EmbeddedTriton(folder) as server:
         ask_golden(server.grpc_url, folder)

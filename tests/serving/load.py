@@ -1,4 +1,4 @@
-"""Load generator: clients that ask every ensemble in a closed loop, and record each reply."""
+"""Load generator: clients that ask the ensemble in a closed loop, and record each reply."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tritonclient.grpc import InferenceServerClient, InferRequestedOutput
 from tritonclient.utils import InferenceServerException
 
 from serving.golden import Feed, input_tensors
-from serving.repository import ensembles
+from serving.repository import read_ensemble
 from vizwiz_client.contract import tensors
 
 DEADLINE_S = 30  # of a request: the machine may be busy
@@ -23,7 +23,6 @@ DEADLINE_S = 30  # of a request: the machine may be busy
 class Reply:
     """Answer or error of one request."""
 
-    ensemble: str
     sent: float  # time.monotonic()
     head: str  # name of the head that answered; "" where an error came instead
     answers: Mapping[str, float] = field(default_factory=dict)  # label -> value
@@ -31,10 +30,10 @@ class Reply:
 
 
 class Load:
-    """As a context manager: ``clients`` threads per ensemble of ``repository`` that ask the server at ``url``.
+    """As a context manager: ``clients`` threads that ask the server of ``repository`` at ``url``.
 
     Args:
-        feed: the inputs of any ensemble.
+        feed: the inputs of the ensemble.
         top: how many labelled answers to ask for.
     """
 
@@ -42,11 +41,8 @@ class Load:
         self.replies: list[Reply] = []
         self._end = threading.Event()
         self._url, self._feed, self._top = url, feed, top
-        self._threads = [
-            threading.Thread(target=self._ask, args=(config,), daemon=True)
-            for config in ensembles(repository).values()
-            for _ in range(clients)
-        ]
+        config = read_ensemble(repository)
+        self._threads = [threading.Thread(target=self._ask, args=(config,), daemon=True) for _ in range(clients)]
 
     def __enter__(self) -> Load:
         for thread in self._threads:
@@ -82,11 +78,11 @@ def ask_ensemble(client: InferenceServerClient, config: Any, feed: Feed, top: in
     try:
         result = client.infer(config.name, input_tensors(config, feed), outputs=outputs, client_timeout=DEADLINE_S)
     except InferenceServerException as error:
-        return Reply(config.name, sent, "", error=f"{error.status()}: {error.message()}")
+        return Reply(sent, "", error=f"{error.status()}: {error.message()}")
     head = tensors.head_digest(int(result.as_numpy(tensors.HEAD_ID.name)[0, 0]))
     classes = map(tensors.parse_label, result.as_numpy(tensors.ANSWER.name)[0])
     answers = {label or "": probability for probability, label in classes}
-    return Reply(config.name, sent, tensors.HEAD_PREFIX + head, answers)
+    return Reply(sent, tensors.HEAD_PREFIX + head, answers)
 
 
 def errors(replies: Sequence[Reply]) -> set[str]:

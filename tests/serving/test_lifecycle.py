@@ -192,7 +192,7 @@ def test_a_killed_process_restarts_the_server(tiny_repository: Path, victim: str
     server = EmbeddedTriton(tiny_repository)
     server.start(report=said.append)
     try:
-        feed = read_golden(server.repository, HEAD).feed(SIDE, -1)
+        feed = read_golden(server.repository, HEAD).feed(SIDE)
         with Load(server.grpc_url, server.repository, feed) as load:
             load.wait_for(5)
             workspace = server.log.parent
@@ -303,7 +303,7 @@ def test_a_process_with_a_name_that_is_no_utf8_is_skipped() -> None:
 
 
 def test_two_servers_on_one_port(tiny_repository: Path) -> None:
-    """The second is not ready because the first answers there, and does not unload the first one's ensembles."""
+    """The second is not ready because the first answers there, and does not unload the first one's ensemble."""
     with EmbeddedTriton(tiny_repository) as first:
         taken = int(first.http_url.rpartition(":")[2])
         claim = access.claim_ports

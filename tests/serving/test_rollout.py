@@ -22,7 +22,7 @@ from serving import __main__ as command
 from serving import rollout as rollout_module
 from serving.access import find_server
 from serving.golden import read_golden
-from serving.repository import ensembles, locked, steps
+from serving.repository import locked, read_ensemble, steps
 from serving.rollout import Control, Rollout, rollout
 from serving.server import EmbeddedTriton
 from tests.serving.broken_heads import BROKEN, FIRST, HEADS, SECOND, THIRD, change_golden
@@ -30,8 +30,6 @@ from tests.serving.load import Load, Reply, ask_ensemble, errors
 from tests.serving.processes import eventually, is_ready
 from tests.serving.tiny_repository import IMAGE_MODEL, SIDE, change_config, golden_inputs, head_answer, write_head
 from vizwiz_client.contract import tensors
-
-ANOTHER = f"{tensors.ENSEMBLE}_too"  # an ensemble of the same models; it comes after the other one
 
 
 @dataclass(frozen=True)
@@ -57,21 +55,16 @@ class Served:
         return rollout(self.server.grpc_url, to=to and to.removeprefix(tensors.HEAD_PREFIX), report=report)
 
     def feed(self) -> Any:
-        return read_golden(self.repository, FIRST).feed(SIDE, -1)
+        return read_golden(self.repository, FIRST).feed(SIDE)
 
-    def ask(self) -> dict[str, Reply]:
-        """Ask each ensemble once."""
+    def head(self) -> str:
+        """The head that answers."""
         with InferenceServerClient(self.server.grpc_url) as client:
-            configs = ensembles(self.repository)
-            return {name: ask_ensemble(client, config, self.feed(), 3) for name, config in configs.items()}
-
-    def heads(self) -> list[str]:
-        """The head that answers each ensemble."""
-        return [reply.head for reply in self.ask().values()]
+            return ask_ensemble(client, read_ensemble(self.repository), self.feed(), 3).head
 
     def referenced(self) -> set[str]:
-        """The models that the repository's ensembles reference."""
-        return {step for config in ensembles(self.repository).values() for step in steps(config)}
+        """The models that the repository's ensemble references."""
+        return {*steps(read_ensemble(self.repository))}
 
     def states(self) -> dict[str, str]:
         return {name: state for name, state in self.control().states().items() if state}
@@ -82,11 +75,10 @@ class Served:
         return Control(server.grpc, server.key)
 
     def name(self, head: str) -> None:
-        """What an export commits: the ensembles name ``head``."""
-        for name, config in ensembles(self.repository).items():
-            old = next(step for step in steps(config) if step.startswith(tensors.HEAD_PREFIX))
-            path = self.repository / name / "config.pbtxt"
-            path.write_text(path.read_text().replace(old, head))
+        """What an export commits: the ensemble references ``head``."""
+        old = next(step for step in self.referenced() if step.startswith(tensors.HEAD_PREFIX))
+        path = self.repository / tensors.ENSEMBLE / "config.pbtxt"
+        path.write_text(path.read_text().replace(old, head))
 
 
 @pytest.fixture(scope="module")
@@ -94,8 +86,6 @@ def server_with_heads(tiny_repository: Path, tmp_path_factory: pytest.TempPathFa
     sound = Path(shutil.copytree(tiny_repository, tmp_path_factory.mktemp("rollouts") / "sound"))
     for head in (SECOND, THIRD):
         write_head(sound / head, *HEADS[head])
-    shutil.copytree(sound / tensors.ENSEMBLE, sound / ANOTHER)
-    change_config(sound / ANOTHER, lambda config: setattr(config, "name", ANOTHER))
     repository = Path(shutil.copytree(sound, sound.with_name("models")))
     with EmbeddedTriton(repository) as server:
         yield Served(repository, server, sound)
@@ -131,7 +121,7 @@ def test_rollouts_under_load_fail_no_request_and_mix_no_answers(served: Served, 
                 served.name(head)
                 done = served.roll_out()
             returned.append((time.monotonic(), head))
-            assert (done.heads, done.loaded) == ([head], [head])
+            assert (done.head, done.loaded) == (head, [head])
             assert len(done.unloaded) == 1
         load.wait_for(12)
     assert errors(load.replies) == set()
@@ -142,12 +132,12 @@ def test_rollouts_under_load_fail_no_request_and_mix_no_answers(served: Served, 
         assert reply.head in {(earlier or [FIRST])[-1], *later[:1]}, "a stale answer"
     assert {reply.head for reply in load.replies} == {*[head for _, head in returned], FIRST}
     assert sorted(name for name in served.states() if served.states()[name] == "READY") == sorted(
-        {tensors.ENSEMBLE, ANOTHER, *served.referenced()}
+        {tensors.ENSEMBLE, *served.referenced()}
     )
 
 
 @pytest.mark.parametrize("broken", [BROKEN[:3], pytest.param(BROKEN[3:], marks=pytest.mark.slow)])
-def test_a_broken_head_is_refused_before_any_ensemble_changes(
+def test_a_broken_head_is_refused_before_the_ensemble_changes(
     served: Served, broken: list[tuple[Callable[[Path], None], str]]
 ) -> None:
     loads = served.server.log.read_text().count(f"loading: {tensors.ENSEMBLE}")
@@ -161,7 +151,7 @@ def test_a_broken_head_is_refused_before_any_ensemble_changes(
                 served.roll_out(None if exported else SECOND)
             assert reason in str(caught.value)
             assert f"refused {SECOND}: " in str(caught.value)
-            assert "No ensemble was changed, the server serves as before" in str(caught.value)
+            assert "The ensemble was not changed, the server serves as before" in str(caught.value)
             assert (SECOND in served.referenced()) == exported, "the repository was changed"
             assert is_ready(served.server.http_url)
             assert served.states().get(SECOND) != "READY", "the refused head was left in the server"
@@ -170,7 +160,7 @@ def test_a_broken_head_is_refused_before_any_ensemble_changes(
     assert {reply.head for reply in load.replies} == {FIRST}
     assert served.server.log.read_text().count(f"loading: {tensors.ENSEMBLE}") == loads
     served.roll_out(SECOND)  # with nothing broken it goes through
-    assert served.heads() == [SECOND, SECOND]
+    assert served.head() == SECOND
 
 
 def test_types_that_are_nearly_tied_may_come_in_either_order(served: Served) -> None:
@@ -183,17 +173,16 @@ def test_types_that_are_nearly_tied_may_come_in_either_order(served: Served) -> 
 
     change_golden(served.repository, reorder)
     served.roll_out(SECOND)
-    assert served.heads() == [SECOND, SECOND]
+    assert served.head() == SECOND
 
 
-@pytest.mark.parametrize("ensemble", [tensors.ENSEMBLE, ANOTHER])
-def test_an_ensemble_that_does_not_match_its_models_is_rolled_back(served: Served, ensemble: str) -> None:
+def test_an_ensemble_that_does_not_match_its_models_is_rolled_back(served: Served) -> None:
     """It cannot come from an export; Triton drops an ensemble that does not load, so the old one is loaded again."""
     served.name(SECOND)
-    change_config(served.repository / ensemble, lambda config: config.output[2].dims.append(7))
+    change_config(served.repository / tensors.ENSEMBLE, lambda config: config.output[2].dims.append(7))
     with pytest.raises(ServingError, match=r"inconsistent shape.*; the server serves as before"):
         served.roll_out()
-    assert served.heads() == [FIRST, FIRST]
+    assert served.head() == FIRST
     assert served.states().get(SECOND) != "READY"
 
 
@@ -256,12 +245,12 @@ def test_an_exception_at_any_step_rolls_back(
             served.roll_out(SECOND)
         name = steps_of.names[step - 1]
         steps_of.arm(0)
-        assert served.heads() == [FIRST, FIRST], f"step {step}, {name}"
+        assert served.head() == FIRST, f"step {step}, {name}"
         assert served.states().get(SECOND) != "READY", f"step {step}, {name}"
         assert SECOND not in served.referenced()
     steps_of.arm(0)
     served.roll_out(SECOND)
-    assert served.heads() == [SECOND, SECOND]
+    assert served.head() == SECOND
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -272,7 +261,7 @@ def test_a_signal_rolls_back(
 
     def say(line: str) -> None:
         said.append(line)
-        if line == f"loading {ANOTHER}":  # the other ensemble answers with the new head already
+        if line == f"loading {tensors.ENSEMBLE}":  # its configuration references the new head already
             os.kill(os.getpid(), number)
             os.kill(os.getpid(), number)
 
@@ -280,7 +269,7 @@ def test_a_signal_rolls_back(
     monkeypatch.setattr(command, "_report", say)
     assert command.main(["reload", "--url", served.server.grpc_url, "--to", SECOND]) == 130
     assert said[-2:] == ["interrupted: the server serves as before", "stopped"]
-    assert served.heads() == [FIRST, FIRST]
+    assert served.head() == FIRST
     assert served.states().get(SECOND) != "READY"
     assert signal.getsignal(number) == handler
 
@@ -293,7 +282,7 @@ def test_a_finished_rollout_is_not_reported_as_refused(served: Served, monkeypat
     monkeypatch.setattr(rollout_module, "_stale_models", late)
     assert served.roll_out(SECOND, report=said.append).unloaded == []
     assert "the new head is served, but old models remain loaded" in said[-1]
-    assert served.heads() == [SECOND, SECOND]
+    assert served.head() == SECOND
 
 
 def test_new_encoders_come_with_their_head_and_go_with_it(served: Served) -> None:
@@ -306,11 +295,11 @@ def test_new_encoders_come_with_their_head_and_go_with_it(served: Served) -> Non
     done = served.roll_out(SECOND)
     assert done.loaded == [other, SECOND]
     assert done.unloaded == [IMAGE_MODEL, FIRST]
-    assert served.heads() == [SECOND, SECOND]
+    assert served.head() == SECOND
     shutil.rmtree(served.repository / IMAGE_MODEL)
     with pytest.raises(ServingError, match=f"encoder clip_image_... that {FIRST} was fitted on is no longer in "):
         served.roll_out(FIRST)
-    assert served.heads() == [SECOND, SECOND]
+    assert served.head() == SECOND
 
 
 def test_the_next_rollout_unloads_what_a_killed_one_left(served: Served) -> None:
@@ -350,14 +339,14 @@ def test_a_rollout_and_an_export_wait_for_each_other(served: Served, capsys: pyt
 def test_without_the_key_nothing_changes(served: Served) -> None:
     with pytest.raises(ServingError, match="it needs another admin key: set the environment variable VIZWIZ_SERVING"):
         rollout(served.server.grpc_url, served.repository, key="not-the-key-of-this-server", to=SECOND)
-    assert served.heads() == [FIRST, FIRST]
+    assert served.head() == FIRST
 
 
 def test_the_key_of_a_server_that_was_found_comes_first(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     """The environment variable may hold the key of a container."""
     monkeypatch.setenv("VIZWIZ_SERVING_ADMIN_KEY", "the-key-of-another-server-" + "x" * 20)
     served.roll_out(SECOND)
-    assert served.heads() == [SECOND, SECOND]
+    assert served.head() == SECOND
 
 
 def test_a_server_that_is_not_there(tiny_repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
