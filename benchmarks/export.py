@@ -30,7 +30,7 @@ from benchmarks.machine import peak_gb, rates
 from export.clip_graph import write_image_encoder, write_text_encoder
 from export.graph_builder import OPSET
 from export.publish import EXPORT_FORMAT
-from export.targets import TARGETS, Target, open_graph
+from export.targets import GRAPH_KINDS, GraphKind, open_graph
 from training.artifacts import staged_file, write_json
 from training.backbone import FrozenClip, load_clip, normalise_pixels
 from vizwiz_client.contract import tensors, tokenizer
@@ -40,7 +40,7 @@ BATCHES = (1, 8)
 LARGE = "ViT-L/14@336px"  # where torch.compile and transformers are compared too
 SECONDS, MIN_RUNS, MAX_RUNS = 6.0, 3, 50  # of a measurement
 
-BY_NAME = {target.name: target for target in TARGETS}
+BY_NAME = {target.name: target for target in GRAPH_KINDS}
 EAGER = ("eager fp32", "eager bf16", "eager fp16")
 
 
@@ -95,7 +95,7 @@ def runner(case: Case, cache: Path, device: torch.device) -> Callable[[], object
         return lambda: graph(feed)
     if case.system == "naive":
         # fused-fp32: the target in fp32 that runs on a GPU, where there is one
-        naive = open_graph(graph_path(case, cache), Target("fused", "fp32"))
+        naive = open_graph(graph_path(case, cache), GraphKind("fused", "fp32"))
         plain = {"image": normalised(inputs).numpy()}
         return lambda: naive(plain)
     if case.system == "transformers":

@@ -1,4 +1,4 @@
-"""CLIP's image and text encoder as ONNX graphs, in the variant and precision of a target.
+"""CLIP's image and text encoder as ONNX graphs, in a variant and a precision.
 
 The graphs compute what the ``clip`` package's modules compute, arranged for serving:
 
@@ -34,7 +34,7 @@ from export.graph_builder import (
 )
 from export.parity_inputs import calibration_photos
 from export.quantize import quantize_matmuls
-from export.targets import Target
+from export.targets import GraphKind
 from training.backbone import PIXEL_MEAN, PIXEL_STD, FrozenClip
 from vizwiz_client.contract import tensors
 from vizwiz_client.contract.tokenizer import END_OF_TEXT
@@ -42,63 +42,57 @@ from vizwiz_client.contract.tokenizer import END_OF_TEXT
 _STANDARD_DOMAINS = ("", "ai.onnx")
 
 
-def write_image_encoder(model: FrozenClip, target: Target, path: Path) -> None:
+def write_image_encoder(model: FrozenClip, kind: GraphKind, path: Path) -> None:
     """Write the image encoder: uint8 [B, S, S, 3] to fp32 [B, D].
 
     Args:
         model: the CLIP to export.
-        target: variant and precision of the graph.
+        kind: variant and precision of the graph.
         path: the ONNX file.
 
     Raises:
-        GraphError: the graph breaks a promise of ``target``.
+        GraphError: the graph has operators that its variant does not allow: see :func:`check_operators`.
     """
-    ops, visual = _operators(target), model.model.visual
+    ops, visual = _operators(kind), model.model.visual
     features = image_encoder(ops, visual, tensors.IMAGE.name)
     image = tensor_value(tensors.IMAGE, model.image_size, model.image_size, 3)
     _save(ops.graph, image, features, tensor_value(tensors.IMAGE_FEATURES, model.embed_dim), path)
-    check_operators(ops.graph.nodes, target, count_attentions(visual))
+    check_operators(ops.graph.nodes, kind, count_attentions(visual))
     # A ResNet is convolutions but for its attention pool: int8 there fails parity (docs/decisions.md).
-    if target.precision == "int8" and not is_resnet(visual):
+    if kind.precision == "int8" and not is_resnet(visual):
         quantize_matmuls(path, calibration_photos(model.image_size))
 
 
-def write_text_encoder(model: FrozenClip, target: Target, path: Path) -> None:
+def write_text_encoder(model: FrozenClip, kind: GraphKind, path: Path) -> None:
     """Write the text encoder: token ids int32 [B, 77] to fp32 [B, D].
 
-    Args:
-        model: the CLIP to export.
-        target: variant and precision of the graph.
-        path: the ONNX file.
-
-    Raises:
-        GraphError: the graph breaks a promise of ``target``.
+    Arguments and errors are those of :func:`write_image_encoder`.
     """
-    ops = _operators(target)
+    ops = _operators(kind)
     ids = clamp_ids(ops.graph, tensors.TOKENS.name, len(model.model.token_embedding.weight))
-    if target.device != "tensorrt":  # a TensorRT engine has no shapes that depend on values
+    if kind.device != "tensorrt":  # a TensorRT engine has no shapes that depend on values
         ids = truncate_padding(ops.graph, ids)
     features = text_encoder(ops, model.model, ids)
     # The axis is not named like the truncated length: ONNX Runtime plans one memory pattern for axes of one name.
     tokens = tensor_value(tensors.TOKENS, "context")
     _save(ops.graph, tokens, features, tensor_value(tensors.TEXT_FEATURES, model.embed_dim), path)
-    check_operators(ops.graph.nodes, target, count_attentions(model.model.transformer))
-    if target.precision == "int8":
+    check_operators(ops.graph.nodes, kind, count_attentions(model.model.transformer))
+    if kind.precision == "int8":
         quantize_matmuls(path)  # weights alone: static activation scales fail parity, and questions are cheap
 
 
-def check_operators(nodes: Sequence[onnx.NodeProto], target: Target, attentions: int) -> None:
-    """Check that a graph uses the operators of its target's variant.
+def check_operators(nodes: Sequence[onnx.NodeProto], kind: GraphKind, attentions: int) -> None:
+    """Check that a graph uses the operators of its variant.
 
     Args:
         nodes: the nodes of the graph.
-        target: the target of the graph.
+        kind: the kind of the graph.
         attentions: the number of attention layers that a fused graph must fuse.
 
     Raises:
         GraphError: an attention is not fused, or a portable graph has a non-standard operator.
     """
-    if target.variant == "fused":
+    if kind.variant == "fused":
         found = sum(node.op_type == "MultiHeadAttention" for node in nodes)
         if found != attentions:
             raise GraphError(
@@ -327,9 +321,9 @@ def average_pool(graph: GraphBuilder, pool: nn.Module, x: str) -> str:
     return x if size == 1 else graph.add("AveragePool", x, kernel_shape=[size] * 2, strides=[size] * 2)
 
 
-def _operators(target: Target) -> PortableOperators:
-    graph = GraphBuilder(torch.float16 if target.precision == "fp16" else torch.float32)
-    return FusedOperators(graph) if target.variant == "fused" else PortableOperators(graph)
+def _operators(kind: GraphKind) -> PortableOperators:
+    graph = GraphBuilder(torch.float16 if kind.precision == "fp16" else torch.float32)
+    return FusedOperators(graph) if kind.variant == "fused" else PortableOperators(graph)
 
 
 def _save(

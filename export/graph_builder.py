@@ -28,7 +28,7 @@ _MASKED = -1e4  # added to masked scores: exp(-10000) is 0 at every precision, a
 
 
 class GraphError(Exception):
-    """A graph breaks a promise of its target."""
+    """A graph has operators that its variant does not allow."""
 
 
 class GraphBuilder:
@@ -152,15 +152,19 @@ class PortableOperators:
     def attention(
         self, query: str, key: str, value: str, num_heads: int, width: int, *, causal: str = "", bias: str = ""
     ) -> str:
-        """Multi-head attention of projected ``query`` [B, Q, W], ``key`` and ``value`` [B, T, W].
+        """Multi-head attention, before the output projection.
 
         Args:
-            width: W, a multiple of ``num_heads``.
+            query: projected queries [B, Q, W].
+            key: projected keys [B, T, W].
+            value: projected values [B, T, W].
+            num_heads: H.
+            width: W, a multiple of H.
             causal: T, int64 [], to apply a causal mask; then Q = T.
             bias: additive mask, fp32 [B, 1, 1, T].
 
         Returns:
-            [B, Q, W], before the output projection.
+            [B, Q, W].
         """
         graph, head_dim = self.graph, width // num_heads
         split = graph.constant([0, 0, num_heads, head_dim])  # 0 keeps an axis

@@ -10,7 +10,7 @@ from typing import Any
 from export import publish, repository
 from export.parity import PARITY_FILE
 from export.publish import ExportError, check_contract, is_demo, model_names, sizes
-from export.targets import TARGETS
+from export.targets import GRAPH_KINDS
 from export.triton_config import ensemble_config
 from serving.repository import (
     CONFIG_FILE,
@@ -45,7 +45,7 @@ class Entry:
     referenced: bool  # by the ensemble
     steps: list[str]  # the models that the ensemble references; empty for other models
     made_from: dict[str, Any]  # content of its made_from.json; empty where there is none
-    parity_verified: bool | None  # of a head: whether parity was computed in the precision that its target requests
+    parity_verified: bool | None  # of a head: whether parity was computed in the precision that its graphs request
 
 
 def list_models(folder: Path) -> list[Entry]:
@@ -163,14 +163,14 @@ def _entry(path: Path, steps: list[str]) -> Entry:
 
 
 def _differences_from(run: Run, folder: Path, config: Any, steps: list[str]) -> list[str]:
-    """Differences between the ensemble and what ``run`` would publish, for whichever target it was exported."""
+    """Differences between the ensemble and what ``run`` would publish, in any kind of graph."""
     try:
         check_contract(run)
     except ExportError as error:
         return [str(error)]
     publish_again = f"`python -m export.to_onnx --run {run.folder}`"
-    by_target = {target: model_names(run, target) for target in TARGETS}
-    names = next((names for names in by_target.values() if names.head in steps), None)
+    by_kind = (model_names(run, kind) for kind in GRAPH_KINDS)
+    names = next((names for names in by_kind if names.head in steps), None)
     if names is None:
         heads = (step for step in steps if step.startswith(tensors.HEAD_PREFIX))
         origin = next((read_object(folder / head / MADE_FROM_FILE) for head in heads), {})

@@ -29,7 +29,7 @@ from export.comparison import (
     compare_probabilities,
 )
 from export.parity_inputs import Inputs
-from export.targets import Array, Execution, Graph, Target, execution, open_graph
+from export.targets import Array, Execution, Graph, GraphKind, execution, open_graph
 from training.artifacts import write_json
 from training.backbone import FrozenClip
 from training.model import Predictor
@@ -71,18 +71,18 @@ class ParityResult:
         write_json(folder / PARITY_FILE, {"encoders": asdict(self.execution), "comparisons": rows})
 
     @classmethod
-    def load(cls, image: Path, text: Path, target: Target) -> ParityResult | None:
+    def load(cls, image: Path, text: Path, kind: GraphKind) -> ParityResult | None:
         """Read the saved results of two published encoders.
 
         Args:
             image: model folder of the image encoder, with verified digests.
             text: model folder of the text encoder, likewise.
-            target: the target of both.
+            kind: the kind of both graphs.
 
         Returns:
             None where this machine has another runtime, provider, CPU or precision than the saved results.
         """
-        here = execution(target)
+        here = execution(kind)
         for folder in (image, text):
             saved = json.loads((folder / PARITY_FILE).read_text(encoding="utf-8"))
             there = Execution(**saved["encoders"])
@@ -93,13 +93,13 @@ class ParityResult:
         return cls(_load_features(image), _load_features(text), comparisons, here)
 
 
-def check_parity(image: Path, text: Path, target: Target, model: FrozenClip, inputs: Sequence[Inputs]) -> ParityResult:
+def check_parity(image: Path, text: Path, kind: GraphKind, model: FrozenClip, inputs: Sequence[Inputs]) -> ParityResult:
     """Compare both encoders with PyTorch.
 
     Args:
         image: ONNX file of the image encoder.
         text: ONNX file of the text encoder.
-        target: the target of both.
+        kind: the kind of both graphs.
         model: the reference.
         inputs: sets of photos and questions; one is called "drawn".
 
@@ -108,14 +108,14 @@ def check_parity(image: Path, text: Path, target: Target, model: FrozenClip, inp
 
     Raises:
         ShapeError: features have another shape than the reference.
-        TargetError: the runtime of ``target`` is not installed.
+        GraphKindError: the runtime of ``kind`` is not installed.
     """
-    image_graph, text_graph = (open_graph(path, target, emulate=True) for path in (image, text))
+    image_graph, text_graph = (open_graph(path, kind, emulate=True) for path in (image, text))
     images, texts = {}, {}
     for each in tqdm(inputs, desc="compare with PyTorch", unit="set", disable=None):
         images[each.name] = encode_images(image_graph, model, each)
         texts[each.name] = encode_texts(text_graph, model, each)
-    return ParityResult(images, texts, compare_features(images, texts), execution(target))
+    return ParityResult(images, texts, compare_features(images, texts), execution(kind))
 
 
 def encode_images(graph: Graph, model: FrozenClip, inputs: Inputs) -> Features:
@@ -209,7 +209,7 @@ def reference_answers(predictor: Predictor, image_features: Array, text_features
     )
 
 
-def require_tolerance(comparisons: Sequence[Comparison], tolerance: Tolerance, target: str) -> None:
+def require_tolerance(comparisons: Sequence[Comparison], tolerance: Tolerance, kind: str) -> None:
     """Refuse comparisons out of ``tolerance``.
 
     Raises:
@@ -219,22 +219,22 @@ def require_tolerance(comparisons: Sequence[Comparison], tolerance: Tolerance, t
     if failed:
         rows = "; ".join(row.describe(tolerance) for row in failed)
         raise ToleranceError(
-            f"the {target} graphs differ from PyTorch by more than the tolerances, so nothing was published: {rows}. "
+            f"the {kind} graphs differ from PyTorch by more than the tolerances, so nothing was published: {rows}. "
             f"Another --precision may pass; in fp32 {REPORT_BUG}"
         )
 
 
 def parity_report(
-    comparisons: Sequence[Comparison], tolerance: Tolerance, target: str, encoders: Execution, head: Execution
+    comparisons: Sequence[Comparison], tolerance: Tolerance, kind: str, encoders: Execution, head: Execution
 ) -> dict[str, Any]:
     """The content of ``parity.json``.
 
     ``passed`` is null where all comparisons are within tolerance, but were computed in another precision or by another
-    provider than ``target`` requests.
+    provider than ``kind`` requests.
     """
     within = all(row.passes(tolerance) for row in comparisons)
     return {
-        "target": target,
+        "target": kind,
         "passed": None if within and not encoders.as_requested else within,
         "computed_as_requested": encoders.as_requested,
         "encoders": asdict(encoders),
@@ -244,14 +244,14 @@ def parity_report(
     }
 
 
-def parity_table(comparisons: Sequence[Comparison], tolerance: Tolerance, target: str, computed: Execution) -> str:
+def parity_table(comparisons: Sequence[Comparison], tolerance: Tolerance, kind: str, computed: Execution) -> str:
     """The comparisons as a table: measured errors below allowed ones."""
     allowed = " ".join(
         f"{value:>9g}"
         for value in (tolerance.relative_error, tolerance.cosine_error, tolerance.centred_error, tolerance.log_error)
     )
     lines = [
-        f"parity with PyTorch, {target}, computed in {computed}",
+        f"parity with PyTorch, {kind}, computed in {computed}",
         f"  {'inputs':<8}{'tensor':<16}{'rows':>5}{'error':>10}{'1 - cos':>10}{'centred':>10}{'log':>10}"
         f"{'same best':>11}{'same 5 best':>13}",
         f"  {'allowed':<29} {allowed}",
@@ -266,7 +266,7 @@ def parity_table(comparisons: Sequence[Comparison], tolerance: Tolerance, target
         )
     if not computed.as_requested:
         lines.append(
-            f"  not verified for {target}: it requests {computed.requested}, this machine computed {computed}; run the "
+            f"  not verified for {kind}: it requests {computed.requested}, this machine computed {computed}; run the "
             "export with --recheck on the machine that will serve"
         )
     return "\n".join(lines)

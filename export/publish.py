@@ -38,7 +38,7 @@ from export.parity_inputs import (
     random_inputs,
     run_inputs,
 )
-from export.targets import Target, execution, open_graph
+from export.targets import GraphKind, execution, open_graph
 from export.triton_config import ModelNames, Sample, Sizes
 from serving import golden
 from serving.repository import GRAPH_FILE, MADE_FROM_FILE, VERSION
@@ -54,8 +54,8 @@ from vizwiz_client.contract.tensors import CONTRACT_VERSION, DIGEST_LENGTH
 # Part of every model's name. Raise it when the same weights become another graph, when parity inputs change, or when
 # this version cannot read the files beside a published graph.
 EXPORT_FORMAT = "18"
-DEFAULT_TARGET = Target("portable", "fp32")
-HEAD_TARGET = Target("portable", "fp32")  # of every head: it is small, so it can be exact
+DEFAULT_KIND = GraphKind("portable", "fp32")
+HEAD_KIND = GraphKind("portable", "fp32")  # of every head: it is small, so it can be exact
 _GOLDEN_CANDIDATES = 5
 _SIZE_OVERHEAD = 1.2  # bytes of a model folder per byte of weights
 
@@ -65,7 +65,7 @@ class ExportError(Exception):
 
 
 def export_run(
-    run: Run, clip: FrozenClip | str, folder: Path, target: Target = DEFAULT_TARGET, *, recheck: bool = False
+    run: Run, clip: FrozenClip | str, folder: Path, kind: GraphKind = DEFAULT_KIND, *, recheck: bool = False
 ) -> ModelNames:
     """Export a run and publish it into a Triton model repository.
 
@@ -78,7 +78,7 @@ def export_run(
         clip: the CLIP of the fit, on the CPU in fp32; or its name or checkpoint file, which is loaded only to write or
             check an encoder.
         folder: the model repository; created if missing.
-        target: variant and precision of the encoders. The head is always portable fp32.
+        kind: variant and precision of the encoders. The head is always portable fp32.
         recheck: compare published encoders with PyTorch again, on this machine.
 
     Returns:
@@ -90,7 +90,7 @@ def export_run(
         RunError: the heads of ``run`` cannot be read.
         ParityError: a graph's outputs differ from PyTorch's; the subclasses are in :mod:`export.comparison`.
         GraphError: a graph has operators that its variant does not allow.
-        TargetError: the runtime of ``target`` is not installed here.
+        GraphKindError: the runtime of ``kind`` is not installed here.
         RepositoryError: ``folder`` cannot be written, or its disk has too little space.
         ClipError: ``clip`` cannot be loaded.
         OSError: a file cannot be read or written, for example because the disk is full.
@@ -98,33 +98,33 @@ def export_run(
     check_contract(run)
     predictor = run.load_predictor()
     folder = folder.resolve()  # staging folders lie beside it, on the same file system
-    names = model_names(run, target)
-    tolerance = TOLERANCES[target.precision]
+    names = model_names(run, kind)
+    tolerance = TOLERANCES[kind.precision]
     with disk_full_names(folder, "--repository"), repository.lock(folder):
         missing = [name for name in astuple(names) if not repository.is_published(folder, name)]
         result = None
         if not recheck and not {names.image, names.text} & {*missing}:
-            result = ParityResult.load(folder / names.image, folder / names.text, target)
+            result = ParityResult.load(folder / names.image, folder / names.text, kind)
         model = _load_matching_clip(run, clip) if result is None or isinstance(clip, FrozenClip) else None
-        repository.check_free_space(folder, _bytes_needed(missing, names, model, predictor, target))
+        repository.check_free_space(folder, _bytes_needed(missing, names, model, predictor, kind))
         with repository.staging_folder(folder) as staging:
             folders = {name: (staging if name in missing else folder) / name for name in astuple(names)}
             for name in missing:
-                _write_graph(name, folders[name], names, model, predictor, target)
+                _write_graph(name, folders[name], names, model, predictor, kind)
             if result is not None:
                 print("the published encoders passed parity already; --recheck compares them again")
             else:
                 assert model is not None
-                result = _check_encoders(folders, names, run, model, target)
-            head = open_graph(_graph(folders[names.head]), HEAD_TARGET)
+                result = _check_encoders(folders, names, run, model, kind)
+            head = open_graph(_graph(folders[names.head]), HEAD_KIND)
             answers = compare_answers(head, predictor, result.images, result.texts, tolerance)
             comparisons = [*result.comparisons, *answers]
-            print(parity_table(comparisons, tolerance, target.name, result.execution))
-            require_tolerance(comparisons, tolerance, target.name)
+            print(parity_table(comparisons, tolerance, kind.name, result.execution))
+            require_tolerance(comparisons, tolerance, kind.name)
             if names.head in missing:
-                _write_head_files(folders, names, run, predictor, result, comparisons, target)
+                _write_head_files(folders, names, run, predictor, result, comparisons, kind)
             for name in missing:
-                _finish_model(name, folders, names, run, result, target)
+                _finish_model(name, folders, names, run, result, kind)
             repository.publish_models(folder, {name: folders[name] for name in missing}, staging)
             repository.commit(folder, triton_config.ensemble_config(names, sizes(run), demo=is_demo(run)), staging)
     return names
@@ -143,13 +143,13 @@ def check_contract(run: Run) -> None:
         )
 
 
-def model_names(run: Run, target: Target = DEFAULT_TARGET) -> ModelNames:
+def model_names(run: Run, kind: GraphKind = DEFAULT_KIND) -> ModelNames:
     """Names of the models of ``run``: each contains a digest of what the model is made from.
 
-    A head's digest covers the encoders' target, on which its golden request and its parity report depend.
+    A head's digest covers the kind of the encoders, on which its golden request and its parity report depend.
     """
-    encoders = digest_of(run.clip_digest, EXPORT_FORMAT, target.name)[:DIGEST_LENGTH]
-    head = digest_of(run.digest, EXPORT_FORMAT, target.name)[:DIGEST_LENGTH]
+    encoders = digest_of(run.clip_digest, EXPORT_FORMAT, kind.name)[:DIGEST_LENGTH]
+    head = digest_of(run.digest, EXPORT_FORMAT, kind.name)[:DIGEST_LENGTH]
     return ModelNames(
         tensors.IMAGE_ENCODER_PREFIX + encoders,
         tensors.TEXT_ENCODER_PREFIX + encoders,
@@ -173,9 +173,9 @@ def write_golden_request(
 ) -> None:
     """Write ``golden.json``: a question about ``golden.jpg``, and PyTorch's answer to it.
 
-    After a load, a rollout asks it. ``expected`` holds ``candidates`` (the five best answers with their
-    ``confidence``), ``answer_types`` (all, likewise), ``answerable`` and ``head_id``. Each probability may differ by
-    ``tolerance``, so two that are closer than that may come in either order.
+    A rollout sends this request after it has loaded the head, and compares the answers. ``expected`` holds
+    ``candidates`` (the five best answers with their ``confidence``), ``answer_types`` (all, likewise), ``answerable``
+    and ``head_id``. Each probability may differ by ``tolerance``.
 
     Args:
         folder: the head's model folder.
@@ -217,17 +217,17 @@ def _load_matching_clip(run: Run, clip: FrozenClip | str) -> FrozenClip:
 
 
 def _bytes_needed(
-    missing: Sequence[str], names: ModelNames, model: FrozenClip | None, predictor: Predictor, target: Target
+    missing: Sequence[str], names: ModelNames, model: FrozenClip | None, predictor: Predictor, kind: GraphKind
 ) -> int:
     modules: list[torch.nn.Module] = [predictor] if names.head in missing else []
     if model is not None and {names.image, names.text} & {*missing}:
-        copies = 2 if target.precision == "int8" else 1  # calibration writes a second graph
+        copies = 2 if kind.precision == "int8" else 1  # calibration writes a second graph
         modules += copies * [model.model]
     return int(sum(4 * weights.numel() for module in modules for weights in module.parameters()) * _SIZE_OVERHEAD)
 
 
 def _write_graph(
-    name: str, folder: Path, names: ModelNames, model: FrozenClip | None, predictor: Predictor, target: Target
+    name: str, folder: Path, names: ModelNames, model: FrozenClip | None, predictor: Predictor, kind: GraphKind
 ) -> None:
     """Write the graph of a model, and with the image encoder's the photo of the golden request."""
     path = _graph(folder)
@@ -238,20 +238,20 @@ def _write_graph(
         return
     assert model is not None
     if name == names.image:
-        write_image_encoder(model, target, path)
+        write_image_encoder(model, kind, path)
         (folder / golden.PHOTO_FILE).write_bytes(draw_golden_photo())
     else:
-        write_text_encoder(model, target, path)
+        write_text_encoder(model, kind, path)
 
 
 def _check_encoders(
-    folders: Mapping[str, Path], names: ModelNames, run: Run, model: FrozenClip, target: Target
+    folders: Mapping[str, Path], names: ModelNames, run: Run, model: FrozenClip, kind: GraphKind
 ) -> ParityResult:
     image, text = folders[names.image], folders[names.text]
     inputs = [random_inputs(model.image_size), drawn_inputs(model.image_size, (image / golden.PHOTO_FILE).read_bytes())]
     if validation := _validation_inputs(run, model.image_size):
         inputs.append(validation)
-    return check_parity(_graph(image), _graph(text), target, model, inputs)
+    return check_parity(_graph(image), _graph(text), kind, model, inputs)
 
 
 def _validation_inputs(run: Run, image_size: int) -> Inputs | None:
@@ -271,10 +271,10 @@ def _write_head_files(
     predictor: Predictor,
     result: ParityResult,
     comparisons: Sequence[Comparison],
-    target: Target,
+    kind: GraphKind,
 ) -> None:
     """Write the files beside a head's graph: labels, model card, golden request and parity report."""
-    folder, tolerance = folders[names.head], TOLERANCES[target.precision]
+    folder, tolerance = folders[names.head], TOLERANCES[kind.precision]
     for spec, labels in ((tensors.ANSWER, run.answers), (tensors.ANSWER_TYPE, run.answer_types)):
         repository.write_labels(folder / f"{spec.name}.txt", labels)
     if (run.folder / CARD_FILE).is_file():
@@ -282,12 +282,12 @@ def _write_head_files(
     copyfile(folders[names.image] / golden.PHOTO_FILE, folder / golden.PHOTO_FILE)
     digest = names.head.removeprefix(tensors.HEAD_PREFIX)
     write_golden_request(folder, run, predictor, result, digest, tolerance)
-    report = parity_report(comparisons, tolerance, target.name, result.execution, execution(HEAD_TARGET))
+    report = parity_report(comparisons, tolerance, kind.name, result.execution, execution(HEAD_KIND))
     write_json(folder / PARITY_FILE, report)
 
 
 def _finish_model(
-    name: str, folders: Mapping[str, Path], names: ModelNames, run: Run, result: ParityResult, target: Target
+    name: str, folders: Mapping[str, Path], names: ModelNames, run: Run, result: ParityResult, kind: GraphKind
 ) -> None:
     """Write the origin, warm-up samples and configuration of a model; of an encoder also its parity results."""
     folder, shape = folders[name], sizes(run)
@@ -295,21 +295,21 @@ def _finish_model(
     made_from: dict[str, Any] = {
         "clip": clip_name(run.clip_source),
         "clip_sha256": run.clip_digest,
-        "target": target.name,
+        "target": kind.name,
         "export_format": EXPORT_FORMAT,
     }
     samples: dict[str, Sample]
     if name == names.image:
         result.save(folder, result.images)
-        config = triton_config.image_config(name, shape, _graph(folder), target)
+        config = triton_config.image_config(name, shape, _graph(folder), kind)
         samples = {"golden": {tensors.IMAGE: to_pixels(load_photo(photo_bytes), shape.image_size)}}
     elif name == names.text:
         result.save(folder, result.texts)
-        config = triton_config.text_config(name, shape, _graph(folder), target)
+        config = triton_config.text_config(name, shape, _graph(folder), kind)
         samples = triton_config.text_samples(GOLDEN_QUESTION)
     else:
         made_from = {"run": run.folder.name, "run_sha256": run.digest, "answers": len(run.answers), **made_from}
-        config = triton_config.head_config(name, shape, _graph(folder), target, demo=is_demo(run))
+        config = triton_config.head_config(name, shape, _graph(folder), kind, demo=is_demo(run))
         samples = {
             "golden": {
                 tensors.IMAGE_FEATURES: result.images["drawn"].measured[0],

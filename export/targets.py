@@ -1,4 +1,4 @@
-"""Export targets, variant and precision, and the runtime that computes the graphs of each.
+"""Kinds of graphs, each a variant and a precision, and the runtime that computes them.
 
 Parity holds only for the runtime, device and precision that computed it: each comparison records an :class:`Execution`.
 """
@@ -38,12 +38,12 @@ _CPU, _CUDA, _TENSORRT = "CPUExecutionProvider", "CUDAExecutionProvider", "Tenso
 _PROVIDERS: dict[Device, str] = {"cpu": _CPU, "cuda": _CUDA, "tensorrt": _TENSORRT}
 
 
-class TargetError(Exception):
-    """No such target, or this machine lacks the runtime that verifies it."""
+class GraphKindError(Exception):
+    """No such kind of graph, or this machine lacks the runtime that verifies it."""
 
 
 @dataclass(frozen=True)
-class Target:
+class GraphKind:
     """A variant and a precision of the graphs."""
 
     variant: Variant
@@ -67,21 +67,20 @@ class Target:
         return OPENVINO if self.precision in ("bf16", "int8") else None
 
 
-TARGETS: Mapping[Target, str] = {
-    Target("portable", "fp32"): "exact to rounding; any CPU or GPU, any ONNX runtime; the safe choice",
-    Target("portable", "bf16"): "CPUs with bf16 products: twice as fast as fp32, through OpenVINO; fp32 where the "
-    "serving machine lacks either",
-    Target("portable", "int8"): "CPUs: int8 products, through OpenVINO: a vision transformer is half as fast again as "
-    "in bf16 and a third of the size; the least exact",
-    Target("portable", "fp16"): "TensorRT and other GPU runtimes: half the size, tensor cores",
-    Target("fused", "fp32"): "ONNX Runtime on an NVIDIA GPU: exact to rounding, fused attention",
-    Target("fused", "fp16"): "ONNX Runtime on an NVIDIA GPU: half the size, tensor cores, fused attention",
+GRAPH_KINDS: Mapping[GraphKind, str] = {
+    GraphKind("portable", "fp32"): "exact to rounding; any CPU or GPU, any ONNX runtime; the safe choice",
+    GraphKind("portable", "bf16"): "CPUs with bf16 instructions: bf16 through OpenVINO; fp32 where the serving machine "
+    "lacks either",
+    GraphKind("portable", "int8"): "CPUs: int8 through OpenVINO; a third of the size, least exact",
+    GraphKind("portable", "fp16"): "TensorRT and other GPU runtimes: half the size, tensor cores",
+    GraphKind("fused", "fp32"): "ONNX Runtime on an NVIDIA GPU: exact to rounding, fused attention",
+    GraphKind("fused", "fp16"): "ONNX Runtime on an NVIDIA GPU: half the size, tensor cores, fused attention",
 }
 
 
 @dataclass(frozen=True)
 class Machine:
-    """The properties of a machine that decide its fastest target."""
+    """The properties of a machine that decide which kind of graph is fastest on it."""
 
     cuda: bool
     cpu_flags: frozenset[str]
@@ -102,19 +101,19 @@ def cpu_name() -> str:
     return _cpuinfo("model name") or platform.processor() or platform.machine()
 
 
-def recommend(machine: Machine) -> tuple[Target, str]:
-    """The fastest safe target for ``machine``, and the reason; docs/results.md has the figures behind it."""
+def recommend(machine: Machine) -> tuple[GraphKind, str]:
+    """The fastest safe kind for ``machine``, and the reason; docs/results.md has the figures behind it."""
     if machine.cuda:
-        return Target("fused", "fp16"), "it has a CUDA GPU"
+        return GraphKind("fused", "fp16"), "it has a CUDA GPU"
     if not machine.cpu_flags & _BF16_FLAGS:
-        return Target("portable", "fp32"), "its CPU does not multiply bf16"
+        return GraphKind("portable", "fp32"), "its CPU does not multiply bf16"
     if not machine.openvino:
-        return Target("portable", "fp32"), "OpenVINO, which would compute in bf16, is not installed"
-    return Target("portable", "bf16"), "its CPU multiplies bf16, and OpenVINO is installed"
+        return GraphKind("portable", "fp32"), "OpenVINO, which would compute in bf16, is not installed"
+    return GraphKind("portable", "bf16"), "its CPU multiplies bf16, and OpenVINO is installed"
 
 
-def choose_target(variant: str | None, precision: str | None, machine: Machine, device: str | None = None) -> Target:
-    """Complete a partly specified target.
+def choose_kind(variant: str | None, precision: str | None, machine: Machine, device: str | None = None) -> GraphKind:
+    """Complete a partly specified kind of graph.
 
     Args:
         variant: "portable", "fused" or None.
@@ -123,28 +122,28 @@ def choose_target(variant: str | None, precision: str | None, machine: Machine, 
         device: "cpu", "cuda", "tensorrt" or None.
 
     Returns:
-        The recommended target among those that match.
+        The recommended kind among those that match, else the one nearest to it.
 
     Raises:
-        TargetError: no target matches; the message lists all targets.
+        GraphKindError: none matches; the message lists all kinds.
     """
     recommended, _ = recommend(replace(machine, cuda=device == "cuda") if device else machine)
-    by_preference = sorted(TARGETS, key=lambda t: (t != recommended, t.variant != recommended.variant))
-    for target in by_preference:
-        asked = (variant, target.variant), (precision, target.precision), (device, target.device)
+    by_preference = sorted(GRAPH_KINDS, key=lambda t: (t != recommended, t.variant != recommended.variant))
+    for kind in by_preference:
+        asked = (variant, kind.variant), (precision, kind.precision), (device, kind.device)
         if all(wanted in (None, found) for wanted, found in asked):
-            return target
+            return kind
     wanted = "-".join(part for part in (variant, precision) if part) + (f" graph for {device}" if device else " graph")
-    choices = ", ".join(f"{target.name} ({target.device})" for target in TARGETS)
-    raise TargetError(f"there is no {wanted}; choose one of: {choices}")
+    choices = ", ".join(f"{kind.name} ({kind.device})" for kind in GRAPH_KINDS)
+    raise GraphKindError(f"there is no {wanted}; choose one of: {choices}")
 
 
-def targets_help(machine: Machine) -> str:
-    """The part of ``--help`` about targets, with the recommendation for ``machine``."""
+def kinds_help(machine: Machine) -> str:
+    """The part of ``--help`` about kinds of graphs, with the recommendation for ``machine``."""
     recommended, reason = recommend(machine)
     lines = [
         "values of --target, --variant and --precision that go together:",
-        *(f"  {t.device:<9}{t.variant:<9}{t.precision:<5} {words}" for t, words in TARGETS.items()),
+        *(f"  {t.device:<9}{t.variant:<9}{t.precision:<5} {words}" for t, words in GRAPH_KINDS.items()),
         f"On this machine: {recommended.variant} {recommended.precision}, because {reason}. Choose for the machine "
         "that will serve. Export refuses every graph that fails parity with PyTorch.",
     ]
@@ -153,17 +152,17 @@ def targets_help(machine: Machine) -> str:
 
 @dataclass(frozen=True)
 class Execution:
-    """The runtime, device and precision that compute a target's graphs on this machine."""
+    """The runtime, device and precision that compute graphs of one kind on this machine."""
 
     runtime: str  # with its version
     provider: str
     device: str  # model name of the CPU or GPU
     precision: str  # of matrix products
-    requested: str  # the target's precision and provider
+    requested: str  # precision and provider of the kind
 
     @property
     def as_requested(self) -> bool:
-        """Whether precision and provider are those that the target requests."""
+        """Whether precision and provider are those that the kind of graph requests."""
         return self.requested == f"{self.precision} by {self.provider}"
 
     def __str__(self) -> str:
@@ -171,64 +170,64 @@ class Execution:
         return f"{self.precision} by {self.provider} of {self.runtime} on {self.device}"
 
 
-def execution(target: Target) -> Execution:
-    """How :func:`open_graph` with ``emulate`` computes the graphs of ``target`` on this machine.
+def execution(kind: GraphKind) -> Execution:
+    """How :func:`open_graph` with ``emulate`` computes the graphs of ``kind`` on this machine.
 
     Raises:
-        TargetError: the runtime of ``target`` is not installed.
+        GraphKindError: the runtime of ``kind`` is not installed.
     """
-    if target.accelerator == OPENVINO:
-        version, requested = _import_openvino(target).__version__, f"{target.precision} by {OPENVINO}"
-        precision: str = target.precision
+    if kind.accelerator == OPENVINO:
+        version, requested = _import_openvino(kind).__version__, f"{kind.precision} by {OPENVINO}"
+        precision: str = kind.precision
         if not _openvino_multiplies(OPENVINO_HINT):
-            precision = "int8 and fp32" if target.precision == "int8" else "fp32"
+            precision = "int8 and fp32" if kind.precision == "int8" else "fp32"
         return Execution(f"OpenVINO {version}", OPENVINO, cpu_name(), precision, requested)
-    on_gpu = _on_gpu(target)
+    on_gpu = _on_gpu(kind)
     return Execution(
         f"ONNX Runtime {onnxruntime.__version__}",
         _CUDA if on_gpu else _CPU,
         torch.cuda.get_device_name() if on_gpu else cpu_name(),
-        target.precision if on_gpu else "fp32",  # ONNX Runtime's CPU kernels convert fp16 to fp32
-        f"{target.precision} by {_PROVIDERS[target.device]}",
+        kind.precision if on_gpu else "fp32",  # ONNX Runtime's CPU kernels convert fp16 to fp32
+        f"{kind.precision} by {_PROVIDERS[kind.device]}",
     )
 
 
-def open_graph(path: Path, target: Target, *, emulate: bool = False) -> Graph:
-    """Open an ONNX file with the runtime of its target; on a GPU where there is one and the target is not for CPUs.
+def open_graph(path: Path, kind: GraphKind, *, emulate: bool = False) -> Graph:
+    """Open an ONNX file with the runtime of its kind; on a GPU where there is one and the kind is not for CPUs.
 
     Args:
         path: the ONNX file.
-        target: the target of the graph.
+        kind: the kind of the graph.
         emulate: compute bf16 with OpenVINO even where the CPU only emulates it, slowly. A server takes fp32 there.
 
     Returns:
         A function from inputs by name to the list of outputs.
 
     Raises:
-        TargetError: the runtime of ``target`` is not installed, or cannot use the GPU.
+        GraphKindError: the runtime of ``kind`` is not installed, or cannot use the GPU.
     """
-    if target.accelerator == OPENVINO:
-        return _open_openvino(path, target, emulate)
+    if kind.accelerator == OPENVINO:
+        return _open_openvino(path, kind, emulate)
     providers: list[Any] = [_CPU]
-    if _on_gpu(target):
+    if _on_gpu(kind):
         onnxruntime.preload_dlls()
         # TF32, the default, has 10 bits of mantissa: no fp32 graph would pass parity
-        providers.insert(0, (_CUDA, {"use_tf32": "0"} if target.precision == "fp32" else {}))
+        providers.insert(0, (_CUDA, {"use_tf32": "0"} if kind.precision == "fp32" else {}))
     session = onnxruntime.InferenceSession(path, providers=providers)
     if len(providers) > len(session.get_providers()):
-        raise TargetError(
-            f"ONNX Runtime cannot use CUDA here, which {target.name} needs: see its messages above, or choose "
+        raise GraphKindError(
+            f"ONNX Runtime cannot use CUDA here, which {kind.name} needs: see its messages above, or choose "
             "--target cpu"
         )
     return lambda inputs: session.run(None, dict(inputs))
 
 
-def _on_gpu(target: Target) -> bool:
-    return torch.cuda.is_available() and target.device != "cpu"
+def _on_gpu(kind: GraphKind) -> bool:
+    return torch.cuda.is_available() and kind.device != "cpu"
 
 
-def _open_openvino(path: Path, target: Target, emulate: bool) -> Graph:
-    _import_openvino(target)
+def _open_openvino(path: Path, kind: GraphKind, emulate: bool) -> Graph:
+    _import_openvino(kind)
     core = openvino_core()
     native = OPENVINO_HINT.upper() in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     hint = OPENVINO_HINT if (_openvino_multiplies(OPENVINO_HINT) if emulate else native) else "f32"
@@ -236,12 +235,12 @@ def _open_openvino(path: Path, target: Target, emulate: bool) -> Graph:
     return lambda inputs: [output.copy() for output in model(dict(inputs)).values()]
 
 
-def _import_openvino(target: Target) -> Any:
+def _import_openvino(kind: GraphKind) -> Any:
     try:
-        import openvino  # late: only its own targets need it
+        import openvino  # late: only bf16 and int8 need it
     except ImportError as error:
-        raise TargetError(
-            f"OpenVINO computes {target.precision}, and is not installed here ({error}): `pip install openvino`, or "
+        raise GraphKindError(
+            f"OpenVINO computes {kind.precision}, and is not installed here ({error}): `pip install openvino`, or "
             "choose another --precision"
         ) from None
     return openvino

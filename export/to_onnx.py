@@ -22,12 +22,12 @@ from export.inventory import check_repository, describe, list_models, prune
 from export.publish import ExportError, export_run
 from export.targets import (
     DEVICES,
+    GRAPH_KINDS,
     PRECISIONS,
-    TARGETS,
     VARIANTS,
-    TargetError,
-    choose_target,
-    targets_help,
+    GraphKindError,
+    choose_kind,
+    kinds_help,
     this_machine,
 )
 from serving.repository import DEFAULT_REPOSITORY, RepositoryError
@@ -43,7 +43,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         prog="python -m export.to_onnx",
         description="Export CLIP's image and text encoder and a fitted head to ONNX, check parity with PyTorch, and\n"
         "publish them into a Triton model repository. Published encoders are kept.",
-        epilog=f"{targets_help(this_machine())}\n\nnext: python -m serving, or python -m serving reload",
+        epilog=f"{kinds_help(this_machine())}\n\nnext: python -m serving, or python -m serving reload",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--run", type=Path, help="run folder (default: the newest in --runs)")
@@ -97,9 +97,9 @@ def run_command(arguments: argparse.Namespace) -> int:
     run = read_run(arguments.run or newest_run(arguments.runs))
     print(f"run: {run.folder} ({len(run.answers)} answers, CLIP {run.clip_source})")
     clip = load_clip(arguments.clip) if arguments.clip else run.clip_source
-    target = choose_target(arguments.variant, arguments.precision, this_machine(), arguments.target)
-    print(f"target: {target.device} {target.variant} {target.precision}: {TARGETS[target]} (--help lists the others)")
-    names = export_run(run, clip, arguments.repository, target, recheck=arguments.recheck)
+    kind = choose_kind(arguments.variant, arguments.precision, this_machine(), arguments.target)
+    print(f"graphs: {kind.device} {kind.variant} {kind.precision}: {GRAPH_KINDS[kind]} (--help lists the others)")
+    names = export_run(run, clip, arguments.repository, kind, recheck=arguments.recheck)
     print(f"published in {arguments.repository}/: {tensors.ENSEMBLE} = {names.image} + {names.text} + {names.head}")
     place = "" if arguments.repository == DEFAULT_REPOSITORY else f" --repository {arguments.repository}"
     print(f"next: python -m serving{place}, or python -m serving reload where a server runs from there already")
@@ -138,7 +138,7 @@ def main(argv: list[str] | None = None) -> int:
         ParityError,
         GraphError,
         RepositoryError,
-        TargetError,
+        GraphKindError,
         DatasetError,
         OSError,
     ) as error:

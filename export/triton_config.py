@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from tritonclient.grpc import model_config_pb2 as pb
 
-from export.targets import OPENVINO, OPENVINO_HINT, Target
+from export.targets import OPENVINO, OPENVINO_HINT, GraphKind
 from training.artifacts import file_digest
 from vizwiz_client.contract import tensors, tokenizer
 from vizwiz_client.contract.tensors import TensorSpec
@@ -84,24 +84,24 @@ class Sizes:
     answer_types: int  # K
 
 
-def image_config(name: str, sizes: Sizes, graph: Path, target: Target) -> Any:
+def image_config(name: str, sizes: Sizes, graph: Path, kind: GraphKind) -> Any:
     """Configuration of the image encoder ``name`` with the ONNX file ``graph``."""
     inputs = {tensors.IMAGE: (sizes.image_size, sizes.image_size, 3)}
-    return _encoder_config(name, inputs, {tensors.IMAGE_FEATURES: (sizes.embed_dim,)}, graph, target)
+    return _encoder_config(name, inputs, {tensors.IMAGE_FEATURES: (sizes.embed_dim,)}, graph, kind)
 
 
-def text_config(name: str, sizes: Sizes, graph: Path, target: Target) -> Any:
+def text_config(name: str, sizes: Sizes, graph: Path, kind: GraphKind) -> Any:
     """Configuration of the text encoder ``name`` with the ONNX file ``graph``."""
     inputs = {tensors.TOKENS: tensors.TOKENS.shape}
-    config = _encoder_config(name, inputs, {tensors.TEXT_FEATURES: (sizes.embed_dim,)}, graph, target)
+    config = _encoder_config(name, inputs, {tensors.TEXT_FEATURES: (sizes.embed_dim,)}, graph, kind)
     config.response_cache.enable = True  # of this model alone: docs/architecture.md says why
-    if target.device == "cpu":
+    if kind.device == "cpu":
         config.parameters[tensors.NICE_PARAMETER].string_value = TEXT_ENCODER_NICE
     return config
 
 
-def head_config(name: str, sizes: Sizes, graph: Path, target: Target, *, demo: bool = False) -> Any:
-    """Configuration of the head ``name``, with labels, beside encoders of ``target``.
+def head_config(name: str, sizes: Sizes, graph: Path, kind: GraphKind, *, demo: bool = False) -> Any:
+    """Configuration of the head ``name``, with labels, beside encoders of ``kind``.
 
     ``demo``: it was fitted on drawn pictures alone.
     """
@@ -118,7 +118,7 @@ def head_config(name: str, sizes: Sizes, graph: Path, target: Target, *, demo: b
             output.label_filename = f"{output.name}.txt"
             digest = file_digest(graph.parents[1] / output.label_filename)
             config.parameters[tensors.LABELS_DIGEST_PARAMETER + output.label_filename].string_value = digest
-    _set_cuda_parameters(config, target)
+    _set_cuda_parameters(config, kind)
     _mark_demo(config, demo)
     config.parameters["intra_op_thread_count"].string_value = HEAD_THREADS
     return config
@@ -193,24 +193,24 @@ def _onnx_config(name: str, inputs: Dims, outputs: Dims, graph: Path) -> Any:
     return config
 
 
-def _encoder_config(name: str, inputs: Dims, outputs: Dims, graph: Path, target: Target) -> Any:
+def _encoder_config(name: str, inputs: Dims, outputs: Dims, graph: Path, kind: GraphKind) -> Any:
     config = _onnx_config(name, inputs, outputs, graph)
     accelerators = config.optimization.execution_accelerators
-    if target.accelerator is not None:
+    if kind.accelerator is not None:
         # the native backend reads the name alone, and OpenVINO there chooses the precision
         accelerator = accelerators.cpu_execution_accelerator.add(name=OPENVINO)
         accelerator.parameters[tensors.PRECISION_PARAMETER] = OPENVINO_HINT
-    if target.device == "tensorrt":
+    if kind.device == "tensorrt":
         options = _tensorrt_options(name, inputs)
         accelerators.gpu_execution_accelerator.add(name=TENSORRT).parameters.update(options)
-    _set_cuda_parameters(config, target)  # for TensorRT too: CUDA computes what TensorRT cannot
-    if target.device == "cpu":
+    _set_cuda_parameters(config, kind)  # for TensorRT too: CUDA computes what TensorRT cannot
+    if kind.device == "cpu":
         config.dynamic_batching.preferred_batch_size.append(CPU_BATCH_SIZE)
     return config
 
 
-def _set_cuda_parameters(config: Any, target: Target) -> None:
-    if target.device in ("cuda", "tensorrt"):
+def _set_cuda_parameters(config: Any, kind: GraphKind) -> None:
+    if kind.device in ("cuda", "tensorrt"):
         for key, value in _CUDA_PARAMETERS.items():
             config.parameters[key].string_value = str(value)
 

@@ -26,7 +26,7 @@ import numpy.typing as npt
 from tritonclient.grpc import InferInput, InferRequestedOutput
 from tritonclient.grpc.aio import InferenceServerClient
 
-from export.targets import TARGETS, Graph, open_graph
+from export.targets import GRAPH_KINDS, Graph, open_graph
 from serving.repository import read_config
 from serving.rollout import DIRECT_CHANNEL
 from vizwiz_client.contract import tensors
@@ -173,7 +173,7 @@ def _bare_client(job: Job) -> Send:
 @cache  # compiling a large encoder takes longer than measuring it
 def open_encoders(repository: Path, target: str) -> tuple[Graph, Graph]:
     """The image and the text encoder of the ensemble in ``repository``."""
-    [of_graphs] = [each for each in TARGETS if each.name == target]
+    [of_graphs] = [each for each in GRAPH_KINDS if each.name == target]
     steps = [step.model_name for step in read_config(repository / tensors.ENSEMBLE).ensemble_scheduling.step]
     image, text = (
         open_graph(repository / name / "1" / "model.onnx", of_graphs)

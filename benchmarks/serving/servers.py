@@ -21,7 +21,7 @@ from benchmarks.architectures import write_full_size
 from benchmarks.serving.load import Job, Record
 from demo import DEMO_CLIP, ensure_demo_dataset
 from export.publish import export_run
-from export.targets import Precision, Target, recommend, this_machine
+from export.targets import GraphKind, Precision, recommend, this_machine
 from serving import launch
 from serving.access import LOOPBACK, claim_ports
 from training.artifacts import staged_folder
@@ -47,7 +47,7 @@ class Served:
     checkpoint: Path
     run: Path
     repository: Path
-    target: Target  # of the encoders in the repository
+    target: GraphKind  # of the encoders in the repository
     image_size: int  # S in pixels
 
 
@@ -60,7 +60,7 @@ def prepare(name: str, cache: Path, precision: Precision | None = None) -> Serve
         precision: of the encoders; default: as export recommends for this machine's CPU.
     """
     folder = cache / name.replace("/", "-")
-    target = Target("portable", precision) if precision else recommend(replace(this_machine(), cuda=False))[0]
+    target = GraphKind("portable", precision) if precision else recommend(replace(this_machine(), cuda=False))[0]
     checkpoint = DEMO_CLIP if name == "demo" else folder / "clip.pt"
     folder.mkdir(parents=True, exist_ok=True)
     if not checkpoint.exists():

@@ -26,7 +26,7 @@ from benchmarks.serving.load import (
 )
 from benchmarks.serving.servers import Generator, Served, fastapi
 from demo import DEMO_CLIP
-from export.targets import Target
+from export.targets import GraphKind
 from tests.conftest import LiveServer
 from vizwiz_client import VizwizClient
 from vizwiz_client.contract import tensors
@@ -43,7 +43,7 @@ def generator() -> Iterator[Generator]:
 
 @pytest.fixture
 def served(live_server: LiveServer) -> Served:
-    target = Target("portable", "fp32")
+    target = GraphKind("portable", "fp32")
     return Served("demo", DEMO_CLIP, live_server.run.folder, live_server.repository, target, live_server.image_size)
 
 

@@ -16,17 +16,17 @@ from torch import nn
 from export.clip_graph import check_operators, first_end, write_image_encoder, write_text_encoder
 from export.comparison import TOLERANCES
 from export.graph_builder import MICROSOFT, GraphBuilder, GraphError
-from export.targets import TARGETS, Precision, Target, open_graph
+from export.targets import GRAPH_KINDS, GraphKind, Precision, open_graph
 from training.backbone import FrozenClip, clip_tokenize, normalise_pixels
 from vizwiz_client.contract.tokenizer import END_OF_TEXT, START_OF_TEXT
 
 QUESTIONS = ["what is this?", "is it on?", "what color is the mug"]
-targets = pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.name)
+kinds = pytest.mark.parametrize("kind", GRAPH_KINDS, ids=lambda kind: kind.name)
 Array = npt.NDArray[np.float32]
 
 
-def assert_within(got: Array, reference: torch.Tensor, target: Target) -> None:
-    expected, tolerance = reference.numpy(), TOLERANCES[target.precision]
+def assert_within(got: Array, reference: torch.Tensor, kind: GraphKind) -> None:
+    expected, tolerance = reference.numpy(), TOLERANCES[kind.precision]
     assert got.dtype == np.float32
     assert np.abs(got - expected).max() <= tolerance.relative_error * np.abs(expected).max()
     cosine = (got * expected).sum(1) / np.linalg.norm(got, axis=1) / np.linalg.norm(expected, axis=1)
@@ -34,38 +34,38 @@ def assert_within(got: Array, reference: torch.Tensor, target: Target) -> None:
 
 
 @pytest.fixture(scope="module")
-def text_graphs(tiny_clip: FrozenClip, tmp_path_factory: pytest.TempPathFactory) -> dict[Target, Path]:
+def text_graphs(tiny_clip: FrozenClip, tmp_path_factory: pytest.TempPathFactory) -> dict[GraphKind, Path]:
     folder = tmp_path_factory.mktemp("text")
-    paths = {target: folder / f"{target.name}.onnx" for target in TARGETS}
-    for target, path in paths.items():
-        write_text_encoder(tiny_clip, target, path)
+    paths = {kind: folder / f"{kind.name}.onnx" for kind in GRAPH_KINDS}
+    for kind, path in paths.items():
+        write_text_encoder(tiny_clip, kind, path)
     return paths
 
 
-@targets
-def test_the_image_encoder_gives_what_clip_gives(target: Target, tiny_clip: FrozenClip, tmp_path: Path) -> None:
-    write_image_encoder(tiny_clip, target, tmp_path / "model.onnx")
+@kinds
+def test_the_image_encoder_gives_what_clip_gives(kind: GraphKind, tiny_clip: FrozenClip, tmp_path: Path) -> None:
+    write_image_encoder(tiny_clip, kind, tmp_path / "model.onnx")
     pixels = np.random.default_rng(0).integers(
         0, 256, (3, tiny_clip.image_size, tiny_clip.image_size, 3), dtype=np.uint8
     )
-    graph = open_graph(tmp_path / "model.onnx", target)
+    graph = open_graph(tmp_path / "model.onnx", kind)
     with torch.inference_mode():
         reference = tiny_clip.model.encode_image(normalise_pixels(torch.from_numpy(pixels)))
-    assert_within(graph({"image": pixels})[0], reference, target)
-    assert_within(graph({"image": pixels[:1]})[0], reference[:1], target)
+    assert_within(graph({"image": pixels})[0], reference, kind)
+    assert_within(graph({"image": pixels[:1]})[0], reference[:1], kind)
 
 
-@targets
+@kinds
 @pytest.mark.parametrize("length", [8, 16, 77])
 def test_the_text_encoder_gives_what_clip_gives(
-    length: int, target: Target, tiny_clip: FrozenClip, text_graphs: dict[Target, Path]
+    length: int, kind: GraphKind, tiny_clip: FrozenClip, text_graphs: dict[GraphKind, Path]
 ) -> None:
     """Beside a question that fills ``length`` positions, so that the graph computes as many."""
     tokens = clip_tokenize([*QUESTIONS, "a " * (length - 2)])
-    graph = open_graph(text_graphs[target], target)
+    graph = open_graph(text_graphs[kind], kind)
     with torch.inference_mode():
         reference = tiny_clip.model.encode_text(tokens)
-    assert_within(graph({"tokens": tokens.int().numpy()})[0], reference, target)
+    assert_within(graph({"tokens": tokens.int().numpy()})[0], reference, kind)
 
 
 @pytest.mark.parametrize("dtype", [onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16])
@@ -88,28 +88,30 @@ def test_the_end_is_found_by_a_runtime_of_any_precision(dtype: int, tmp_path: Pa
     assert ReferenceEvaluator(model).run(None, {"ids": ids})[0].tolist() == [1, 2, 3, 1]
 
 
-@targets
-def test_the_graph_is_written_in_the_operators_of_its_variant(target: Target, text_graphs: dict[Target, Path]) -> None:
-    graph = onnx.load(text_graphs[target]).graph
+@kinds
+def test_the_graph_is_written_in_the_operators_of_its_variant(
+    kind: GraphKind, text_graphs: dict[GraphKind, Path]
+) -> None:
+    graph = onnx.load(text_graphs[kind]).graph
     operators = Counter((node.domain, node.op_type) for node in graph.node)
     fused = operators[MICROSOFT, "MultiHeadAttention"], operators[MICROSOFT, "QuickGelu"]
-    assert fused == ((2, 2) if target.variant == "fused" else (0, 0))
-    if target.variant == "portable":
+    assert fused == ((2, 2) if kind.variant == "fused" else (0, 0))
+    if kind.variant == "portable":
         assert {domain for domain, _ in operators} == {""}
     skips = operators[MICROSOFT, "SkipLayerNormalization"]
-    assert skips == (4 if target == Target("fused", "fp32") else 0)
+    assert skips == (4 if kind == GraphKind("fused", "fp32") else 0)
 
 
 @pytest.mark.parametrize("variant", ["portable", "fused"])
-def test_fp16_is_half_the_size_and_its_norms_are_in_fp32(variant: str, text_graphs: dict[Target, Path]) -> None:
-    full, half = (text_graphs[Target(variant, precision)] for precision in ("fp32", "fp16"))
+def test_fp16_is_half_the_size_and_its_norms_are_in_fp32(variant: str, text_graphs: dict[GraphKind, Path]) -> None:
+    full, half = (text_graphs[GraphKind(variant, precision)] for precision in ("fp32", "fp16"))
     assert half.stat().st_size < 0.6 * full.stat().st_size
     assert_sensitive_operators_take_fp32(half, {"LayerNormalization", "ArgMax"})
 
 
 @pytest.mark.parametrize("variant", ["portable", "fused"])
 def test_fp16_images_are_accumulated_in_fp32(variant: str, tiny_clip: FrozenClip, tmp_path: Path) -> None:
-    write_image_encoder(tiny_clip, Target(variant, "fp16"), tmp_path / "model.onnx")
+    write_image_encoder(tiny_clip, GraphKind(variant, "fp16"), tmp_path / "model.onnx")
     resnet = hasattr(tiny_clip.model.visual, "attnpool")
     assert_sensitive_operators_take_fp32(tmp_path / "model.onnx", {"ReduceMean" if resnet else "LayerNormalization"})
 
@@ -133,12 +135,12 @@ def count_int8(path: Path) -> tuple[int, int]:
     return len(products), len({node.input[0] for node in products} & set(dequantized))
 
 
-def test_int8_quantises_the_text_encoders_weights_alone(text_graphs: dict[Target, Path]) -> None:
-    assert count_int8(text_graphs[Target("portable", "int8")]) == (13, 0)  # six in each block, and the projection
+def test_int8_quantises_the_text_encoders_weights_alone(text_graphs: dict[GraphKind, Path]) -> None:
+    assert count_int8(text_graphs[GraphKind("portable", "int8")]) == (13, 0)  # six in each block, and the projection
 
 
 def test_int8_quantises_the_image_encoders_weights_and_activations(tiny_vit: FrozenClip, tmp_path: Path) -> None:
-    write_image_encoder(tiny_vit, Target("portable", "int8"), tmp_path / "model.onnx")
+    write_image_encoder(tiny_vit, GraphKind("portable", "int8"), tmp_path / "model.onnx")
     # query, key and value share their activation, except in the last of three blocks
     assert count_int8(tmp_path / "model.onnx") == (19, 14)
 
@@ -147,56 +149,56 @@ def test_int8_quantises_the_image_encoders_weights_and_activations(tiny_vit: Fro
 def test_a_resnets_int8_image_encoder_is_its_bf16_one(tiny_clip: FrozenClip, tmp_path: Path) -> None:
     precisions: tuple[Precision, ...] = ("bf16", "int8")
     for precision in precisions:
-        write_image_encoder(tiny_clip, Target("portable", precision), tmp_path / precision)
+        write_image_encoder(tiny_clip, GraphKind("portable", precision), tmp_path / precision)
     assert (tmp_path / "bf16").read_bytes() == (tmp_path / "int8").read_bytes()
 
 
-def test_an_attention_that_is_not_fused_is_refused(text_graphs: dict[Target, Path]) -> None:
-    portable = onnx.load(text_graphs[Target("portable", "fp32")]).graph
+def test_an_attention_that_is_not_fused_is_refused(text_graphs: dict[GraphKind, Path]) -> None:
+    portable = onnx.load(text_graphs[GraphKind("portable", "fp32")]).graph
     with pytest.raises(GraphError, match="0 of 2 attentions are fused"):
-        check_operators(portable.node, Target("fused", "fp32"), 2)
+        check_operators(portable.node, GraphKind("fused", "fp32"), 2)
 
 
-def test_a_portable_graph_of_other_operators_is_refused(text_graphs: dict[Target, Path]) -> None:
-    fused = onnx.load(text_graphs[Target("fused", "fp32")]).graph
+def test_a_portable_graph_of_other_operators_is_refused(text_graphs: dict[GraphKind, Path]) -> None:
+    fused = onnx.load(text_graphs[GraphKind("fused", "fp32")]).graph
     with pytest.raises(GraphError, match=r"com\.microsoft::MultiHeadAttention, com\.microsoft::QuickGelu"):
-        check_operators(fused.node, Target("portable", "fp32"), 2)
+        check_operators(fused.node, GraphKind("portable", "fp32"), 2)
 
 
 def test_exporting_leaves_the_reference_as_it_was(tiny_clip: FrozenClip, tmp_path: Path) -> None:
     before = {name: weights.clone() for name, weights in tiny_clip.model.state_dict().items()}
-    write_image_encoder(tiny_clip, Target("fused", "fp16"), tmp_path / "image.onnx")
-    write_text_encoder(tiny_clip, Target("fused", "fp16"), tmp_path / "text.onnx")
+    write_image_encoder(tiny_clip, GraphKind("fused", "fp16"), tmp_path / "image.onnx")
+    write_text_encoder(tiny_clip, GraphKind("fused", "fp16"), tmp_path / "text.onnx")
     after = tiny_clip.model.state_dict()
     assert all(torch.equal(weights, after[name]) for name, weights in before.items())
 
 
-@targets
-def test_ids_outside_the_vocabulary_are_clamped(target: Target, text_graphs: dict[Target, Path]) -> None:
+@kinds
+def test_ids_outside_the_vocabulary_are_clamped(kind: GraphKind, text_graphs: dict[GraphKind, Path]) -> None:
     """One graph computes both sides, so both round equally."""
     outside, nearest = np.zeros((2, 3, 77), np.int32)
     outside[:, 0] = nearest[:, 0] = 49406
     outside[:, 1:4], nearest[:, 1:4] = 320, 320
     outside[:, 2], nearest[:, 2] = (-1, 49408, 2**31 - 1), (0, 49407, 49407)
     outside[:, 4] = nearest[:, 4] = 49407
-    graph = open_graph(text_graphs[target], target)
+    graph = open_graph(text_graphs[kind], kind)
     features = graph({"tokens": outside})[0]
     np.testing.assert_array_equal(features, graph({"tokens": nearest})[0])
     assert np.isfinite(features).all()
     assert (features[0] != features[1]).any()
 
 
-def test_questions_of_mixed_lengths_in_one_batch(text_graphs: dict[Target, Path], tiny_clip: FrozenClip) -> None:
+def test_questions_of_mixed_lengths_in_one_batch(text_graphs: dict[GraphKind, Path], tiny_clip: FrozenClip) -> None:
     """Ids after the first end token change nothing, and a question without one is answered too."""
     questions = [" ".join(["mug"] * words) for words in (1, 5, 13, 14, 30, 75)]
     tokens = clip_tokenize(questions).int().numpy()
-    graph = open_graph(text_graphs[Target("portable", "fp32")], Target("portable", "fp32"))
+    graph = open_graph(text_graphs[GraphKind("portable", "fp32")], GraphKind("portable", "fp32"))
     together = graph({"tokens": tokens})[0]
     with torch.inference_mode():
         reference = tiny_clip.model.encode_text(torch.from_numpy(tokens))
-    assert_within(together, reference, Target("portable", "fp32"))
+    assert_within(together, reference, GraphKind("portable", "fp32"))
     behind = tokens.copy()
     behind[0, 40:] = 49407  # more ends, later than the first
-    assert_within(graph({"tokens": behind})[0], torch.from_numpy(together), Target("portable", "fp32"))
+    assert_within(graph({"tokens": behind})[0], torch.from_numpy(together), GraphKind("portable", "fp32"))
     no_end = np.full((1, 77), 320, np.int32)
     assert graph({"tokens": no_end})[0].shape == together[:1].shape

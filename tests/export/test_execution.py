@@ -14,13 +14,13 @@ import pytest
 from export import publish, targets
 from export.clip_graph import write_text_encoder
 from export.inventory import describe, list_models
-from export.publish import DEFAULT_TARGET, export_run
-from export.targets import Execution, Target, cpu_name, execution, open_graph
+from export.publish import DEFAULT_KIND, export_run
+from export.targets import Execution, GraphKind, cpu_name, execution, open_graph
 from training.backbone import ClipError, FrozenClip
 from training.run import Run
 
 vit = pytest.mark.parametrize("tiny_clip", [3], ids=["vit"], indirect=True)
-BF16, INT8 = Target("portable", "bf16"), Target("portable", "int8")
+BF16, INT8 = GraphKind("portable", "bf16"), GraphKind("portable", "int8")
 
 
 def read_report(folder: Path) -> dict[str, Any]:
@@ -28,9 +28,9 @@ def read_report(folder: Path) -> dict[str, Any]:
 
 
 @vit
-@pytest.mark.parametrize(("target", "precision"), [(BF16, "fp32"), (INT8, "int8 and fp32")], ids=["bf16", "int8"])
+@pytest.mark.parametrize(("kind", "precision"), [(BF16, "fp32"), (INT8, "int8 and fp32")], ids=["bf16", "int8"])
 def test_a_precision_that_this_machine_lacks_does_not_pass(
-    target: Target,
+    kind: GraphKind,
     precision: str,
     run: Run,
     tiny_clip: FrozenClip,
@@ -40,14 +40,14 @@ def test_a_precision_that_this_machine_lacks_does_not_pass(
 ) -> None:
     pytest.importorskip("openvino")
     monkeypatch.setattr(targets, "_openvino_multiplies", lambda precision: False)
-    names = export_run(run, tiny_clip, tmp_path / "triton_models", target)
+    names = export_run(run, tiny_clip, tmp_path / "triton_models", kind)
     report = read_report(tmp_path / "triton_models" / names.head)
     assert (report["passed"], report["computed_as_requested"]) == (None, False)
     assert report["encoders"]["precision"] == precision
-    assert f"not verified for {target.name}: it requests {target.precision} by openvino" in capsys.readouterr().out
+    assert f"not verified for {kind.name}: it requests {kind.precision} by openvino" in capsys.readouterr().out
     (head,) = [entry for entry in list_models(tmp_path / "triton_models") if entry.kind == "head"]
     assert head.parity_verified is False
-    assert f"parity not verified for {target.name}" in describe([head])
+    assert f"parity not verified for {kind.name}" in describe([head])
 
 
 @vit
@@ -57,7 +57,7 @@ def test_bf16_is_computed_where_the_report_claims_it(tiny_clip: FrozenClip, tmp_
     write_text_encoder(tiny_clip, BF16, tmp_path / "model.onnx")
     ids = np.zeros((1, 77), np.int32)
     ids[0, :3] = 49406, 320, 49407
-    exact = open_graph(tmp_path / "model.onnx", DEFAULT_TARGET)({"tokens": ids})[0]
+    exact = open_graph(tmp_path / "model.onnx", DEFAULT_KIND)({"tokens": ids})[0]
     got = open_graph(tmp_path / "model.onnx", BF16, emulate=True)({"tokens": ids})[0]
     rounded = np.abs(got - exact).max() > 1e-4 * np.abs(exact).max()
     assert rounded == (execution(BF16).precision == "bf16")
@@ -89,4 +89,4 @@ def test_saved_features_of_another_machine_do_not_count(
         export_run(other_run, "no/such/clip.pt", own)
     assert {path.name for path in own.iterdir()} == before
     names = export_run(other_run, tiny_clip, own)
-    assert read_report(own / names.head)["encoders"] == vars(execution(DEFAULT_TARGET)) != vars(there)
+    assert read_report(own / names.head)["encoders"] == vars(execution(DEFAULT_KIND)) != vars(there)

@@ -24,7 +24,7 @@ from onnx import helper, numpy_helper
 from export import clip_graph
 from export.head_graph import write_head
 from export.publish import EXPORT_FORMAT
-from export.targets import TARGETS
+from export.targets import GRAPH_KINDS
 from tests.conftest import write_checkpoint
 from training.backbone import FrozenClip, load_clip
 from training.model import GatedHead, Predictor
@@ -47,7 +47,7 @@ def test_a_changed_graph_has_another_export_format(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("change", ["an attribute", "a constant", "an operator", "a transposed weight"])
 def test_the_digest_sees_what_a_graph_computes(change: str, tmp_path: Path) -> None:
-    clip_graph.write_text_encoder(small_clip(tmp_path, "vit"), next(iter(TARGETS)), tmp_path / "model.onnx")
+    clip_graph.write_text_encoder(small_clip(tmp_path, "vit"), next(iter(GRAPH_KINDS)), tmp_path / "model.onnx")
     model = onnx.load(tmp_path / "model.onnx")
     before = digest(model)
     graph = model.graph
@@ -80,13 +80,13 @@ def digests(folder: Path) -> dict[str, str]:
     examples = np.linspace(0, 255, 64 * 64 * 3).astype(np.uint8).reshape(1, 64, 64, 3)  # drawn photos depend on Pillow
     for family in FAMILIES:
         model = small_clip(folder, family)
-        for target in TARGETS:
+        for kind in GRAPH_KINDS:
             with patch.object(clip_graph, "calibration_photos", lambda image_size: [examples, 255 - examples]):
-                clip_graph.write_image_encoder(model, target, path)
+                clip_graph.write_image_encoder(model, kind, path)
             # what examples decide is rounded otherwise on another CPU
-            found[f"{family} image {target.name}"] = digest(onnx.load(path), sums=target.precision != "int8")
-            clip_graph.write_text_encoder(model, target, path)
-            found[f"{family} text {target.name}"] = digest(onnx.load(path))
+            found[f"{family} image {kind.name}"] = digest(onnx.load(path), sums=kind.precision != "int8")
+            clip_graph.write_text_encoder(model, kind, path)
+            found[f"{family} text {kind.name}"] = digest(onnx.load(path))
     for folds, source in ((1, HIDDEN), (1, FEATURES), (3, HIDDEN)):
         heads = [GatedHead(8, 5, 3, hidden=16, answerable_from=source) for _ in range(folds)]
         fill(torch.nn.ModuleList(heads))

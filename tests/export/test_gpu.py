@@ -11,7 +11,7 @@ import pytest
 
 from export.inventory import check_repository
 from export.publish import export_run, model_names
-from export.targets import Device, Machine, choose_target, execution
+from export.targets import Device, Machine, choose_kind, execution
 from serving.repository import read_config
 from serving.server import EmbeddedTriton
 from tests.conftest import ROOT
@@ -27,7 +27,7 @@ CPU_MACHINE = Machine(cuda=False, cpu_flags=frozenset(), openvino=False)
 def test_a_repository_for_a_gpu_is_served_by_a_cpu(
     device: Device, expected: str, run: Run, tiny_clip: FrozenClip, tmp_path: Path
 ) -> None:
-    target = choose_target(None, None, CPU_MACHINE, device)
+    target = choose_kind(None, None, CPU_MACHINE, device)
     assert (target.name, target.device) == (expected, device)
     names = export_run(run, tiny_clip, tmp_path / "triton_models", target)
     assert names == model_names(run, target)

@@ -13,7 +13,7 @@ from onnx import numpy_helper
 from export import graph_builder
 from export.clip_graph import write_image_encoder
 from export.graph_builder import GraphBuilder
-from export.targets import Precision, Target, open_graph
+from export.targets import GraphKind, Precision, open_graph
 from training.backbone import FrozenClip
 
 
@@ -34,13 +34,13 @@ def test_weights_are_cast_when_they_are_written(tmp_path: Path) -> None:
 def test_weights_beyond_the_limit_of_one_file_lie_beside_it(
     precision: Precision, tiny_vit: FrozenClip, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    target = Target("portable", precision)
+    kind = GraphKind("portable", precision)
     pixels = np.random.default_rng(0).integers(0, 256, (1, tiny_vit.image_size, tiny_vit.image_size, 3), dtype=np.uint8)
     for limit, folder in ((graph_builder.MAX_FILE_BYTES, tmp_path / "one"), (100_000, tmp_path / "two")):
         folder.mkdir()
         monkeypatch.setattr(graph_builder, "MAX_FILE_BYTES", limit)
-        write_image_encoder(tiny_vit, target, folder / "model.onnx")
+        write_image_encoder(tiny_vit, kind, folder / "model.onnx")
     assert sorted(path.name for path in (tmp_path / "one").iterdir()) == ["model.onnx"]
     assert sorted(path.name for path in (tmp_path / "two").iterdir()) == ["model.onnx", "model.onnx.data"]
-    one, two = (open_graph(tmp_path / folder / "model.onnx", target)({"image": pixels})[0] for folder in ("one", "two"))
+    one, two = (open_graph(tmp_path / folder / "model.onnx", kind)({"image": pixels})[0] for folder in ("one", "two"))
     np.testing.assert_array_equal(one, two)

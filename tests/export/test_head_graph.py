@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from export.head_graph import write_head
-from export.targets import Target, open_graph
+from export.targets import GraphKind, open_graph
 from training.model import GatedHead, Predictor
 from vizwiz_client.contract.tensors import head_digest
 
@@ -32,7 +32,7 @@ def serve(predictor: Predictor, folder: Path, image: Tensor, text: Tensor) -> li
     """The outputs of the graph of ``predictor``."""
     write_head(predictor, DIGEST, path := folder / "head.onnx")
     features = {"image_features": image.numpy(), "text_features": text.numpy()}
-    return [torch.from_numpy(output) for output in open_graph(path, Target("portable", "fp32"))(features)]
+    return [torch.from_numpy(output) for output in open_graph(path, GraphKind("portable", "fp32"))(features)]
 
 
 @torch.inference_mode()

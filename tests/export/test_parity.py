@@ -30,8 +30,8 @@ from export.comparison import (
 from export.head_graph import write_head
 from export.parity import check_parity, compare_answers, encode_texts, parity_table, require_tolerance
 from export.parity_inputs import Inputs, draw_golden_photo, drawn_inputs, random_inputs, run_inputs
-from export.publish import DEFAULT_TARGET, HEAD_TARGET, export_run
-from export.targets import Graph, Target, execution, open_graph
+from export.publish import DEFAULT_KIND, HEAD_KIND, export_run
+from export.targets import Graph, GraphKind, execution, open_graph
 from tests.export import faults
 from tests.export.conftest import snapshot
 from training.backbone import FrozenClip
@@ -73,9 +73,9 @@ def bench(run: Run, tiny_clip: FrozenClip, some_photos: Path, tmp_path_factory: 
     own = run_inputs(side, read_split(some_photos, "val"))
     assert own is not None
     inputs = [random_inputs(side), drawn_inputs(side, draw_golden_photo()), own]
-    write_image_encoder(tiny_clip, DEFAULT_TARGET, image := place / "image.onnx")
-    write_text_encoder(tiny_clip, DEFAULT_TARGET, text := place / "text.onnx")
-    return Bench(tiny_clip, predictor, open_graph(path, HEAD_TARGET), image, text, inputs)
+    write_image_encoder(tiny_clip, DEFAULT_KIND, image := place / "image.onnx")
+    write_text_encoder(tiny_clip, DEFAULT_KIND, text := place / "text.onnx")
+    return Bench(tiny_clip, predictor, open_graph(path, HEAD_KIND), image, text, inputs)
 
 
 def compared(bench: Bench, place: Path, fault: Callable[[Any], None] | None = None) -> list[Comparison]:
@@ -84,10 +84,10 @@ def compared(bench: Bench, place: Path, fault: Callable[[Any], None] | None = No
     if fault:
         model = replace(bench.model, model=faults.with_fault(bench.model.model, fault))
         if "text" in fault.__name__:
-            write_text_encoder(model, DEFAULT_TARGET, text := place / "text.onnx")
+            write_text_encoder(model, DEFAULT_KIND, text := place / "text.onnx")
         else:
-            write_image_encoder(model, DEFAULT_TARGET, image := place / "image.onnx")
-    result = check_parity(image, text, DEFAULT_TARGET, bench.model, bench.inputs)
+            write_image_encoder(model, DEFAULT_KIND, image := place / "image.onnx")
+    result = check_parity(image, text, DEFAULT_KIND, bench.model, bench.inputs)
     answers = compare_answers(bench.head, bench.predictor, result.images, result.texts, TOLERANCES["int8"])
     return [*result.comparisons, *answers]
 
@@ -132,7 +132,7 @@ def test_photos_or_questions_that_are_all_alike_pass(noise: float) -> None:
 
 def test_the_text_encoder_is_compared_at_every_length_that_matters(bench: Bench) -> None:
     """Each around the lengths that the graph cuts questions to, with no longer question beside it."""
-    seen, graph = set(), open_graph(bench.text, DEFAULT_TARGET)
+    seen, graph = set(), open_graph(bench.text, DEFAULT_KIND)
 
     def watched(inputs: Any) -> Any:
         seen.add(int((inputs["tokens"] == tokenizer.END_OF_TEXT).argmax(axis=1).max()) + 1)
@@ -145,7 +145,7 @@ def test_the_text_encoder_is_compared_at_every_length_that_matters(bench: Bench)
 def test_lengths_come_back_in_their_order(bench: Bench) -> None:
     inputs = bench.inputs[0]
     mixed = replace(inputs, questions=inputs.questions[::-1], reference_questions=inputs.reference_questions.flip(0))
-    features = encode_texts(open_graph(bench.text, DEFAULT_TARGET), bench.model, mixed)
+    features = encode_texts(open_graph(bench.text, DEFAULT_KIND), bench.model, mixed)
     assert compare_encoder("random", "text_features", features).passes(FP32)
 
 
@@ -167,7 +167,7 @@ def test_a_refused_export_publishes_nothing(
 ) -> None:
     original = publish.write_image_encoder
 
-    def write(model: FrozenClip, target: Target, path: Path) -> None:
+    def write(model: FrozenClip, target: GraphKind, path: Path) -> None:
         original(replace(model, model=faults.with_fault(model.model, faults.scaled_image_matrix)), target, path)
 
     monkeypatch.setattr(publish, "write_image_encoder", write)
@@ -223,7 +223,7 @@ def test_each_measure_can_fail_alone(change: dict[str, Any]) -> None:
     bad = replace(GOOD, **change)
     with pytest.raises(ToleranceError, match="answer on val inputs"):
         require_tolerance([GOOD, bad], FP32, "x")
-    assert parity_table([GOOD, bad], FP32, "x", execution(DEFAULT_TARGET)).count("FAILED") == 1
+    assert parity_table([GOOD, bad], FP32, "x", execution(DEFAULT_KIND)).count("FAILED") == 1
 
 
 def test_scale_is_seen_where_cosine_is_blind() -> None:

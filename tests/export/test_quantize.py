@@ -15,7 +15,7 @@ from torch import nn
 
 from export.graph_builder import GraphBuilder
 from export.quantize import quantize_matmuls
-from export.targets import Target, open_graph
+from export.targets import GraphKind, open_graph
 
 CHANNELS, OUTPUTS = 64, 48
 Array = npt.NDArray[Any]
@@ -72,7 +72,7 @@ def with_onnx_runtime(path: Path) -> Any:
 
 
 def with_openvino(path: Path) -> Any:
-    return open_graph(path, Target("portable", "int8"))
+    return open_graph(path, GraphKind("portable", "int8"))
 
 
 @pytest.mark.parametrize("opened", [with_onnx_runtime, with_openvino])

@@ -10,13 +10,13 @@ import pytest
 from tritonclient.grpc import model_config_pb2 as pb
 
 from export import repository, triton_config
-from export.targets import Precision, Target
+from export.targets import GraphKind, Precision
 from export.triton_config import ModelNames, Sizes
 from serving.repository import read_config
 from training.artifacts import file_digest, workspace
 from vizwiz_client.contract import tensors
 
-TARGET = Target("portable", "fp32")
+TARGET = GraphKind("portable", "fp32")
 SIZES = Sizes(image_size=64, embed_dim=32, answers=7, answer_types=4)
 NAMES = ModelNames("clip_image_a", "clip_text_b", "gated_head_c")
 
@@ -45,7 +45,7 @@ def test_the_native_backend_serves_the_models_too(graph: Path) -> None:
 
 @pytest.mark.parametrize(("precision", "accelerators"), [("fp32", []), ("bf16", ["openvino"]), ("int8", ["openvino"])])
 def test_a_cpu_target_requests_its_accelerator(precision: Precision, accelerators: list[str], graph: Path) -> None:
-    config = triton_config.text_config("name", SIZES, graph, Target("portable", precision))
+    config = triton_config.text_config("name", SIZES, graph, GraphKind("portable", precision))
     requested = config.optimization.execution_accelerators.cpu_execution_accelerator
     assert [accelerator.name for accelerator in requested] == accelerators
 

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from export.targets import TARGETS, Machine, Target, TargetError, choose_target, execution, recommend
+from export.targets import GRAPH_KINDS, GraphKind, GraphKindError, Machine, choose_kind, execution, recommend
 
 GPU = Machine(cuda=True, cpu_flags=frozenset({"avx512_bf16"}), openvino=True)
 NEW_CPU = Machine(cuda=False, cpu_flags=frozenset({"avx2", "avx512_bf16"}), openvino=True)
@@ -21,7 +21,7 @@ OLD_CPU = Machine(cuda=False, cpu_flags=frozenset({"avx2"}), openvino=True)
 )
 def test_a_machine_is_recommended_what_it_is_fast_with(machine: Machine, expected: str) -> None:
     assert recommend(machine)[0].name == expected
-    assert choose_target(None, None, machine).name == expected
+    assert choose_kind(None, None, machine).name == expected
 
 
 @pytest.mark.parametrize(
@@ -38,7 +38,7 @@ def test_a_machine_is_recommended_what_it_is_fast_with(machine: Machine, expecte
 def test_what_is_left_open_is_filled_in(
     variant: str | None, precision: str | None, machine: Machine, expected: str
 ) -> None:
-    assert choose_target(variant, precision, machine).name == expected
+    assert choose_kind(variant, precision, machine).name == expected
 
 
 @pytest.mark.parametrize(
@@ -51,25 +51,25 @@ def test_what_is_left_open_is_filled_in(
     ],
 )
 def test_a_device_is_given_what_it_is_fast_with(device: str, machine: Machine, expected: str) -> None:
-    assert choose_target(None, None, machine, device).name == expected
+    assert choose_kind(None, None, machine, device).name == expected
 
 
 def test_a_device_leaves_the_precision_open() -> None:
-    assert choose_target(None, "fp32", NEW_CPU, "cuda") == Target("fused", "fp32")
-    with pytest.raises(TargetError, match=r"^there is no portable graph for cuda; choose one of: .*fp16 \(tensorrt\)"):
-        choose_target("portable", None, NEW_CPU, "cuda")
+    assert choose_kind(None, "fp32", NEW_CPU, "cuda") == GraphKind("fused", "fp32")
+    with pytest.raises(GraphKindError, match=r"^there is no portable graph for cuda; choose .*fp16 \(tensorrt\)"):
+        choose_kind("portable", None, NEW_CPU, "cuda")
 
 
 def test_what_does_not_go_together_is_refused() -> None:
     expected = r"there is no fused-int8 graph; choose one of: portable-fp32 \(cpu\), .*fused-fp16 \(cuda\)$"
-    with pytest.raises(TargetError, match=expected):
-        choose_target("fused", "int8", NEW_CPU)
+    with pytest.raises(GraphKindError, match=expected):
+        choose_kind("fused", "int8", NEW_CPU)
 
 
 def test_a_cpu_does_not_compute_a_gpus_target_as_requested(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    assert [target for target in TARGETS if target.device != "cpu" and execution(target).as_requested] == []
-    assert execution(Target("fused", "fp16")).precision == "fp32"
+    assert [kind for kind in GRAPH_KINDS if kind.device != "cpu" and execution(kind).as_requested] == []
+    assert execution(GraphKind("fused", "fp16")).precision == "fp32"
 
 
 def test_ctrl_c_ends_a_process_that_has_opened_graphs_with_openvino() -> None:
@@ -78,12 +78,12 @@ def test_ctrl_c_ends_a_process_that_has_opened_graphs_with_openvino() -> None:
     script = """
 import os, pathlib, signal, tempfile
 import onnx
-from export.targets import Target, open_graph
+from export.targets import GraphKind, open_graph
 header = '<ir_version: 10, opset_import: ["": 17]>'
 graph = onnx.parser.parse_model(header + "g (float[1, 4] x) => (float[1, 4] y) {y = Relu(x)}")
 path = pathlib.Path(tempfile.mkdtemp()) / "model.onnx"
 onnx.save(graph, path)
-opened = [open_graph(path, Target("portable", "bf16")) for _ in range(2)]
+opened = [open_graph(path, GraphKind("portable", "bf16")) for _ in range(2)]
 while opened:
     del opened[0]  # in the order in which they were opened
 try:
