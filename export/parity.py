@@ -1,7 +1,7 @@
-"""The parity check: graphs must compute what PyTorch computes, tensor by tensor and along the whole chain.
+"""The parity check: compare the graphs with PyTorch, tensor by tensor and along the whole chain.
 
-The references are the ``clip`` package's own modules, tokenizer and preprocessing, and the head as it was fitted. No
-code under test takes part in them.
+The references come from the ``clip`` package's modules, tokenizer and preprocessing, and from the fitted head, never
+from the code that is under test.
 """
 
 from __future__ import annotations
@@ -130,7 +130,7 @@ def encode_texts(graph: Graph, model: FrozenClip, inputs: Inputs) -> Features:
     """Encode questions, padded to 77 ids, with the graph and with PyTorch.
 
     Questions of one length form a batch, so that the graph computes that length. The first 64 are computed again in
-    batches of mixed lengths; of the two results the one further from the reference counts.
+    batches of mixed lengths. Of the two results, the one with the larger error counts.
     """
     padded = np.stack([tokenizer.pad(ids, tensors.CONTEXT_LENGTH) for ids in inputs.questions])
     lengths = (padded == tokenizer.END_OF_TEXT).argmax(axis=1)

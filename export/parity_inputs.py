@@ -1,6 +1,6 @@
 """Photos and questions for the parity check and for int8 calibration; drawn ones are the same on every run.
 
-Each parity input comes twice: as the client preprocesses it, and as the ``clip`` package does.
+Each parity input is preprocessed twice: by the client's code, and by the ``clip`` package.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Inputs:
 
 
 def random_inputs(image_size: int) -> Inputs:
-    """Noise, and random token ids at, one below and one above each length that the text graph computes."""
+    """Photos of noise, and random token ids of each length of the text graph, of one less and of one more."""
     random = np.random.default_rng(0)
     pixels = random.integers(0, 256, (RANDOM_PHOTOS, image_size, image_size, 3), dtype=np.uint8)
     edges = {length + more for length in tensors.TOKEN_LENGTHS for more in (-1, 0, 1)} - {tensors.CONTEXT_LENGTH + 1}
@@ -80,7 +80,7 @@ def drawn_inputs(image_size: int, golden_photo: bytes) -> Inputs:
 
 
 def run_inputs(image_size: int, split: Split) -> Inputs | None:
-    """The first photos and questions of ``split`` that a client could send; None where it has none."""
+    """The first photos and questions of ``split`` that the client accepts; None if there are none."""
     photos: list[Image.Image] = []
     questions: list[str] = []
     for path, record in zip(split.photo_paths(), split.records, strict=True):

@@ -6,7 +6,7 @@ levels to the others. So the LayerNorm's channels are divided by factors that mu
 product stays the same, and the channels get equal ranges (SmoothQuant, arXiv 2211.10438). Activations that remain too
 uneven stay in fp32; OpenVINO then scales them dynamically, which is more exact but slower.
 
-The graph states all this with ``QuantizeLinear`` and ``DequantizeLinear``; a runtime may then multiply integers.
+The graph holds ``QuantizeLinear`` and ``DequantizeLinear`` nodes; a runtime may fuse them into integer products.
 """
 
 from __future__ import annotations

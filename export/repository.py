@@ -1,7 +1,7 @@
-"""Write and read a Triton model repository: models are published atomically, by one process at a time.
+"""Publish models into a Triton model repository, atomically and under its lock.
 
-Replacing the configuration of ``vizwiz_vqa`` is the commit point of a publication. It comes last, so every model that
-it references is complete.
+A publication commits by replacing the configuration of ``vizwiz_vqa``. That comes last, so every model that the
+configuration references is complete.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def publish_models(repository: Path, models: Mapping[str, Path], trash: Path) ->
     """Move finished model folders into ``repository``; damaged ones of the same name go to ``trash``."""
     for name, folder in models.items():
         if (repository / name).exists():
-            flush_folder(folder)  # first, so that nothing happens between the two renames
+            flush_folder(folder)  # slow, so before the first rename: the model is absent between the two
             (repository / name).replace(trash / f"{name}.damaged")
         publish_folder(folder, repository / name)
 
@@ -117,7 +117,7 @@ def commit(repository: Path, config: Any, staging: Path) -> None:
 
 
 def _beside(repository: Path) -> Path:
-    """The path beside which staging folders are created: inside ``repository`` if that is a mounted volume."""
+    """Path beside which staging folders are created; it lies inside ``repository`` if that is a mounted volume."""
     parent = repository.parent
     same_volume = parent.stat().st_dev == repository.stat().st_dev
     return repository if same_volume else repository / repository.name

@@ -122,7 +122,7 @@ def choose_kind(variant: str | None, precision: str | None, machine: Machine, de
         device: "cpu", "cuda", "tensorrt" or None.
 
     Returns:
-        The recommended kind among those that match, else the one nearest to it.
+        The recommended kind if it matches, else another match, preferably of the recommended variant.
 
     Raises:
         GraphKindError: none matches; the message lists all kinds.

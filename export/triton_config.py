@@ -27,8 +27,8 @@ WARMUP_BATCH_SIZES = (1, 8)  # an idle and a busy server
 # second than two batches of 8 (docs/decisions.md).
 CPU_BATCH_SIZE = 8
 
-# nice(2) of the text encoder on a CPU: it runs when the image encoder, which takes several times as long, leaves the
-# cores idle. In equal shares each would wait inside its products for threads of the other (docs/decisions.md).
+# nice(2) of the text encoder on a CPU: it yields to the image encoder, which takes several times as long. With equal
+# priority, each would wait inside its matrix products for threads of the other (docs/decisions.md).
 TEXT_ENCODER_NICE = "5"
 
 HEAD_THREADS = "2"  # two threads read the head's weights faster than one; its products are small
@@ -151,7 +151,7 @@ def ensemble_config(names: ModelNames, sizes: Sizes, *, demo: bool = False) -> A
 
 
 def add_warmup(folder: Path, config: Any, samples: Mapping[str, Sample]) -> None:
-    """Have Triton run each sample at every warm-up batch size before it calls the model loaded.
+    """Let Triton run each sample at every warm-up batch size before it reports the model as ready.
 
     Args:
         folder: the model's folder; the samples' tensors are written below it.

@@ -71,7 +71,7 @@ exit status: 0 the server serves it, 1 refused: the server serves as before, 2 w
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line ``argv`` (default: the process's own) and return its exit status."""
+    """Run the command with the arguments ``argv`` (default: those of the process); return its exit status."""
     argv = list(sys.argv[1:] if argv is None else argv)
     if argv[:1] == ["reload"]:
         return _reload(_reload_parser().parse_args(argv[1:]))

@@ -1,4 +1,4 @@
-"""Who may reach and change the server: addresses, ports, and the admin key.
+"""Addresses, ports and admin key of the embedded server.
 
 Model control, shared memory, tracing and logging answer only requests that carry the admin key in a header. Health,
 metadata, configurations, statistics and inference are open. Each start generates a key, unless :data:`KEY_VARIABLE`
@@ -78,7 +78,7 @@ def claim_ports(wanted: Mapping[str, int], hosts: Mapping[str, str]) -> dict[str
     Raises:
         ServingError: a port is in use, or needs privileges that this process lacks.
     """
-    with ExitStack() as stack:  # all are held until all are found, so that they differ
+    with ExitStack() as stack:  # keeps all sockets open until the last is bound, so that the ports differ
         return {
             flag: _listen(stack.enter_context(socket.socket()), flag, hosts[flag], port)
             for flag, port in wanted.items()
@@ -130,9 +130,9 @@ def restrictions(key: str) -> list[str]:
 
 
 def hide_key(pid: int, key: str) -> bool:
-    """Overwrite ``key`` in the command line of the child process ``pid``, which has parsed it.
+    """Overwrite ``key`` in the command line of the child process ``pid``, after the process has parsed it.
 
-    Every user of a machine can read its command lines: proc_pid_cmdline(5).
+    Every user of a machine can read the command lines of all processes: proc_pid_cmdline(5).
 
     Returns:
         Whether the kernel allowed it.
@@ -180,9 +180,10 @@ def find_servers() -> list[RunningServer]:
 
 
 def find_server(url: str | None = None, repository: Path | None = None) -> RunningServer | None:
-    """The only running server at ``url`` that serves ``repository``, where given.
+    """Find the running server that matches ``url`` and ``repository``; None matches any.
 
-    Of several, the one that serves :data:`DEFAULT_REPOSITORY` of the working directory; None if that is ambiguous.
+    If several match, the one that serves ./triton_models is taken. Returns None if no server, or more than one, is
+    left.
     """
     matching = [
         server

@@ -1,4 +1,4 @@
-"""The gateway (REST endpoint and web page) as a supervised process of its own. Its package is never imported here."""
+"""The gateway (REST endpoint and web page) as a supervised process. Its package is not imported here."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Gateway:
         """Start the process; return when it listens.
 
         Raises:
-            ServingError: it ended before.
+            ServingError: the process ended before it listened.
         """
         self._ended.clear()
         threading.Thread(target=self._run, name="gateway supervisor", daemon=True).start()
@@ -64,7 +64,7 @@ class Gateway:
             raise ServingError("the gateway did not start, for the reason above; --no-gateway leaves it out")
 
     def stop(self) -> None:
-        """Let the process answer the requests in progress, and end it; kill it when interrupted again."""
+        """Let the process answer the requests in progress, then end it. Kill it on a second interrupt."""
         try:
             with self._lock:
                 self._stopping.set()
@@ -74,7 +74,7 @@ class Gateway:
             self._signal(signal.SIGKILL)
 
     def _run(self) -> None:
-        """Start the process, and again whenever it ends: the thread that started it must outlive it (launch.py)."""
+        """Start the process, and restart it when it ends, always in this thread: launch.py ends it with its thread."""
         backoff = Backoff()
         try:
             while outcome := self._run_once():
@@ -89,7 +89,7 @@ class Gateway:
             self._ended.set()
 
     def _run_once(self) -> str | None:
-        """Run the process until it ends; return how it ended, None if it is not to be restarted."""
+        """Run the process until it ends; return its signal or exit status, or None if it must not be restarted."""
         with self._lock:
             if self._stopping.is_set():
                 return None

@@ -42,7 +42,7 @@ class GoldenRequest:
     answer_types: Mapping[str, float]  # each type -> its probability
     answerable: float
     tolerance: float  # of each probability, absolute
-    answers: int  # V; all are requested, since NaN would hide among those that are not
+    answers: int  # V; all are requested, because a NaN may be in any of them
 
     def feed(self, image_size: int) -> Feed:
         """Inputs of the ensemble, a batch of one: image uint8 [1, S, S, 3] and tokens int32 [1, 77].
@@ -73,7 +73,7 @@ class GoldenRequest:
         ]
 
     def differences(self, result: Any) -> list[str]:
-        """Compare ``result`` (tritonclient's ``InferResult``) with the expected answer; return a message each."""
+        """Compare ``result`` (tritonclient's ``InferResult``) with the expected answer; return the differences."""
         got, types = (
             {label or "": probability for probability, label in map(parse_label, result.as_numpy(spec.name)[0])}
             for spec in (tensors.ANSWER, tensors.ANSWER_TYPE)

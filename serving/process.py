@@ -32,7 +32,7 @@ POLLS_PER_INDEX = 10  # polls of `failure` per query of Triton's model index
 
 @dataclass(frozen=True)
 class Address:
-    """How to query a server."""
+    """Address, id and admin key of a server."""
 
     id: str  # unique, reported in its metadata
     http_url: str  # host:port
@@ -51,9 +51,9 @@ class TritonProcess:
     Args:
         command: program and arguments.
         environment: environment variables.
-        address: how to query it, once it listens.
-        workspace: its working directory, and owner of its shared memory.
-        log: file of its standard output and error.
+        address: address, id and admin key of the server.
+        workspace: working directory of the process; its name begins the names of the shared memory.
+        log: file for standard output and error.
         models: the model repository, as in ``command``.
     """
 
@@ -89,7 +89,7 @@ class TritonProcess:
         return self._process.poll() is None
 
     def outcome(self) -> str:
-        """The exit status in words."""
+        """Exit status or signal of the process, for messages."""
         code = self._process.poll()
         if code is None:
             return "tritonserver gives no reason"
@@ -122,7 +122,7 @@ class TritonProcess:
         return True
 
     def failure(self) -> str | None:
-        """Why the process has to be restarted: it ended, or a stub died. None while it is healthy.
+        """Why the process has to be restarted: it ended, or a stub died. None if it is healthy.
 
         Triton 2.51 neither restarts a dead stub nor marks its model as unready.
 

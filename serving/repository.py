@@ -251,7 +251,7 @@ def _encoder(repository: Path, prefix: str, current: str, head: str) -> str:
 
 
 def _copy_demo(head: Path, ensemble: Any) -> None:
-    """Let ``ensemble`` say what its head says: whether it was fitted on drawn pictures alone."""
+    """Copy the mark of a head that was fitted on drawn pictures alone into ``ensemble``, or remove the mark."""
     ensemble.parameters.pop(tensors.DEMO_PARAMETER, None)
     if tensors.DEMO_PARAMETER in (parameters := read_config(head).parameters):
         ensemble.parameters[tensors.DEMO_PARAMETER].CopyFrom(parameters[tensors.DEMO_PARAMETER])

@@ -41,7 +41,8 @@ from vizwiz_client.contract.tensors import ENSEMBLE, HEAD_PREFIX, IMAGE_ENCODER_
 LOAD_TIMEOUT_S = 600  # a large CLIP's file takes a while to read and optimise
 INFER_TIMEOUT_S = 120  # of one request, to a model that has never answered
 UNLOAD_TIMEOUT_S = 60  # a model first answers its requests in flight
-# They replace tritonclient's own arguments, so its message limits are repeated. No proxy: its localhost is another one.
+# They replace tritonclient's own arguments, so its message limits are repeated. A proxy would resolve localhost to its
+# own machine.
 DIRECT_CHANNEL = [
     ("grpc.max_send_message_length", MAX_GRPC_MESSAGE_SIZE),
     ("grpc.max_receive_message_length", MAX_GRPC_MESSAGE_SIZE),
@@ -189,7 +190,7 @@ class Control:
 
 
 def _describe_servers(url: str | None) -> str:
-    """Why the server is not found, and how to name it."""
+    """Error message: which servers run here, and how to select one."""
     remedy = "for another Triton, give its gRPC address with --url and the repository that it serves with --repository"
     servers = ", ".join(f"{server.grpc} (serves {server.repository})" for server in find_servers())
     if not servers:

@@ -92,7 +92,7 @@ def check_platform(system: str, machine: str, libc: tuple[str, str]) -> None:
     """Check that the wheel's programs run on ``system`` and ``machine`` with ``libc`` (name, version).
 
     Raises:
-        ServingError: they do not.
+        ServingError: the platform is not Linux on x86_64, or its C library is not glibc or too old.
     """
     got = f"{system} on {machine} with {' '.join(libc).strip() or 'an unknown C library'}"
     fits = (system, machine, libc[0]) == ("linux", "x86_64", "glibc")
@@ -104,7 +104,7 @@ def check_platform(system: str, machine: str, libc: tuple[str, str]) -> None:
 
 
 def check_stub(stub: Path, environment: dict[str, str]) -> None:
-    """Check that the Python backend's stub finds its libraries: without them, Triton waits for it in vain.
+    """Check that the Python backend's stub finds its libraries. Without them, Triton would wait until its timeout.
 
     Raises:
         ServingError: a library is missing, or the stub's folder is mounted noexec.
@@ -113,7 +113,7 @@ def check_stub(stub: Path, environment: dict[str, str]) -> None:
         run = subprocess.run([stub], env=environment, capture_output=True, text=True, check=False)
     except PermissionError as error:
         raise ServingError(
-            f"{stub.parent} may not hold programs (mounted noexec?): set TMPDIR to a folder that may"
+            f"programs in {stub.parent} cannot be executed (mounted noexec?): set TMPDIR to another folder"
         ) from error
     if run.returncode == _MISSING_LIBRARY:
         raise ServingError(

@@ -176,7 +176,7 @@ class EmbeddedTriton:
             raise
 
     def stop(self) -> None:
-        """Drain requests in flight, end the server, and remove its workspace; kill it when interrupted again.
+        """Drain requests in flight, end the server, and remove its workspace. A second interrupt kills the server.
 
         Takes some seconds, and at most 80: requests in flight get 60 s to finish. Does nothing to a stopped server.
         """
@@ -206,7 +206,7 @@ class EmbeddedTriton:
         if not self._started:
             raise ServingError("the server has no address, no log and no process yet: call start() first")
 
-    # The supervisor's thread owns the process: it alone launches, restarts and stops it.
+    # The supervisor's thread alone starts, restarts and stops the process.
 
     def _run(self, report: Callable[[str], None]) -> None:
         try:
@@ -250,16 +250,16 @@ class EmbeddedTriton:
             self._process.stop()
 
     def _check(self) -> str | None:
-        """Do the housekeeping; return why the server has to be restarted, if it has to."""
+        """Restrict new shared memory and rotate the log; return why the server has to be restarted, or None."""
         with suppress(OSError):  # a full disk, for example
             self._workspace.restrict_shared_memory()  # of models that a rollout has loaded
             self._log.rotate()
-        with suppress(OSError, http.client.HTTPException, ValueError):  # busy: the next poll asks again
+        with suppress(OSError, http.client.HTTPException, ValueError):  # no answer: Triton is busy; poll again
             return self._process.failure() if self._process else None
         return None
 
     def _launch(self, report: Callable[[str], None]) -> bool:
-        """Start the process; return whether it is ready, False when the server is to stop first."""
+        """Start the process and wait until it is ready; return False if :meth:`stop` was called first."""
         self._process = TritonProcess(
             [str(self._runtime.server), *self._arguments()],
             self._environment,

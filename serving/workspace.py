@@ -26,7 +26,7 @@ MAX_SAVED_LOGS = 5  # of servers that failed, for this user
 _LOG_SUFFIX = ".log"
 _SHARED_MEMORY = Path("/dev/shm")
 _TAIL_LINES = 12
-_MAX_LINE_LENGTH = 400  # characters: an error repeats itself in each line that follows from it
+_MAX_LINE_LENGTH = 400  # characters: Triton repeats an error in each error that it causes
 _STACK_FRAME = re.compile(r" *\d+# ")  # of Triton's crash report
 
 
@@ -37,7 +37,7 @@ class Workspace:
         unlocked = Path(tempfile.mkdtemp(prefix=f".{PREFIX}", dir=_temporary_folder()))
         self.lock = _lock(unlocked)
         """File descriptor that holds the lock; every process of the server inherits it."""
-        # only now does it get a name that `remove_stale_workspaces` considers
+        # renamed once it is locked: `remove_stale_workspaces` ignores hidden folders
         self.folder = unlocked.rename(unlocked.with_name(unlocked.name.removeprefix(".")))
 
     @property
@@ -89,13 +89,13 @@ class Log:
         return file
 
     def rotate(self) -> None:
-        """Move a log that has grown too large aside. Triton keeps writing to the same file, so truncate it."""
+        """Copy a log that has grown too large to ``server.log.1``, and truncate it: Triton keeps the file open."""
         if self.path.stat().st_size > MAX_LOG_BYTES:
             try:
                 shutil.copyfile(self.path, self._rotated)
-            except OSError:  # a full disk: the log must not grow on
+            except OSError:  # a full disk: drop the older part
                 self._rotated.unlink(missing_ok=True)
-            os.truncate(self.path, 0)  # Triton has opened it for appending: it goes on at the beginning
+            os.truncate(self.path, 0)  # Triton appends, so it continues at the beginning
             self._start = 0
 
     def save(self) -> Path:

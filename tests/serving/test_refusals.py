@@ -183,7 +183,7 @@ def test_a_temporary_folder_that_may_not_hold_programs(tmp_path: Path) -> None:
     stub = tmp_path / runtime.STUB
     stub.write_bytes(b"")
     stub.chmod(0o600)
-    with pytest.raises(ServingError, match=r"may not hold programs \(mounted noexec\?\): set TMPDIR"):
+    with pytest.raises(ServingError, match=r"cannot be executed \(mounted noexec\?\): set TMPDIR"):
         runtime.check_stub(stub, {})
 
 
