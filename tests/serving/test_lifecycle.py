@@ -316,6 +316,19 @@ def test_two_servers_on_one_port(tiny_repository: Path) -> None:
         assert is_ready(first.http_url)
 
 
+def test_a_stopped_server_starts_again_at_the_same_ports(tiny_repository: Path) -> None:
+    server = EmbeddedTriton(tiny_repository)
+    server.start()
+    address = server.http_url
+    server.stop()
+    with pytest.raises(ServingError, match="the server was stopped"):
+        server.wait()
+    with server:
+        assert server.http_url == address
+        assert is_ready(address)
+    assert not is_ready(address)
+
+
 # the log
 
 
