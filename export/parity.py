@@ -213,7 +213,7 @@ def require_tolerance(comparisons: Sequence[Comparison], tolerance: Tolerance, k
     """Refuse comparisons out of ``tolerance``.
 
     Raises:
-        ToleranceError: at least one is; the message gives tensor, measured and allowed errors of each.
+        ToleranceError: at least one exceeds it; the message gives the tensor, measured and allowed errors of each.
     """
     failed = [row for row in comparisons if not row.passes(tolerance)]
     if failed:

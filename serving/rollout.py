@@ -121,7 +121,7 @@ def rollout(
                 report(f"interrupted: {outcome}")
                 raise
             raise ServingError(_refusal(after, error, committing, outcome)) from error
-        unloaded = _unload_stale(control, served, after, report)
+        unloaded = _unload_stale(control, after, report)
     return Rollout(step_of(after, HEAD_PREFIX), loaded, unloaded, time.monotonic() - start)
 
 
@@ -289,13 +289,13 @@ def _message(error: Exception) -> str:
     return str(error) if isinstance(error, ServingError | OSError) else f"{type(error).__name__}: {error}"
 
 
-def _unload_stale(control: Control, served: Any, after: Any, report: Callable[[str], None]) -> list[str]:
+def _unload_stale(control: Control, after: Any, report: Callable[[str], None]) -> list[str]:
     """Unload and return the models that the ensemble no longer references.
 
     The new head answers by now, so a failure is reported, not raised.
     """
     try:
-        stale = _stale_models(control, served, after)
+        stale = _stale_models(control, after)
         for name in control.unload(stale):
             report(f"{name} still answers requests; it is unloaded after the last one")
     except BaseException as error:
@@ -307,11 +307,10 @@ def _unload_stale(control: Control, served: Any, after: Any, report: Callable[[s
     return stale
 
 
-def _stale_models(control: Control, served: Any, after: Any) -> list[str]:
+def _stale_models(control: Control, after: Any) -> list[str]:
     """Ready models that the old ensemble or a killed rollout left, and that the new ensemble does not reference."""
     ready = {name for name, state in control.states().items() if state == "READY"}
-    ours = {*(steps(served) if served is not None else ()), *filter(IMMUTABLE_MODEL.fullmatch, ready)}
-    return sorted((ours & ready) - {*steps(after)})
+    return sorted({*filter(IMMUTABLE_MODEL.fullmatch, ready)} - {*steps(after)})
 
 
 def _golden(repository: Path, ensemble: Any) -> tuple[GoldenRequest, Feed]:
