@@ -47,7 +47,7 @@ VARIANTS = {
     "  no weight decay": replace(BEST, weight_decay=0.0, decay_trials=0),
     "  300 steps": replace(BEST, repeat_to_steps=300),
     "  1,200 steps": replace(BEST, repeat_to_steps=1_200),
-    "  dropout 0.25": replace(BEST, dropout=0.25),
+    "  dropout 0.5": replace(BEST, dropout=0.5),
 }
 
 Array = npt.NDArray[Any]

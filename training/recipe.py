@@ -137,6 +137,7 @@ RECIPES = {
             repeat_to_steps=400,
             learning_rate=4e-3,
             batch_size=512,
+            dropout=0.0,
             projection=PRINCIPAL,
             folds=10,
             answerable_from=FEATURES,
