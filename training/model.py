@@ -60,7 +60,9 @@ class GatedHead(nn.Module):
         """
         super().__init__()
         self.answerable_from = answerable_from
-        self.projection = nn.Sequential(nn.LayerNorm(2 * embed_dim), nn.Dropout(dropout), nn.Linear(2 * embed_dim, hidden))
+        self.projection = nn.Sequential(
+            nn.LayerNorm(2 * embed_dim), nn.Dropout(dropout), nn.Linear(2 * embed_dim, hidden)
+        )
         self.answer = nn.Sequential(nn.LayerNorm(hidden), nn.Dropout(dropout), nn.Linear(hidden, answers))
         self.answer_type = nn.Linear(hidden, types)
         self.gate = nn.Linear(types, answers)
