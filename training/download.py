@@ -236,8 +236,11 @@ def _check_existing(out: Path, folder: str, archive: str, expected: str | None) 
 
 
 def _read_manifest(out: Path) -> dict[str, dict[str, Any]]:
-    path = out / MANIFEST
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    try:
+        manifest: dict[str, dict[str, Any]] = json.loads((out / MANIFEST).read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):  # none yet, or damaged: it records no digest
+        return {}
+    return manifest
 
 
 def _check_space(folder: Path, needed: int) -> None:

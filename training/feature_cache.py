@@ -142,7 +142,7 @@ def _photo_state(path: Path, known: _PhotoState | None) -> _PhotoState | str:
 def _read_index(index: Path) -> dict[str, _PhotoState]:
     try:
         return {name: tuple(state) for name, state in json.loads(index.read_text(encoding="utf-8")).items()}
-    except FileNotFoundError:
+    except (FileNotFoundError, ValueError):  # missing, or damaged by a crash of the machine: the photos are read again
         return {}
 
 

@@ -8,7 +8,7 @@ import json
 import threading
 import time
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -236,13 +236,14 @@ def test_a_folder_from_another_archive_than_asked_for_is_refused(vizwiz_site: Si
     download(tmp_path, ("val",), base_url=vizwiz_site.url, sha256={"val.zip": right}, **FAST)
 
 
+@pytest.mark.parametrize("lose_manifest", [Path.unlink, lambda path: path.write_bytes(b"")], ids=["gone", "damaged"])
 def test_a_folder_without_a_recorded_digest_is_reported(
-    vizwiz_site: Site, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    vizwiz_site: Site, tmp_path: Path, capsys: pytest.CaptureFixture[str], lose_manifest: Callable[[Path], object]
 ) -> None:
     download(tmp_path, ("val",), base_url=vizwiz_site.url, **FAST)
     download(tmp_path, ("val",), base_url=vizwiz_site.url, **FAST)
     assert capsys.readouterr().err == ""
-    (tmp_path / "archives.json").unlink()
+    lose_manifest(tmp_path / "archives.json")
     download(tmp_path, ("val",), base_url=vizwiz_site.url, sha256={"val.zip": "0" * 64}, **FAST)
     assert "val: archives.json has no SHA-256 of val.zip, so it was not verified" in capsys.readouterr().err
 

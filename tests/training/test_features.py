@@ -171,6 +171,19 @@ def test_digests_are_cached_until_a_photo_changes(
     assert photo_digests([photo], cache)[0] == first
 
 
+@pytest.mark.parametrize("content", [b"", b'{"a.jpg": [3, ', b"\xff\xff"])
+def test_a_damaged_index_of_photos_is_made_again(
+    split: Split, tmp_path: Path, content: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("training.feature_cache._SETTLED_AFTER_S", 0)
+    expected = photo_digests(split.photo_paths(), tmp_path / "cache")
+    (index,) = (tmp_path / "cache" / "photos").iterdir()
+    whole = index.read_bytes()
+    index.write_bytes(content)
+    assert photo_digests(split.photo_paths(), tmp_path / "cache") == expected
+    assert index.read_bytes() == whole
+
+
 def test_missing_photos_and_pipes_are_all_reported(tmp_path: Path) -> None:
     os.mkfifo(pipe := tmp_path / "pipe.jpg")
     digests, errors = photo_digests([tmp_path / "missing.jpg", pipe], tmp_path / "cache")
