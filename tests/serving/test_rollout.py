@@ -269,6 +269,7 @@ def test_a_signal_rolls_back(
     monkeypatch.setattr(command, "_report", say)
     assert command.main(["reload", "--url", served.server.grpc_url, "--to", SECOND]) == 130
     assert said[-2:] == ["interrupted: the server serves as before", "stopped"]
+    assert SECOND not in served.referenced()
     assert served.head() == FIRST
     assert served.states().get(SECOND) != "READY"
     assert signal.getsignal(number) == handler
