@@ -63,5 +63,5 @@ bench-gateway: $(DEV)  ## tables: what the gateway adds to a question, its throu
 	$(BIN)/python -m benchmarks.gateway
 
 clean:  ## DELETE your runs/, triton_models/ and encoded features; keeps .venv
-	rm -rf .cache data/demo runs img.jpg
+	rm -rf .cache build data/demo runs img.jpg
 	find triton_models -mindepth 1 -maxdepth 1 -not -name README.md -exec rm -rf {} +

@@ -45,7 +45,7 @@ def main() -> int:
             print(f"    answer:   {ask(data / 'val' / record.image, record.question, grpc_url)}")
             print(f"    people:   {majority_answer(record)}")
     print_scores(newest_run(DEFAULT_RUNS))
-    print("\nnext: `python -m serving`, then open http://localhost:8080 and ask about img.jpg")
+    print("\nnext: `source .venv/bin/activate`, `python -m serving`; open http://localhost:8080 and ask about img.jpg")
     return 0
 
 

@@ -158,7 +158,9 @@ def _interrupted_once() -> Iterator[None]:
 
 def _has_gateway() -> bool:
     if missing := missing_packages():
-        _report(f"no gateway: it needs {', '.join(missing)}; install 'vizwiz-client[gateway]' for the web page")
+        _report(
+            f"no gateway: it needs {', '.join(missing)}; for the web page, pip install '.[gateway]' in the checkout"
+        )
     return not missing
 
 

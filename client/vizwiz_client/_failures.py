@@ -80,13 +80,13 @@ def _unavailable(failure: Failure, settings: Settings) -> tuple[type[ServerError
         return errors.Overloaded, f"the server at {url} has too many requests waiting; ask again in a moment"
     if "CERTIFICATE_VERIFY_FAILED" in failure.message:
         return errors.ServerUnavailable, (
-            f"the certificate of {url} is not trusted; pass the authority that signed it, Tls(ca=...), and the host "
-            "name that it was issued for"
+            f"the certificate of {url} is not trusted; pass the authority that signed it, --tls-ca (in "
+            "Python: Tls(ca=...)), and the host name that it was issued for"
         )
     # gRPC reports an HTTP server only as "Socket closed", so every message names the usual mistake: the HTTP port.
     hint = "start it with `python -m serving`, or give its gRPC port (8001 by default; 8000 is HTTP)"
     if settings.tls is None:
-        hint += "; a server with TLS needs Tls(ca=...)"
+        hint += "; a server with TLS needs --tls-ca (in Python: Tls(ca=...))"
     else:
         hint += "; does it use TLS, and does it require a client certificate?"
     return errors.ServerUnavailable, f"no server is ready at {url}; {hint}"

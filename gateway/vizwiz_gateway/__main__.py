@@ -10,7 +10,7 @@ def main() -> int | str | None:
     try:
         from vizwiz_gateway import cli
     except ModuleNotFoundError as error:
-        return f"gateway: error: {error.name} is not installed; install the extra: pip install 'vizwiz-client[gateway]'"
+        return f"gateway: error: {error.name} is not installed; in the checkout, pip install '.[gateway]'"
     return cli.main()
 
 

@@ -163,7 +163,10 @@ def _explain(problem: Problem, state: PageState) -> str:
     if problem.code == "no-question" and state.questions:
         return _capitalized(problem.detail)  # too long, for example
     if problem.code == "not-a-photo":
-        return f"This photo cannot be used. {_capitalized(problem.detail.removeprefix('photo: '))}"
+        detail = problem.detail.removeprefix("the photo: ")
+        if detail.startswith("not a picture"):  # the rest of it shows the file's first bytes
+            return "This file is not a photo. Choose a JPEG or PNG file, or take a photo."
+        return f"This photo cannot be used. {_capitalized(detail)}"
     if problem.code == "too-large":
         return _too_large(state.max_photo_bytes) if "photo" in problem.detail else _capitalized(problem.detail)
     return _BY_CODE.get(problem.code) or _capitalized(problem.detail)

@@ -83,6 +83,15 @@ def too_large(max_photo_bytes: int) -> ProblemError:
     )
 
 
+def _is_text(data: bytes | bytearray) -> bool:
+    """Whether ``data`` is UTF-8, which no photo is: curl sends a file's name where its @ was forgotten."""
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
 def _malformed(detail: str) -> ProblemError:
     return problem(HTTPStatus.BAD_REQUEST, "malformed", detail)
 
@@ -96,6 +105,7 @@ class _Form:
         self._max_photo_bytes = max_photo_bytes
         self._header = (bytearray(), bytearray())  # name and value of the header that is being read
         self._name = ""
+        self._is_file = False
         self._data = bytearray()
 
     def callbacks(self) -> Any:
@@ -119,7 +129,9 @@ class _Form:
         name, value = (bytes(part) for part in self._header)
         self._header = (bytearray(), bytearray())
         if name.lower() == b"content-disposition":
-            self._name = parse_options_header(value)[1].get(b"name", b"").decode(errors="replace")
+            options = parse_options_header(value)[1]
+            self._name = options.get(b"name", b"").decode(errors="replace")
+            self._is_file = b"filename" in options
 
     def _part_data(self, data: bytes, start: int, end: int) -> None:
         if self._name not in _FIELDS:
@@ -142,6 +154,12 @@ class _Form:
                 return
             if self.upload.photo:
                 raise _malformed("the form has more than one photo; send one photo in a request")
+            if not self._is_file and _is_text(data):
+                raise problem(
+                    HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
+                    "not-a-photo",
+                    "the field photo is text, not a file; with curl, write photo=@img.jpg",
+                )
             self.upload.photo = bytes(data)
         elif name == "question":
             self._add_question(data)

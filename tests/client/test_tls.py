@@ -72,11 +72,11 @@ def test_each_side_knows_the_other(connect: Connect, servers: dict[str, SmallSer
 
 
 def test_who_is_not_trusted_gets_nothing(connect: Connect, servers: dict[str, SmallServer], files: Files) -> None:
-    stranger = r"certificate of .* is not trusted; pass the authority that signed it, Tls\(ca=...\)"
+    stranger = r"certificate of .* is not trusted; pass the authority that signed it, --tls-ca"
     refused = [
         ("tls", Tls(ca=files.other_ca), stranger),
         ("tls", Tls(), stranger),  # it is no public authority's
-        ("tls", None, "a server with TLS needs Tls"),
+        ("tls", None, "a server with TLS needs --tls-ca"),
         ("mutual", Tls(files.other_ca, files.client_cert, files.client_key), stranger),
         ("mutual", Tls(ca=files.ca), "does it require a client certificate"),
     ]

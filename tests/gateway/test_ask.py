@@ -77,6 +77,15 @@ def test_a_body_that_is_no_form(gateway: Gateway) -> None:
         assert gateway.http.post("/v1/ask", content=body, headers=form).json()["code"] == "malformed", body
 
 
+def test_a_photo_without_its_at_sign(gateway: Gateway, photo: bytes) -> None:
+    """Curl's `photo=img.jpg` sends the name; a photo that a program sends without a file name is answered."""
+    for content, status in ((b"img.jpg", 415), (photo, 200)):
+        response = gateway.http.post("/v1/ask", files={"photo": (None, content), "question": (None, b"what is this?")})
+        assert response.status_code == status
+        if status != 200:
+            assert response.json()["detail"].endswith("with curl, write photo=@img.jpg")
+
+
 def test_request_ids(gateway: Gateway, photo: bytes) -> None:
     answer = gateway.ask(photo, "what is this?", headers={"x-request-id": "one.2_three"})
     assert answer.headers["x-request-id"] == answer.json()["request_id"] == "one.2_three"

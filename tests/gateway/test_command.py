@@ -90,4 +90,4 @@ def test_it_names_the_extra_that_is_not_installed() -> None:
     program = "import sys; sys.modules['uvicorn'] = None; from vizwiz_gateway.__main__ import main; sys.exit(main())"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
     assert done.returncode == 1
-    assert "uvicorn is not installed; install the extra: pip install 'vizwiz-client[gateway]'" in done.stderr
+    assert "uvicorn is not installed; in the checkout, pip install '.[gateway]'" in done.stderr

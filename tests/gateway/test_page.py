@@ -91,7 +91,7 @@ class TestStates:
         [
             (no_photo, "There is no photo. Take or choose one, then press Ask.", "take"),
             (no_question, "There is no question. Type one, such as “what is this?”, then press Ask.", "question"),
-            (not_a_photo, "This photo cannot be used. ", "choose"),
+            (not_a_photo, "This file is not a photo. Choose a JPEG or PNG file", "choose"),
             (too_large, "The photo is too large: it has more than 0.2 MB. Choose a smaller one", "choose"),
             (question_too_long, "The question ", "question"),
             (lost, "No answer came: the connection was lost", "question"),
@@ -186,7 +186,7 @@ class TestWithoutScript:
         for photo, question, sentence in (
             (None, "", "There is no photo."),
             (asked["answered"].photo, " ", "There is no question."),
-            (TEXT_FILE, "a <b> question", "This photo cannot be used."),
+            (TEXT_FILE, "a <b> question", "This file is not a photo."),
             (LARGE_FILE, "why?", "The photo is too large: it has more than 0.2 MB."),
         ):
             shown.ask(photo, question)
