@@ -86,7 +86,7 @@ def main() -> None:
         val,
         (len(vocabulary.answers), len(TYPE_SETS[recipe.types])),
         folds,
-        report=lambda row: print(
+        on_epoch=lambda row: print(
             f"  {time.perf_counter() - started:6.1f} s  epoch {row['epoch']}", file=sys.stderr, flush=True
         ),
     )

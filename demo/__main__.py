@@ -17,12 +17,10 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from demo import ensure_demo_dataset
 from training.dataset import Record, read_split
 from training.labels import majority_answer
-from training.run import CURVES_FILE, DEFAULT_RUNS, METRICS_FILE, newest_run
 from vizwiz_client.contract import streams
 
 PHOTOS = 8
@@ -30,7 +28,7 @@ FREE_PORTS = ["--gateway-port", "0", "--http-port", "0", "--grpc-port", "0", "--
 
 
 def main() -> int:
-    """Run the commands and print questions, answers and scores."""
+    """Run the commands, and print questions with their answers."""
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     run("-m", "training.fit")
     run("-m", "export.to_onnx")
@@ -44,7 +42,6 @@ def main() -> int:
             print(f"    question: {record.question}")
             print(f"    answer:   {ask(data / 'val' / record.image, record.question, grpc_url)}")
             print(f"    people:   {majority_answer(record)}")
-    print_scores(newest_run(DEFAULT_RUNS))
     print("\nnext: `source .venv/bin/activate`, `python -m serving`; open http://localhost:8080 and ask about img.jpg")
     return 0
 
@@ -85,29 +82,6 @@ def ask(photo: Path, question: str, url: str) -> str:
     """Ask with the command, and return the line it prints."""
     command = [str(Path(sys.executable).with_name("vizwiz-client")), "ask", str(photo), question, "--url", url]
     return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.strip()
-
-
-def print_scores(folder: Path) -> None:
-    """Print the scores of the fit and the path of the loss curves."""
-    metrics = json.loads((folder / METRICS_FILE).read_text(encoding="utf-8"))
-    best: dict[str, Any] = metrics["best"]
-    majority = metrics["majority_baseline"]
-    print(f"\nscores on the demo's val split (best epoch: {best['epoch']}):")
-    print(
-        f"  VQA accuracy       {best['vqa_accuracy_leave_one_out']:.1f} leave-one-out, "
-        f"{best['vqa_accuracy_min3']:.1f} min(matches / 3, 1); "
-        f"always {majority['answer']!r}: {majority['vqa_accuracy_leave_one_out']:.1f}"
-    )
-    print(
-        f"  answerability AP   {best['unanswerable_ap']:.3f} unanswerable positive "
-        f"(chance {best['unanswerable_ap_chance']:.3f}), "
-        f"{best['answerable_ap']:.3f} answerable positive (chance {best['answerable_ap_chance']:.3f})"
-    )
-    print(
-        f"  answerability F1   {best['unanswerable_f1']:.3f} unanswerable positive, "
-        f"{best['answerable_f1']:.3f} answerable positive, accuracy {best['answerable_accuracy']:.1f}"
-    )
-    print(f"loss curves: {folder / CURVES_FILE}")
 
 
 if __name__ == "__main__":

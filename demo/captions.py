@@ -5,7 +5,7 @@ A caption is true of every picture with these facts; the contrastive loss counts
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from random import Random
 
 from demo.goods import AMOUNTS, GARMENTS, PACKAGES, PATTERNS, PRODUCTS
@@ -117,24 +117,12 @@ def _post(scene: Scene, facts: Facts, rng: Random) -> tuple[str, Facts]:
     if scene.name in question.lower().replace("?", " ").split():
         stated["name"] = scene.name
     answer = facts[_ANSWERS[kind][-1]]
-    reply: Callable[[str], str] = rng.choice((_plainly, _politely, _shortly))
-    return f"{question} {reply(answer)}", stated
+    reply = rng.choice(("{}", "It is {}.", "answer: {}")).format(answer)
+    return f"{question} {reply}", stated
 
 
 def _fits(kind: str, facts: Facts) -> bool:
     return facts.get("state", "") in kind.split() if " or " in kind else True
-
-
-def _plainly(answer: str) -> str:
-    return answer
-
-
-def _politely(answer: str) -> str:
-    return f"It is {answer}."
-
-
-def _shortly(answer: str) -> str:
-    return f"answer: {answer}"
 
 
 def _unusable_caption(scene: Scene, facts: Facts, rng: Random) -> tuple[str, Facts]:

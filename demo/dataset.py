@@ -26,7 +26,7 @@ from demo.answers import annotate
 from demo.photo import take_photo
 from demo.questions import draw_question_kind, phrase
 from demo.scene import draw_scene
-from training.artifacts import disk_full_names, staged_folder, write_json
+from training.artifacts import explain_full_disk, staged_folder, write_json
 from training.dataset import DEMO_MANIFEST, DatasetError
 from vizwiz_client.contract import streams
 
@@ -142,7 +142,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         _check_counts(arguments)
         out = arguments.pop("out")
-        with disk_full_names(out, "--out"):
+        with explain_full_disk(out, "--out"):
             print(ensure_demo_dataset(out, **arguments))
     except (DatasetError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -113,7 +113,3 @@ class Pen:
     def clip_to(self, mask: Image.Image) -> None:
         """Make everything outside the alpha of ``mask`` (RGBA of the same size) transparent."""
         self.image.putalpha(mask.getchannel("A"))
-
-    def add(self, other: Pen) -> None:
-        """Put another drawing of the same size on top."""
-        self.image.alpha_composite(other.image)

@@ -14,12 +14,7 @@ from demo.pen import COLOURS, SKIN, Pen, Rgb, mix
 from demo.scene import Scene
 
 _SUPERSAMPLING = 2  # for smooth edges
-_FRAMES = {
-    "money": 0.98,
-    "door": 0.95,
-    "lamp": 0.8,
-    "switch": 0.75,
-}  # object size / shorter side of the photo; else 0.8
+_FRAMES = {"money": 0.98, "door": 0.95, "switch": 0.75}  # object size / shorter side of the photo; else 0.8
 
 
 def take_photo(scene: Scene, size: Size, rng: Random) -> Image.Image:

@@ -42,7 +42,7 @@ from export.targets import GraphKind, execution, open_graph
 from export.triton_config import ModelNames, Sample, Sizes
 from serving import golden
 from serving.repository import GRAPH_FILE, MADE_FROM_FILE, VERSION
-from training.artifacts import digest_of, disk_full_names, write_json
+from training.artifacts import digest_of, explain_full_disk, write_json
 from training.backbone import FrozenClip, clip_name, load_clip
 from training.dataset import DatasetError, read_split
 from training.model import Predictor
@@ -100,7 +100,7 @@ def export_run(
     folder = folder.resolve()  # staging folders lie beside it, on the same file system
     names = model_names(run, kind)
     tolerance = TOLERANCES[kind.precision]
-    with disk_full_names(folder, "--repository"), repository.lock(folder):
+    with explain_full_disk(folder, "--repository"), repository.lock(folder):
         missing = [name for name in astuple(names) if not repository.is_published(folder, name)]
         result = None
         if not recheck and not {names.image, names.text} & {*missing}:
@@ -148,7 +148,7 @@ def model_names(run: Run, kind: GraphKind = DEFAULT_KIND) -> ModelNames:
 
     A head's digest covers the kind of the encoders, on which its golden request and its parity report depend.
     """
-    encoders = digest_of(run.clip_digest, EXPORT_FORMAT, kind.name)[:DIGEST_LENGTH]
+    encoders = digest_of(run.clip["sha256"], EXPORT_FORMAT, kind.name)[:DIGEST_LENGTH]
     head = digest_of(run.digest, EXPORT_FORMAT, kind.name)[:DIGEST_LENGTH]
     return ModelNames(
         tensors.IMAGE_ENCODER_PREFIX + encoders,
@@ -202,10 +202,10 @@ def write_golden_request(
 
 def _load_matching_clip(run: Run, clip: FrozenClip | str) -> FrozenClip:
     model = load_clip(clip) if isinstance(clip, str) else clip
-    if model.digest != run.clip_digest:
+    if model.digest != run.clip["sha256"]:
         raise ExportError(
-            f"{run.folder} was fitted on the CLIP {run.clip_digest[:12]} ({run.clip_source}), but {model.source} is "
-            f"{model.digest[:12]}: give the CLIP of the fit with --clip, or fit again"
+            f"{run.folder} was fitted on the CLIP {run.clip['sha256'][:12]} ({run.clip['source']}), but "
+            f"{model.source} is {model.digest[:12]}: give the CLIP of the fit with --clip, or fit again"
         )
     weights = model.model.text_projection
     if weights.device.type != "cpu" or weights.dtype != torch.float32:
@@ -293,8 +293,8 @@ def _finish_model(
     folder, shape = folders[name], sizes(run)
     photo_bytes = (folders[names.image] / golden.PHOTO_FILE).read_bytes()
     made_from: dict[str, Any] = {
-        "clip": clip_name(run.clip_source),
-        "clip_sha256": run.clip_digest,
+        "clip": clip_name(run.clip["source"]),
+        "clip_sha256": run.clip["sha256"],
         "target": kind.name,
         "export_format": EXPORT_FORMAT,
     }

@@ -95,8 +95,8 @@ def run_command(arguments: argparse.Namespace) -> int:
         print(f"{sum(entry.bytes for entry in removed) / (1 << 20):.1f} MiB freed")
         return 0
     run = read_run(arguments.run or newest_run(arguments.runs))
-    print(f"run: {run.folder} ({len(run.answers)} answers, CLIP {run.clip_source})")
-    clip = load_clip(arguments.clip) if arguments.clip else run.clip_source
+    print(f"run: {run.folder} ({len(run.answers)} answers, CLIP {run.clip['source']})")
+    clip = load_clip(arguments.clip) if arguments.clip else run.clip["source"]
     kind = choose_kind(arguments.variant, arguments.precision, this_machine(), arguments.target)
     print(f"graphs: {kind.device} {kind.variant} {kind.precision}: {GRAPH_KINDS[kind]} (--help lists the others)")
     names = export_run(run, clip, arguments.repository, kind, recheck=arguments.recheck)

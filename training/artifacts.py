@@ -67,11 +67,12 @@ def workspace(beside: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def disk_full_names(folder: Path, option: str) -> Iterator[None]:
+def explain_full_disk(folder: Path, option: str) -> Iterator[None]:
     """Add ``folder`` and the ``option`` that selects it to the error of a full disk, which names no file.
 
     Raises:
-        OSError: without an error number, so that an outer call does not replace the folder.
+        OSError: the disk is full. It has no errno, so that an enclosing ``explain_full_disk`` leaves the message as it
+            is.
     """
     try:
         yield

@@ -105,7 +105,7 @@ def check_clip_source(source: str | Path) -> None:
     """Check that ``source`` is one of OpenAI's names or a file.
 
     Raises:
-        ClipError: it is neither; the message lists OpenAI's names.
+        ClipError: ``source`` is neither one of OpenAI's names nor a file; the message lists the names.
     """
     if str(source) not in clip.available_models() and not Path(source).is_file():
         choices = ", ".join(clip.available_models())

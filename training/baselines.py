@@ -1,4 +1,4 @@
-"""Baselines: logistic regression on the features of the head, and on the question alone.
+"""Baselines: logistic regression on the CLIP features that the head reads, and on those of the question alone.
 
 Both are one linear layer on normalised features, fitted in a fixed number of mini-batch steps. scikit-learn's solver,
 which uses all records in every step, takes hours for 5,860 answers.
@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from training.features import SplitFeatures
-from training.labels import NO_ANSWER, Targets
+from training.labels import IGNORED_TARGET, Targets
 
 QUESTION_ONLY, LOGISTIC = "question_only", "logistic_regression"
 LABELS = {QUESTION_ONLY: "logistic regression, question alone", LOGISTIC: "logistic regression"}
@@ -89,7 +89,7 @@ def fit_baseline(features: Tensor, targets: Targets, answers: int, c: float = C)
     answer = targets.answer
     weight = torch.zeros(answers + 1, dim, device=features.device, requires_grad=True)
     # Biases start at the base rates, which the few steps would not reach.
-    frequency = torch.bincount(answer[answer != NO_ANSWER], minlength=answers) + 0.1
+    frequency = torch.bincount(answer[answer != IGNORED_TARGET], minlength=answers) + 0.1
     answerable_rate = targets.answerable.mean().clamp(0.01, 0.99)
     bias = torch.cat([frequency.log(), torch.logit(answerable_rate)[None]]).requires_grad_()
     groups: list[dict[str, Any]] = [{"params": [weight], "weight_decay": 1 / (c * count)}, {"params": [bias]}]
@@ -104,9 +104,9 @@ def fit_baseline(features: Tensor, targets: Targets, answers: int, c: float = C)
         batch, rows = rows[:_BATCH].to(features.device), rows[_BATCH:]
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
             logits = functional.linear(features[batch], weight, bias).float()
-        known = (answer[batch] != NO_ANSWER).sum().clamp(min=1)
-        loss = functional.cross_entropy(logits[:, :-1], answer[batch], reduction="sum", ignore_index=NO_ANSWER) / known
-        loss = loss + functional.binary_cross_entropy_with_logits(logits[:, -1], targets.answerable[batch])
+        known = (answer[batch] != IGNORED_TARGET).sum().clamp(min=1)
+        summed = functional.cross_entropy(logits[:, :-1], answer[batch], reduction="sum", ignore_index=IGNORED_TARGET)
+        loss = summed / known + functional.binary_cross_entropy_with_logits(logits[:, -1], targets.answerable[batch])
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()

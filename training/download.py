@@ -26,7 +26,7 @@ from urllib.request import Request, urlopen
 
 from tqdm import tqdm
 
-from training.artifacts import disk_full_names, file_digest, staged_folder, write_json
+from training.artifacts import explain_full_disk, file_digest, staged_folder, write_json
 from training.dataset import DatasetError, read_split
 from vizwiz_client.contract import streams
 
@@ -61,7 +61,6 @@ def download(
     *,
     base_url: str = BASE_URL,
     sha256: dict[str, str] | None = None,
-    keep_archives: bool = False,
     retries: int = 8,
     wait_s: float = 1.0,
 ) -> None:
@@ -75,7 +74,6 @@ def download(
         base_url: the official site, or a mirror.
         sha256: expected digests by archive name, such as ``train.zip``. For a folder that exists, the digest in
             archives.json is compared.
-        keep_archives: keep each archive after unpacking it.
         retries: attempts in a row without a new byte, after which an archive is given up.
         wait_s: seconds before the second attempt; doubles with each, up to 60.
 
@@ -109,8 +107,7 @@ def download(
         entry = {"url": url, "bytes": archive.stat().st_size, "sha256": digest}
         write_json(out / MANIFEST, _read_manifest(out) | {name: entry})
         print(f"{out / folder}: {files} files")
-        if not keep_archives:
-            archive.unlink()
+        archive.unlink()
     for split in splits:
         print(f"{split}: {len(read_split(out, split, labelled=split != 'test').records)} records, no photo is missing")
 
@@ -278,7 +275,6 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         metavar="FILE=HEX",
         help="expected digests of archives; verified for folders that exist too",
     )
-    parser.add_argument("--keep-archives", action="store_true", help="keep the archives after unpacking")
     parser.add_argument("--retries", type=int, default=8, help="attempts in a row without a new byte (default: 8)")
     return parser.parse_args(argv)
 
@@ -295,13 +291,12 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command; an expected error prints one line and exits with 1."""
     arguments = parse_arguments(argv)
     try:
-        with disk_full_names(arguments.out, "--out"):
+        with explain_full_disk(arguments.out, "--out"):
             download(
                 arguments.out,
                 tuple(arguments.splits),
                 base_url=arguments.base_url,
                 sha256=dict(arguments.sha256),
-                keep_archives=arguments.keep_archives,
                 retries=arguments.retries,
             )
     except (DownloadError, DatasetError, OSError) as error:

@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from training.artifacts import disk_full_names, staged_files, write_json
+from training.artifacts import explain_full_disk, staged_files, write_json
 from training.backbone import ClipError, FrozenClip, check_clip_source, choose_device, load_clip
 from training.baselines import features_of, normalised
 from training.dataset import HOLDOUT, DatasetError, Split, holdout_rows, read_split, select
@@ -37,20 +37,25 @@ SCORES_FILE = "metrics.json"
 REPORT_FILE = "report.html"
 
 
-class Part(NamedTuple):
-    """Records of a split to evaluate. Features are encoded for the whole split, as the fit does, to share its cache."""
+class EvaluatedRecords(NamedTuple):
+    """The records to evaluate, and the whole split they come from.
+
+    Features are encoded for the whole split, so that its cache is shared with the fit.
+    """
 
     whole: Split
     split: Split  # the records to evaluate
     rows: slice | npt.NDArray[np.int64] = slice(None)  # their rows in ``whole``
 
 
-def evaluate_run(run: Run, part: Part, clips: Sequence[FrozenClip], cache: Path, out: Path) -> dict[str, Any] | None:
-    """Predict ``part`` with ``run`` and write the results to ``out``.
+def evaluate_run(
+    run: Run, evaluated: EvaluatedRecords, clips: Sequence[FrozenClip], cache: Path, out: Path
+) -> dict[str, Any] | None:
+    """Predict ``evaluated`` with ``run`` and write the results to ``out``.
 
     Args:
         run: the fitted run.
-        part: the records to predict.
+        evaluated: the records to predict.
         clips: the CLIPs of the run, in its order.
         cache: folder of encoded features.
         out: gets the submission files and, if the records are labelled, metrics.json and report.html.
@@ -63,15 +68,15 @@ def evaluate_run(run: Run, part: Part, clips: Sequence[FrozenClip], cache: Path,
         RunError: metrics.json of the run, which holds its majority answer, cannot be read.
         OSError: ``out`` or ``cache`` cannot be written.
     """
-    split = part.split
+    split = evaluated.split
     labelled = bool(split.records[0].answers)
     out.mkdir(parents=True, exist_ok=True)  # fail now, not after hours of encoding; the next line too
     majority = read_scores(run.folder)["majority_baseline"]["answer"] if labelled else ""
-    encoded = [encode_split(clip, part.whole, cache) for clip in clips]
-    features = [SplitFeatures(each.images[part.rows], each.texts[part.rows]) for each in encoded]
+    encoded = [encode_split(clip, evaluated.whole, cache) for clip in clips]
+    features = [SplitFeatures(each.images[evaluated.rows], each.texts[evaluated.rows]) for each in encoded]
     predictions = predict(run.load_ensemble(), features, run.answers, clips[0].device)
     images = [record.image for record in split.records]
-    with disk_full_names(out, "--out"), staged_files(out) as staging:
+    with explain_full_disk(out, "--out"), staged_files(out) as staging:
         write_submissions(staging, images, predictions.answers, predictions.answerable)
         if not labelled:
             return None
@@ -88,7 +93,7 @@ def evaluate_run(run: Run, part: Part, clips: Sequence[FrozenClip], cache: Path,
     return scores.metrics
 
 
-def read_part(run: Run, name: str, data: Path | None = None) -> Part:
+def read_records(run: Run, name: str, data: Path | None = None) -> EvaluatedRecords:
     """Read the records to evaluate ``run`` on; if the fit had a ``--limit``, as many of them.
 
     Args:
@@ -103,7 +108,7 @@ def read_part(run: Run, name: str, data: Path | None = None) -> Part:
     limit = run.config["data"].get("limit")
     if name != HOLDOUT:
         split = read_split(folder, name, labelled=name != "test", limit=None if name == "test" else limit)
-        return Part(split, split)
+        return EvaluatedRecords(split, split)
     settings = run.config["holdout"]
     if settings is None:
         raise DatasetError(
@@ -118,7 +123,7 @@ def read_part(run: Run, name: str, data: Path | None = None) -> Part:
             "records are unknown; give the folder of the fit with --data"
         )
     _, rows = holdout_rows(train, settings["fraction"], settings["seed"])
-    return Part(train, replace(select(train, rows), name=HOLDOUT), rows)
+    return EvaluatedRecords(train, replace(select(train, rows), name=HOLDOUT), rows)
 
 
 def default_out(run: Run, split: Split) -> Path:
@@ -203,19 +208,20 @@ def run_command(arguments: argparse.Namespace) -> Path:
     """Run the command; returns the folder of the results."""
     run = read_run(arguments.run or newest_run(arguments.runs))
     device = choose_device(arguments.device)
-    part = read_part(run, arguments.split, arguments.data)
+    evaluated = read_records(run, arguments.split, arguments.data)
     clips = load_clips_of(run, arguments.clip, device)
-    out: Path = arguments.out or default_out(run, part.split)
-    print(f"run: {run.folder}\nsplit: {arguments.split}, {len(part.split.records)} records of {part.whole.folder}")
-    metrics = evaluate_run(run, part, clips, arguments.cache, out)
+    out: Path = arguments.out or default_out(run, evaluated.split)
+    print(f"run: {run.folder}")
+    print(f"split: {arguments.split}, {len(evaluated.split.records)} records of {evaluated.whole.folder}")
+    metrics = evaluate_run(run, evaluated, clips, arguments.cache, out)
     if metrics is None:
         print("the answers of this split are hidden: upload the submission files to the evaluation server")
     else:
         print(describe_scores(metrics))
-        if not _is_fitted_split(run, part.split):
+        if not _is_fitted_split(run, evaluated.split):
             print("this is not the val of the fit: its scores are not added to the model card")
         if out.resolve().parent == run.folder.resolve():  # the model card lists the evaluations in its folder
-            with disk_full_names(run.folder, "--runs"):
+            with explain_full_disk(run.folder, "--runs"):
                 write_model_card(run.folder)
     for path in sorted(path for path in out.iterdir() if not path.name.startswith(".")):
         print(f"  {path}")

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 import torch.distributed as dist
 
-from training.artifacts import digest_of, disk_full_names, staged_file, stream_digest
+from training.artifacts import digest_of, explain_full_disk, staged_file, stream_digest
 from vizwiz_client.contract.errors import ImageError
 from vizwiz_client.contract.image import open_file
 
@@ -120,7 +120,7 @@ def photo_digests(paths: Sequence[Path], cache: Path) -> tuple[dict[Path, str], 
     gathered = gather((states, errors))
     states = {path: state for share_states, _ in gathered for path, state in share_states.items()}
     if rank() == 0:
-        with disk_full_names(cache, "--cache"):
+        with explain_full_disk(cache, "--cache"):
             _write_index(index, known, states)
     return {path: state[3] for path, state in states.items()}, [error for _, found in gathered for error in found]
 

@@ -30,7 +30,7 @@ import torch
 import torch.distributed as dist
 from tqdm import tqdm
 
-from training.artifacts import digest_of, disk_full_names
+from training.artifacts import digest_of, explain_full_disk
 from training.backbone import ClipError, FrozenClip, check_clip_source, choose_device, load_clip
 from training.dataset import DatasetError, Split, read_split, refuse
 from training.decoding import ROTATIONS, Decoder, Pixels
@@ -86,7 +86,7 @@ def encode_split(
     if not 1 <= rotations <= len(ROTATIONS):
         raise ValueError(f"rotations must be 1 to {len(ROTATIONS)}, got {rotations}")
     folder = cache / f"{clip.digest[:12]}-{clip.precision}"
-    with disk_full_names(cache, "--cache"):
+    with explain_full_disk(cache, "--cache"):
         degrees = ROTATIONS[:rotations]
         upright, *rotated = _encode_photos(clip, split, cache, folder, degrees, workers or default_workers())
         texts = _encode_questions(clip, split, folder)

@@ -24,20 +24,25 @@ import numpy as np
 import torch
 
 from demo import DEMO_CLIP, ensure_demo_dataset
-from training import training_data
-from training.artifacts import disk_full_names, staged_folder, write_json
+from training.artifacts import explain_full_disk, staged_folder, write_json
 from training.backbone import ClipError, FrozenClip, check_clip_source, choose_device, load_clip
 from training.baselines import LABELS, LOGISTIC, Baseline, fit_baselines, normalised, underfits
 from training.dataset import DatasetError, Split, fold_rows, holdout_rows, read_split, select
 from training.folds import FinishedHeads, FittedPredictor, average, fit_predictor, predict, summarise
 from training.labels import TYPE_SETS
 from training.model import ClipEnsemble
-from training.plots import plot_curves
+from training.plots import curves
 from training.recipe import FEW_STEPS, Recipe, RecipeError, add_recipe_flags, recipe_from
 from training.report import write_model_card
 from training.run import CURVES_FILE, DEFAULT_RUNS, METRICS_FILE, epoch_log, write_run
 from training.trainer import DivergedError, FeatureDataset, Row, scores
-from training.training_data import TrainingData, choose_vocabulary, make_dataset, score_majority_baseline
+from training.training_data import (
+    TrainingData,
+    choose_vocabulary,
+    make_dataset,
+    run_config,
+    score_majority_baseline,
+)
 from vizwiz_client.contract import streams
 
 
@@ -63,7 +68,7 @@ def fit(
     limit: int | None = None,
     baselines: bool = True,
 ) -> Path:
-    """Encode, fit and write a run folder, which appears complete or not at all.
+    """Encode, fit and write a run folder, which appears complete or not at all. Progress and scores are printed.
 
     Args:
         train: the split to fit on.
@@ -72,7 +77,7 @@ def fit(
         recipe: the settings.
         runs: where the run folder goes.
         cache: folder of encoded features.
-        holdout: share of the photos of ``train`` to hold out, chosen by the recipe's seed.
+        holdout: share of the photos of ``train`` to hold out, in (0, 1); the recipe's seed chooses them.
         limit: number of records that both splits were cut to, for the record.
         baselines: whether to fit the baselines too.
 
@@ -82,11 +87,12 @@ def fit(
     Raises:
         DatasetError: ``train`` has no answers, or a photo cannot be read.
         DivergedError: the loss is not finite.
+        OSError: ``runs`` or ``cache`` cannot be written.
     """
     rows = np.arange(len(train.records)) if holdout is None else holdout_rows(train, holdout, recipe.seed)[0]
     clips = [clip] if isinstance(clip, FrozenClip) else list(clip)
     data = TrainingData(train, rows, val, clips, choose_vocabulary(recipe, select(train, rows)))
-    config = training_data.describe(data, recipe, cache)
+    config = run_config(data, recipe, cache)
     config["data"]["limit"] = limit
     config["holdout"] = None if holdout is None else {"fraction": holdout, "seed": recipe.seed}
     if holdout is not None:
@@ -99,7 +105,7 @@ def fit(
     now = datetime.now(timezone.utc)
     names = [Path(clip.source).stem if Path(clip.source).is_file() else clip.source for clip in clips]
     folder = runs / f"{now:%Y%m%dT%H%M%S.%fZ}-{'+'.join(names)}".replace("/", "-")
-    with disk_full_names(runs, "--runs"):
+    with explain_full_disk(runs, "--runs"):
         with staged_folder(folder) as staging:
             result = fit_ensemble(data, recipe, staging, finished, cache, baselines=baselines)
             created = {"created": now.isoformat(timespec="seconds")}
@@ -121,7 +127,7 @@ def fit_ensemble(
     history: list[Row] = []
     with epoch_log(folder) as log:
 
-        def report(row: Row) -> None:
+        def on_epoch(row: Row) -> None:
             row = {**({"clip": len(parts) + 1} if len(clips) > 1 else {}), **row}
             history.append(row)
             log(row)
@@ -132,7 +138,14 @@ def fit_ensemble(
             on_train.append(make_dataset(train, rows, clip, vocabulary, recipe, cache, rotations=recipe.rotations))
             on_val.append(make_dataset(val, np.arange(len(val.records)), clip, vocabulary, recipe, cache))
             fitted = fit_predictor(
-                recipe, on_train[-1], on_val[-1], sizes, folds, finished=finished, name=f"clip{number}", report=report
+                recipe,
+                on_train[-1],
+                on_val[-1],
+                sizes,
+                folds,
+                finished=finished,
+                name=f"clip{number}",
+                on_epoch=on_epoch,
             )
             parts.append(fitted)
     ensemble = average(parts, on_val[0].answerable.device)
@@ -189,7 +202,8 @@ def write_result(result: Result, data: TrainingData, config: dict[str, Any], fol
     write_run(folder, config, result.ensemble, data.vocabulary.answers, result.baselines)
     metrics = {"best": result.best, "majority_baseline": majority, "baselines": result.baseline_scores}
     write_json(folder / METRICS_FILE, metrics | {"history": result.history})
-    plot_curves(result.history, result.best["epoch"], majority["vqa_accuracy_leave_one_out"], folder / CURVES_FILE)
+    figure = curves(result.history, result.best["epoch"], majority["vqa_accuracy_leave_one_out"])
+    figure.savefig(folder / CURVES_FILE, dpi=120)
     write_model_card(folder, name)
 
 

@@ -23,12 +23,10 @@ from training.baselines import Predicted
 from training.dataset import Rows
 from training.model import ClipEnsemble, GatedHead, Predictor
 from training.recipe import PLATT, Recipe
-from training.trainer import HEADLINE, FeatureDataset, FittedHead, Row, fit_head, make_head
+from training.trainer import HEADLINE, FeatureDataset, FittedHead, OnEpoch, Row, fit_head, make_head
 
 UNFINISHED = ".unfinished"  # folder within the runs; the dot keeps it from being taken for a run
 _TRIAL_RECORDS = 1_000  # an accuracy over fewer is too noisy to choose by
-
-Report = Callable[[Row], None]
 
 
 class FinishedHeads:
@@ -115,7 +113,7 @@ def fit_predictor(
     *,
     finished: FinishedHeads | None = None,
     name: str = "clip",
-    report: Report = lambda row: None,
+    on_epoch: OnEpoch = lambda row: None,
 ) -> FittedPredictor:
     """Fit the heads of one CLIP: one that is scored on ``val``, or one per fold that is scored on its fold.
 
@@ -127,31 +125,32 @@ def fit_predictor(
         folds: rows of ``train`` that each head is not fitted on; empty for a single head.
         finished: heads of an interrupted fit.
         name: prefix of the heads' names in ``finished``.
-        report: called with the scores of every epoch.
+        on_epoch: called after each epoch with its scores, as by ``fit_head``; in a fit of folds with ``fold`` too,
+            from 1.
     """
 
     def fit_or_load(
-        recipe: Recipe, train: FeatureDataset, val: FeatureDataset, number: int, name: str, report: Report
+        recipe: Recipe, train: FeatureDataset, val: FeatureDataset, number: int, name: str, on_epoch: OnEpoch
     ) -> FittedHead:
         if finished and (fitted := finished.load(name, make_head(recipe, train, *sizes))):
             for row in fitted.history:
-                report(row)
+                on_epoch(row)
             return fitted
-        fitted = fit_head(recipe, train, val, sizes, seed=recipe.seed + number, report=report)
+        fitted = fit_head(recipe, train, val, sizes, seed=recipe.seed + number, on_epoch=on_epoch)
         if finished:
             finished.save(name, fitted)
         return fitted
 
     if not folds:
-        fitted = fit_or_load(recipe, train, val, 0, name, report)
+        fitted = fit_or_load(recipe, train, val, 0, name, on_epoch)
         return FittedPredictor(Predictor([fitted.head]), [fitted], Calibration())
     trials: dict[tuple[float, int], FittedHead] = {}
 
-    def fit_fold(candidate: Recipe, number: int, report: Report) -> FittedHead:
+    def fit_fold(candidate: Recipe, number: int, on_epoch: OnEpoch) -> FittedHead:
         """Fit the head of a fold, unless it was fitted in a trial with the same weight decay."""
         if (key := (candidate.weight_decay, number)) in trials:
             for row in trials[key].history:
-                report(row)
+                on_epoch(row)
             return trials[key]
         held_out = folds[number]
         rest = np.setdiff1d(np.arange(len(train)), held_out)
@@ -161,7 +160,7 @@ def fit_predictor(
             train.select(torch.from_numpy(held_out)),
             number,
             f"{name}-fold{number + 1}" + (f"-decay{candidate.weight_decay:g}" if candidate != recipe else ""),
-            report,
+            on_epoch,
         )
         return trials[key]
 
@@ -171,7 +170,7 @@ def fit_predictor(
     fits: list[FittedHead] = []
     log_odds = np.zeros(len(train), np.float32)  # of each record, by the head that was not fitted on it
     for number, held_out in enumerate(tqdm(folds, desc="fold", unit="", disable=None)):
-        fitted = fit_fold(chosen, number, lambda row, fold=number + 1: report({"fold": fold, **row}))  # type: ignore[misc]
+        fitted = fit_fold(chosen, number, lambda row, fold=number + 1: on_epoch({"fold": fold, **row}))  # type: ignore[misc]
         fits.append(fitted)
         with torch.inference_mode():
             batches = train.select(torch.from_numpy(held_out)).batches()
@@ -187,9 +186,10 @@ def fit_predictor(
 
 
 def choose_weight_decay(recipe: Recipe, folds: Sequence[Rows], fit_fold: Callable[[Recipe, int], FittedHead]) -> Recipe:
-    """Quadruple the weight decay while held-out records are answered better, on folds that hold out 1,000 of them.
+    """Try 4, 16, ... times the weight decay, and stop when VQA accuracy on held-out records no longer rises.
 
-    Many noisy records need more of it than few clean ones.
+    Only as many folds are tried as hold out 1,000 records together. Many noisy records need more weight decay than few
+    clean ones.
     """
     sizes = np.array([len(held_out) for held_out in folds])
     trials = range(min(int(np.searchsorted(np.cumsum(sizes), _TRIAL_RECORDS)) + 1, len(folds)))

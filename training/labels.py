@@ -27,14 +27,14 @@ from torch import Tensor
 from training.dataset import ANSWER_TYPES, ANSWERS_PER_QUESTION, Record
 from training.metrics import accuracy_leave_one_out, accuracy_min3, normalise
 from training.recipe import LABEL, OFFICIAL, PAPER, REPORT_RULE, Recipe
+from vizwiz_client.contract.wording import UNANSWERABLE_LABELS
 
 OTHER = "other"
-NO_ANSWER = -100  # as a target: the answer list lacks it; PyTorch's cross_entropy ignores this index
+IGNORED_TARGET = -100  # a record without a target in the answer list; PyTorch's cross_entropy ignores it
 TYPE_SETS: dict[str, tuple[str, ...]] = {
     OFFICIAL: ANSWER_TYPES,
     PAPER: (OTHER, "unanswerable", "unsuitable", "yes", "no", "number", "color"),
 }
-_UNANSWERABLE = {"unanswerable", "unsuitable", "unsuitable image"}
 
 _NUMBER_WORDS = """
 zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen
@@ -178,7 +178,7 @@ def type_of(record: Record, target: str | None, type_set: str) -> int:
 class Targets(NamedTuple):
     """Targets of N records."""
 
-    answer: Tensor  # int64 [N], index into the answer list, or NO_ANSWER
+    answer: Tensor  # int64 [N], index into the answer list, or IGNORED_TARGET
     answer_type: Tensor  # int64 [N]
     answerable: Tensor  # fp32 [N], in [0, 1]
 
@@ -195,7 +195,7 @@ def make_targets(records: Sequence[Record], vocabulary: Vocabulary, recipe: Reci
     """Targets of labelled records by the recipe's settings; answers are looked up as they are written."""
     index = {answer: number for number, answer in enumerate(vocabulary.answers)}
     chosen = [vocabulary.target(record) for record in records]
-    answers = [NO_ANSWER if target is None else index.get(target, NO_ANSWER) for target in chosen]
+    answers = [IGNORED_TARGET if target is None else index.get(target, IGNORED_TARGET) for target in chosen]
     types = [type_of(record, target, recipe.types) for record, target in zip(records, chosen, strict=True)]
     answerable = [_answerable(record, recipe.answerable_targets) for record in records]
     return Targets(*map(torch.tensor, (answers, types, answerable)))
@@ -206,7 +206,7 @@ def _answerable(record: Record, source: str) -> float:
     label = float(record.answerable or 0)
     if source == LABEL:
         return label
-    found = sum(answer not in _UNANSWERABLE for answer in record.answers) / len(record.answers)
+    found = sum(answer not in UNANSWERABLE_LABELS for answer in record.answers) / len(record.answers)
     return (label + found) / 2
 
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from sklearn.metrics import average_precision_score
+from sklearn.metrics import average_precision_score, f1_score
 
 # The official table of contractions; most of its apostrophes are U+2019. A prediction that lacks one of them gets it.
 # Entries with capitals, such as I’ve, are left out: predictions are lower-cased first.
@@ -142,15 +142,11 @@ def answerability(confidence: npt.NDArray[np.float32], answerable: npt.NDArray[n
         "unanswerable_ap_chance": float(np.mean(~answerable)),
         "answerable_ap": _average_precision(answerable, confidence),
         "answerable_ap_chance": float(np.mean(answerable)),
-        "unanswerable_f1": _f1(~predicted, ~answerable),
-        "answerable_f1": _f1(predicted, answerable),
+        "unanswerable_f1": float(f1_score(~answerable, ~predicted, zero_division=0.0)),
+        "answerable_f1": float(f1_score(answerable, predicted, zero_division=0.0)),
         "answerable_accuracy": 100 * float(np.mean(predicted == answerable)),
         "answerable_ece": expected_calibration_error(reliability(confidence, answerable)),
     }
-
-
-def _f1(predicted: npt.NDArray[np.bool_], positive: npt.NDArray[np.bool_]) -> float:
-    return 2 * int(np.sum(predicted & positive)) / max(int(predicted.sum()) + int(positive.sum()), 1)
 
 
 def _average_precision(positive: npt.NDArray[np.bool_], score: npt.NDArray[Any]) -> float:

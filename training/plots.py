@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,11 +15,6 @@ from matplotlib.ticker import MaxNLocator
 from training.metrics import DECLINE_THRESHOLD, Reliability, SelectiveAccuracy
 
 _BLUE, _ORANGE, _GREY = "#0b5cad", "#c2500a", "#666666"  # distinct for every color vision, also by lightness
-
-
-def plot_curves(history: list[dict[str, Any]], kept_epoch: int | None, majority_accuracy: float, path: Path) -> None:
-    """Draw :func:`curves` to a PNG."""
-    curves(history, kept_epoch, majority_accuracy).savefig(path, dpi=120)
 
 
 def curves(history: list[dict[str, Any]], kept_epoch: int | None, majority_accuracy: float) -> Figure:

@@ -40,7 +40,8 @@ class Recipe:
     learning_rate: float = _option(1e-3, "of Adam; the report's text says 0.01, its code uses 0.001")
     batch_size: int = _option(128, "records per step")
     repeat_to_steps: int = _option(
-        0, "with few records, an epoch passes over them several times, as long as a head takes at most so many steps"
+        0,
+        "repeat the records within each epoch while a head takes at most this many steps in all; 0 never repeats them",
     )
     dropout: float = _option(0.5, "probability of dropping an input of either linear layer")
     hidden: int = _option(512, "size of the projection")

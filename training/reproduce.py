@@ -14,12 +14,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from training.artifacts import disk_full_names, staged_file
+from training.artifacts import explain_full_disk, staged_file
 from training.backbone import ClipError, FrozenClip, check_clip_source, choose_device, clip_name, load_clip
 from training.baselines import LABELS
 from training.dataset import HOLDOUT, DatasetError, read_split
 from training.download import BASE_URL, DownloadError, download
-from training.evaluate import evaluate_run, read_part
+from training.evaluate import evaluate_run, read_records
 from training.fit import checked_recipe, fit, next_step
 from training.recipe import Recipe, RecipeError, add_recipe_flags
 from training.report import write_model_card
@@ -83,11 +83,11 @@ def reproduce(
     run = read_run(folder)
     measured = {}
     for name in ("val", HOLDOUT):
-        metrics = evaluate_run(run, read_part(run, name, data), clips, cache, folder / f"evaluation-{name}")
+        metrics = evaluate_run(run, read_records(run, name, data), clips, cache, folder / f"evaluation-{name}")
         assert metrics is not None  # both are labelled
         measured[name] = metrics
     table = comparison(measured, [clip_name(clip.source) for clip in clips])
-    with disk_full_names(folder, "--runs"):
+    with explain_full_disk(folder, "--runs"):
         write_model_card(folder)
         with staged_file(folder / TABLE_FILE) as staging:
             staging.write_text(table, encoding="utf-8")
@@ -147,7 +147,7 @@ def download_missing(data: Path, base_url: str) -> None:
     missing = [name for name in ("Annotations", *_NEEDED) if not (data / name).exists()]
     if missing:
         print(f"{data} has no {', '.join(missing)}: downloading from {base_url}")
-        with disk_full_names(data, "--data"):
+        with explain_full_disk(data, "--data"):
             download(data, _NEEDED, base_url=base_url)
 
 

@@ -77,25 +77,12 @@ class Run:
         return list(self.config["clips"])
 
     @property
-    def clip_source(self) -> str:
-        """Name or path of the run's only CLIP.
+    def clip(self) -> dict[str, Any]:
+        """``source``, ``sha256``, ``image_size`` and ``embed_dim`` of the run's only CLIP.
 
         Raises:
             RunError: the run was fitted on several CLIPs.
         """
-        return str(self._only_clip["source"])
-
-    @property
-    def clip_digest(self) -> str:
-        """Digest of the weights of the run's only CLIP.
-
-        Raises:
-            RunError: the run was fitted on several CLIPs.
-        """
-        return str(self._only_clip["sha256"])
-
-    @property
-    def _only_clip(self) -> dict[str, Any]:
         if len(self.clips) > 1:
             sources = " and ".join(clip["source"] for clip in self.clips)
             raise RunError(
@@ -117,7 +104,7 @@ class Run:
         Raises:
             RunError: the run was fitted on several CLIPs, or the weights do not match the configuration.
         """
-        _ = self._only_clip
+        _ = self.clip  # refuses several
         predictor = self.load_ensemble().members[0]
         assert isinstance(predictor, Predictor)
         return predictor

@@ -18,6 +18,7 @@ import torch
 from sklearn.metrics import confusion_matrix
 
 from training.artifacts import write_json
+from training.baselines import features_of
 from training.dataset import Record, Split
 from training.features import SplitFeatures
 from training.labels import Vocabulary, type_of
@@ -68,7 +69,8 @@ def predict(
     best, confidence, types, answerable = [], [], [], []
     for start in range(0, total, _BATCH):
         rows = slice(start, start + _BATCH)
-        result = ensemble([(_on(device, each.texts[rows]), _on(device, each.images[rows])) for each in features])
+        batch = [SplitFeatures(each.images[rows], each.texts[rows]) for each in features]
+        result = ensemble(features_of(batch, device))
         top = result.answer.max(dim=1)
         best += top.indices.tolist()
         confidence.append(top.values.cpu().numpy())
@@ -80,10 +82,6 @@ def predict(
         np.concatenate(types),
         np.concatenate(answerable),
     )
-
-
-def _on(device: torch.device, features: npt.NDArray[np.float32]) -> torch.Tensor:
-    return torch.from_numpy(np.array(features)).to(device)  # a copy: features may be a read-only memory map
 
 
 @dataclass(frozen=True)

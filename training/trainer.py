@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from training.labels import NO_ANSWER, AnswerScores, Targets
+from training.labels import IGNORED_TARGET, AnswerScores, Targets
 from training.metrics import answerability
 from training.model import GatedHead, HeadLogits
 from training.recipe import BEST_EPOCH, COSINE, PRINCIPAL, Recipe
@@ -23,6 +23,7 @@ _ANSWERABLE_RATE = 0.4  # share of the learning rate beside a principal projecti
 _EVALUATION_BATCH = 1024  # records: a batch of logits over 5,860 answers is 24 MB
 
 Row = dict[str, Any]  # the scores of an epoch
+OnEpoch = Callable[[Row], None]
 
 
 class DivergedError(Exception):
@@ -92,8 +93,8 @@ def total_loss(logits: HeadLogits, targets: Targets) -> Tensor:
 
 def answer_loss(logits: Tensor, targets: Targets) -> tuple[Tensor, Tensor]:
     """Summed cross-entropy of answer ``logits`` [B, V], and the number of records that have a target answer."""
-    loss = functional.cross_entropy(logits, targets.answer, reduction="sum", ignore_index=NO_ANSWER)
-    return loss, (targets.answer != NO_ANSWER).sum()
+    loss = functional.cross_entropy(logits, targets.answer, reduction="sum", ignore_index=IGNORED_TARGET)
+    return loss, (targets.answer != IGNORED_TARGET).sum()
 
 
 def learning_rate_at(recipe: Recipe, progress: float) -> float:
@@ -206,7 +207,7 @@ def _initialise_as_logistic_regression(head: GatedHead, train: FeatureDataset) -
         linear.weight.copy_(rotation @ components)
         linear.bias.copy_(-(linear.weight @ mean))
         last.weight.zero_()
-        frequency = targets.answer[targets.answer != NO_ANSWER].bincount(minlength=len(last.bias)) + 0.1
+        frequency = targets.answer[targets.answer != IGNORED_TARGET].bincount(minlength=len(last.bias)) + 0.1
         last.bias.copy_(2 * (frequency / frequency.sum()).log())  # twice the log rate: the gates start at a half
         head.gate.weight.zero_()
         head.gate.bias.zero_()
@@ -229,20 +230,25 @@ def fit_head(
     sizes: tuple[int, int],
     *,
     seed: int | None = None,
-    report: Callable[[Row], None] = lambda row: None,
+    on_epoch: OnEpoch = lambda row: None,
 ) -> FittedHead:
     """Fit a head to ``train`` and score every epoch on ``val``.
+
+    The fit calls ``torch.manual_seed(seed)``, which resets PyTorch's global generator of the caller too.
 
     Args:
         recipe: the settings.
         train: records to fit on.
-        val: records to score on; of the recipes that keep the best epoch, they choose it.
-        sizes: number of answers V and of answer types K.
+        val: records that every epoch is scored on. If ``recipe.keep`` is "best", the epoch with the highest VQA
+            accuracy on them is kept.
+        sizes: (V, K): numbers of answers and of answer types.
         seed: of weights, order and dropout (default: the recipe's).
-        report: called with the scores of every epoch.
+        on_epoch: called after each epoch with its scores: ``epoch``, ``train_loss`` and ``val_loss`` in nats, and the
+            metrics of :func:`scores`.
 
     Returns:
-        The head of the kept epoch in evaluation mode, and the scores.
+        ``head``, with the weights of the kept epoch, in evaluation mode; ``history``, the scores of every epoch;
+        ``best``, those of the kept epoch.
 
     Raises:
         DivergedError: the loss is not finite.
@@ -262,7 +268,7 @@ def fit_head(
         history.append(row)
         if recipe.keep != BEST_EPOCH or row[HEADLINE] > best[HEADLINE]:  # the first of equals
             best, weights = row, copy.deepcopy(trainer.scored_head.state_dict())
-        report(row)
+        on_epoch(row)
     head = trainer.scored_head
     head.load_state_dict(weights)
     return FittedHead(head.eval().requires_grad_(False), history, best)
@@ -290,7 +296,10 @@ def evaluate(head: GatedHead, dataset: FeatureDataset) -> dict[str, float]:
 
 
 def scores(best: Tensor, answerable: Tensor, dataset: FeatureDataset) -> dict[str, float]:
-    """Official metrics of predicted answers int64 [N] and answerability fp32 [N]."""
+    """Official metrics of predicted answers int64 [N] and answerability fp32 [N].
+
+    Accuracies are in percent; average precision and F1 are in [0, 1].
+    """
     leave_one_out, min3 = dataset.scores.accuracies(best)
     return {
         HEADLINE: 100 * leave_one_out.mean().item(),

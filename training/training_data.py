@@ -56,8 +56,8 @@ def choose_vocabulary(recipe: Recipe, train: Split) -> Vocabulary:
     return vocabulary
 
 
-def describe(data: TrainingData, recipe: Recipe, cache: Path) -> dict[str, Any]:
-    """Configuration of the run, without the time.
+def run_config(data: TrainingData, recipe: Recipe, cache: Path) -> dict[str, Any]:
+    """The content of run.json, except the time of the fit and the digests of its files.
 
     Photos are identified by their content: those whose digest ``cache`` does not know are read.
     """

@@ -29,7 +29,7 @@ def asked(live_server: LiveServer) -> list[tuple[Path, str]]:
 @torch.inference_mode()
 def test_answers_are_what_pytorch_gives(live_server: LiveServer, asked: list[tuple[Path, str]]) -> None:
     """The reference is CLIP's own preprocessing, tokenizer and encoders, and the head as it was fitted."""
-    model = load_clip(live_server.run.clip_source)
+    model = load_clip(live_server.run.clip["source"])
     preprocess = clip_preprocess(model.image_size)
     images = model.model.encode_image(torch.stack([preprocess(load_photo(path)) for path, _ in asked]))
     texts = model.model.encode_text(clip_tokenize([question for _, question in asked]))

@@ -26,7 +26,7 @@ TOP = 5
 
 @pytest.mark.slow
 def test_twenty_rollouts_fail_no_request_and_mix_no_vocabularies(live_server: LiveServer, tmp_path: Path) -> None:
-    model = load_clip(live_server.run.clip_source)
+    model = load_clip(live_server.run.clip["source"])
     train, val = read_split(live_server.data, "train", limit=100), read_split(live_server.data, "val")
     other = read_run(fit(train, val, model, Recipe(epochs=5), tmp_path / "runs", tmp_path / "cache"))
     repository = Path(shutil.copytree(live_server.repository, tmp_path / "triton_models"))

@@ -52,15 +52,15 @@ def test_encoders_are_compared_again_when_asked(run: Run, own: Path, monkeypatch
     asked = []
     original = publish.check_parity
     monkeypatch.setattr(publish, "check_parity", lambda *values: asked.append(values) or original(*values))
-    export_run(run, run.clip_source, own)
+    export_run(run, run.clip["source"], own)
     assert not asked
-    export_run(run, run.clip_source, own, recheck=True)
+    export_run(run, run.clip["source"], own, recheck=True)
     assert len(asked) == 1
     assert check_repository(own, run) == []
 
 
 def test_the_list_names_each_model_and_its_use(run: Run, other_run: Run, own: Path) -> None:
-    old, new = model_names(run), export_run(other_run, other_run.clip_source, own)
+    old, new = model_names(run), export_run(other_run, other_run.clip["source"], own)
     (own / "mine").mkdir()
     entries = {entry.name: entry for entry in list_models(own)}
     assert next(iter(entries)) == "vizwiz_vqa"
@@ -75,7 +75,7 @@ def test_the_list_names_each_model_and_its_use(run: Run, other_run: Run, own: Pa
     assert entries[new.image].referenced
     assert not entries[old.head].referenced
     assert entries[old.head].made_from["run"] == run.folder.name
-    assert entries[new.image].made_from["clip_sha256"] == run.clip_digest
+    assert entries[new.image].made_from["clip_sha256"] == run.clip["sha256"]
     assert entries[new.image].bytes == sum(size for *_, size in state(own / new.image).values())
 
 
@@ -184,7 +184,7 @@ def test_a_repository_is_checked_where_there_is_no_run(
 
 
 def test_prune_removes_unreferenced_models_and_nothing_else(run: Run, other_run: Run, own: Path) -> None:
-    old, new = model_names(run), export_run(other_run, other_run.clip_source, own)
+    old, new = model_names(run), export_run(other_run, other_run.clip["source"], own)
     for name in ("mine", "gated_head_mine", "clip_image_0123456789abc"):
         (own / name / "1").mkdir(parents=True)
     (own / "clip_text_00000000000a").mkdir()
@@ -230,7 +230,7 @@ def test_a_run_of_another_contract_is_refused(version: int | None, run: Run, tmp
     old = replace(run, config=run.config | {"contract_version": version})
     expected = f"was fitted under contract version {version}, this version exports 1: clients would send"
     with pytest.raises(ExportError, match=expected):
-        export_run(old, run.clip_source, tmp_path / "triton_models")
+        export_run(old, run.clip["source"], tmp_path / "triton_models")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -93,7 +93,7 @@ def test_a_run_of_another_clip_is_refused(
     arguments = ["--run", str(run.folder), "--clip", str(other), "--repository", str(published)]
     assert to_onnx.main(arguments) == 2
     error = capsys.readouterr().err
-    assert f"was fitted on the CLIP {run.clip_digest[:12]}" in error
+    assert f"was fitted on the CLIP {run.clip['sha256'][:12]}" in error
     assert f"but {other} is {load_clip(other).digest[:12]}: give the CLIP of the fit with --clip" in error
     assert snapshot(published) == before
 

@@ -20,7 +20,7 @@ from training.baselines import (
     save_baselines,
     underfits,
 )
-from training.labels import NO_ANSWER
+from training.labels import IGNORED_TARGET
 from training.recipe import Recipe
 from training.trainer import FeatureDataset
 
@@ -35,7 +35,7 @@ def test_logistic_regression_is_scikit_learns() -> None:
     targets = examples.targets
     baseline = fit_baseline(x, targets, answers)
     ours = torch.nn.functional.linear(x, baseline.weight, baseline.bias)
-    known = targets.answer != NO_ANSWER
+    known = targets.answer != IGNORED_TARGET
     theirs = LogisticRegression(C=C, max_iter=1_000).fit(x[known].numpy(), targets.answer[known].numpy())
     expected = torch.zeros(len(x), answers)
     expected[:, theirs.classes_] = torch.from_numpy(theirs.predict_proba(x.numpy())).float()
@@ -49,7 +49,7 @@ def test_logistic_regression_is_scikit_learns() -> None:
 
 def test_records_without_a_target_answer_teach_answerability_alone() -> None:
     examples, answers = make_dataset(make_records(300), Recipe())
-    none = examples.targets._replace(answer=torch.full_like(examples.targets.answer, NO_ANSWER))
+    none = examples.targets._replace(answer=torch.full_like(examples.targets.answer, IGNORED_TARGET))
     baseline = fit_baseline(normalised(features_of(examples), LOGISTIC), none, answers)
     assert not baseline.weight[:-1].any()
     assert baseline.weight[-1].any()

@@ -225,7 +225,7 @@ def test_another_val_never_passes_for_that_of_the_fit(
 def test_a_run_without_a_held_out_part_is_refused(run: Run, data: Path) -> None:
     without = replace(run, config=run.config | {"holdout": None})
     with pytest.raises(DatasetError, match=r"held nothing out of train: fit with `python -m training\.fit --holdout"):
-        evaluate.read_part(without, "holdout")
+        evaluate.read_records(without, "holdout")
 
 
 def test_another_train_has_no_held_out_part(run: Run, data: Path, tmp_path: Path) -> None:
@@ -234,7 +234,7 @@ def test_another_train_has_no_held_out_part(run: Run, data: Path, tmp_path: Path
     path = other / "Annotations" / "train.json"
     path.write_text(path.read_text() + "\n")
     with pytest.raises(DatasetError, match=r"is not the file that .* was fitted on"):
-        evaluate.read_part(run, "holdout", other)
+        evaluate.read_records(run, "holdout", other)
 
 
 def test_another_clip_is_refused(run: Run, tmp_path: Path) -> None:

@@ -46,7 +46,7 @@ def run(tiny_vit: FrozenClip, splits: tuple[Split, Split], tmp_path_factory: pyt
 
 def test_a_run_folder_holds_what_it_promises(run: Path, tiny_vit: FrozenClip) -> None:
     loaded = read_run(run)
-    assert loaded.clip_digest == tiny_vit.digest
+    assert loaded.clip["sha256"] == tiny_vit.digest
     assert loaded.config["recipe"] == vars(Recipe(epochs=3))
     assert loaded.config["type_set"] == "official"
     assert loaded.answer_types == ["other", "unanswerable", "yes/no", "number"]

@@ -69,7 +69,7 @@ def test_each_fold_is_calibrated_by_what_the_folds_have_not_seen() -> None:
     dataset, answers = make_dataset(records, FOLDED)
     folds = fold_rows(records, 3, 0)
     rows: list[int] = []
-    fitted = fit_predictor(FOLDED, dataset, dataset, (answers, 4), folds, report=lambda row: rows.append(row["fold"]))
+    fitted = fit_predictor(FOLDED, dataset, dataset, (answers, 4), folds, on_epoch=lambda row: rows.append(row["fold"]))
     assert rows == [1] * 4 + [2] * 4 + [3] * 4
     assert len(fitted.predictor.heads) == 3
     raw = fit_predictor(replace(FOLDED, calibration="none"), dataset, dataset, (answers, 4), folds)
@@ -112,7 +112,7 @@ def test_what_is_chosen_is_what_is_reported_and_kept() -> None:
     dataset, answers = make_dataset(records, recipe)
     folds = fold_rows(records, 3, 0)
     rows: list[dict[str, Any]] = []
-    found = fit_predictor(recipe, dataset, dataset, (answers, 4), folds, report=rows.append)
+    found = fit_predictor(recipe, dataset, dataset, (answers, 4), folds, on_epoch=rows.append)
     epochs = range(1, recipe.epochs + 1)
     assert [(row["fold"], row["epoch"]) for row in rows] == [(fold, epoch) for fold in (1, 2, 3) for epoch in epochs]
     assert [row["val_loss"] for row in rows] == [row["val_loss"] for fit in found.fits for row in fit.history]
@@ -154,7 +154,7 @@ def test_finished_heads_are_skipped_after_an_interruption(tmp_path: Path, monkey
     dataset, answers = make_dataset(records, recipe)
     folds = fold_rows(records, 3, 0)
     rows: list[dict[str, Any]] = []
-    whole = fit_predictor(recipe, dataset, dataset, (answers, 4), folds, report=rows.append)
+    whole = fit_predictor(recipe, dataset, dataset, (answers, 4), folds, on_epoch=rows.append)
 
     def kill(row: dict[str, Any]) -> None:
         if row["fold"] == 3:
@@ -162,7 +162,7 @@ def test_finished_heads_are_skipped_after_an_interruption(tmp_path: Path, monkey
 
     with pytest.raises(KilledError):
         heads = FinishedHeads(tmp_path, vars(recipe))
-        fit_predictor(recipe, dataset, dataset, (answers, 4), folds, finished=heads, report=kill)
+        fit_predictor(recipe, dataset, dataset, (answers, 4), folds, finished=heads, on_epoch=kill)
     fitted: list[int | None] = []
     original = module.fit_head
 
@@ -173,7 +173,7 @@ def test_finished_heads_are_skipped_after_an_interruption(tmp_path: Path, monkey
     monkeypatch.setattr(module, "fit_head", counted)
     again: list[dict[str, Any]] = []
     heads = FinishedHeads(tmp_path, vars(recipe))
-    resumed = fit_predictor(recipe, dataset, dataset, (answers, 4), folds, finished=heads, report=again.append)
+    resumed = fit_predictor(recipe, dataset, dataset, (answers, 4), folds, finished=heads, on_epoch=again.append)
     assert fitted == [2]
     assert again == rows
     assert all(map(torch.equal, _weights(resumed), _weights(whole)))

@@ -9,7 +9,7 @@ import torch
 
 from training.dataset import Record, read_annotations
 from training.labels import (
-    NO_ANSWER,
+    IGNORED_TARGET,
     TYPE_SETS,
     AnswerScores,
     Vocabulary,
@@ -115,7 +115,7 @@ def test_the_majority_is_the_target_answer() -> None:
     inside = record(*["mug"] * 5 + ["cup"] * 2 + ["jar"] * 3)
     outside = record(*["jar"] * 6 + ["cup"] * 4)
     targets = make_targets([inside, outside], VOCABULARY, Recipe())
-    assert targets.answer.tolist() == [VOCABULARY.answers.index("mug"), NO_ANSWER]
+    assert targets.answer.tolist() == [VOCABULARY.answers.index("mug"), IGNORED_TARGET]
 
 
 def test_answerability_is_the_label_or_its_mean_with_the_annotators() -> None:

@@ -11,7 +11,7 @@ import torch
 from torch.nn import functional
 
 from tests.training.synthetic import make_dataset, make_records
-from training.labels import NO_ANSWER, Targets
+from training.labels import IGNORED_TARGET, Targets
 from training.model import GatedHead, HeadLogits
 from training.recipe import Recipe
 from training.trainer import DivergedError, Trainer, evaluate, fit_head, learning_rate_at, total_loss
@@ -45,7 +45,7 @@ def test_the_reports_loss(logits: HeadLogits) -> None:
 def test_a_record_without_a_target_answer_has_type_and_answerability_only() -> None:
     torch.manual_seed(0)
     head = GatedHead(embed_dim=8, answers=5, types=3).eval()
-    loss = total_loss(head(torch.zeros(2, 8), torch.zeros(2, 8)), targets(NO_ANSWER, NO_ANSWER))
+    loss = total_loss(head(torch.zeros(2, 8), torch.zeros(2, 8)), targets(IGNORED_TARGET, IGNORED_TARGET))
     loss.backward()
     assert torch.isfinite(loss)
     assert not head.answer[2].weight.grad.any()
@@ -56,7 +56,7 @@ def test_the_answer_loss_is_a_mean_over_records_with_a_target_answer() -> None:
     torch.manual_seed(0)
     head = GatedHead(embed_dim=8, answers=5, types=3).eval()
     known, mixed = (head(torch.zeros(n, 8), torch.zeros(n, 8)) for n in (1, 2))
-    torch.testing.assert_close(total_loss(known, targets(2)), total_loss(mixed, targets(2, NO_ANSWER)))
+    torch.testing.assert_close(total_loss(known, targets(2)), total_loss(mixed, targets(2, IGNORED_TARGET)))
 
 
 def test_a_fit_that_diverges_says_so() -> None:
@@ -120,7 +120,7 @@ def test_rotated_photos_are_seen_in_training_and_not_in_scoring() -> None:
 def test_the_epoch_that_is_kept() -> None:
     dataset, answers = make_dataset(make_records(64), TINY)
     rows: list[dict[str, Any]] = []
-    best = fit_head(TINY, dataset, dataset, (answers, 4), report=rows.append)
+    best = fit_head(TINY, dataset, dataset, (answers, 4), on_epoch=rows.append)
     last = fit_head(replace(TINY, keep="last"), dataset, dataset, (answers, 4))
     assert best.history == rows
     assert [row["epoch"] for row in rows] == [1, 2, 3]
