@@ -86,7 +86,7 @@ class Pen:
         self._draw.ellipse(box, fill=(*fill, alpha))
 
     def half(self, x0: float, y0: float, x1: float, y1: float, start: float, end: float, fill: Rgb) -> None:
-        """The part of an ellipse between two chords' angles, in degrees clockwise from three o'clock."""
+        """The part of an ellipse between two angles, in degrees clockwise from three o'clock, cut off by a line."""
         self._draw.chord(self._scaled([(x0, y0), (x1, y1)]), start, end, fill=fill)
 
     def rect(self, x0: float, y0: float, x1: float, y1: float, fill: Rgb, radius: float = 0) -> None:

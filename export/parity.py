@@ -43,7 +43,7 @@ _MIXED_QUESTIONS = 64  # questions compared in batches of mixed lengths too
 _BATCH_EDGES = (0, 1, 4)  # batches of 1, of 3, and then of _BATCH: the batch axis must be free
 _BATCH = 8
 _REFERENCE_TEXTS = 64
-_REFERENCE_PHOTOS = 4  # PyTorch takes a tenth longer for each of 8 (ViT-L/14@336px, two cores)
+_REFERENCE_PHOTOS = 4  # in batches of 8 PyTorch takes a tenth longer per photo (ViT-L/14@336px, two cores)
 
 
 @dataclass(frozen=True)

@@ -88,6 +88,10 @@ class TritonProcess:
         """Whether the process runs."""
         return self._process.poll() is None
 
+    def ended_by_signal(self) -> bool:
+        """Whether a signal ended the process: it crashed, or was killed."""
+        return (self._process.poll() or 0) < 0
+
     def outcome(self) -> str:
         """Exit status or signal of the process, for messages."""
         code = self._process.poll()

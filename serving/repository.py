@@ -243,8 +243,11 @@ def _encoder(repository: Path, prefix: str, current: str, head: str) -> str:
     wanted = read_object(repository / head / MADE_FROM_FILE)
     candidates = [repository / current, *sorted(repository.glob(f"{prefix}*"))]
     for candidate in candidates:
-        if read_object(candidate / MADE_FROM_FILE).items() <= wanted.items():
+        record = read_object(candidate / MADE_FROM_FILE)
+        if record and record.items() <= wanted.items():
             return candidate.name
+    if not read_object(repository / current / MADE_FROM_FILE):
+        return current
     raise RepositoryError(
         f"the encoder {prefix}... that {head} was fitted on is no longer in {repository}: export its run again"
     )

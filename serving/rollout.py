@@ -2,7 +2,7 @@
 
 Models are immutable, so the new ones are loaded beside the old. The golden request is sent through them step by step.
 Only then is the ensemble reloaded, which is when clients get the new head; the old models are unloaded last. An error
-or an interrupt before that rolls everything back.
+or an interrupt before the reloaded ensemble has answered the golden request rolls everything back.
 """
 
 from __future__ import annotations

@@ -210,7 +210,16 @@ class EmbeddedTriton:
 
     def _run(self, report: Callable[[str], None]) -> None:
         try:
-            if self._launch(report):
+            try:
+                ready = self._launch(report)
+            except ServingError as error:
+                # On a busy machine Triton 2.51 aborts rarely while its Python backend starts (lock_exception).
+                if not (self._process and self._process.ended_by_signal()):
+                    raise
+                self._kill()
+                report(f"{error}\nstarting it once more")
+                ready = self._launch(report)
+            if ready:
                 self._settled.set()
                 self._supervise(report)
         except ServingError as error:
@@ -235,7 +244,6 @@ class EmbeddedTriton:
             backoff_s = backoff.failed()
             report(f"{cause}\nserver log: {self.log}\nrestarting it{f' in {backoff_s} s' if backoff_s else ''}")
             self._kill()
-            self._workspace.remove_shared_memory()
             if self._stopping.wait(backoff_s):
                 return
             try:
@@ -260,6 +268,7 @@ class EmbeddedTriton:
 
     def _launch(self, report: Callable[[str], None]) -> bool:
         """Start the process and wait until it is ready; return False if :meth:`stop` was called first."""
+        self._workspace.remove_shared_memory()  # of an earlier process
         self._process = TritonProcess(
             [str(self._runtime.server), *self._arguments()],
             self._environment,

@@ -117,6 +117,8 @@ class Recipe:
                 yield f"{flag_of(option.name)} must be one of {listed}, got {getattr(self, option.name)}"
 
     def _conflicts(self) -> Iterator[str]:
+        if self.decay_trials and self.weight_decay == 0:
+            yield "--decay-trials needs a --weight-decay above 0 to multiply (or --decay-trials 0)"
         if self.decay_trials and self.folds == 1:
             yield "--decay-trials needs --folds 2 or more, whose held-out records decide (or --decay-trials 0)"
         if self.calibration != NONE and self.folds == 1:

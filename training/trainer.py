@@ -19,7 +19,7 @@ from training.model import GatedHead, HeadLogits
 from training.recipe import BEST_EPOCH, COSINE, PRINCIPAL, Recipe
 
 HEADLINE = "vqa_accuracy_leave_one_out"
-_ANSWERABLE_RATE = 0.4  # share of the learning rate beside a principal projection: a single row learns faster
+_ANSWERABLE_RATE = 0.4  # of the learning rate, with a principal projection: a single row of weights learns faster
 _EVALUATION_BATCH = 1024  # records: a batch of logits over 5,860 answers is 24 MB
 
 Row = dict[str, Any]  # the scores of an epoch

@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from http import HTTPStatus
 
@@ -17,7 +17,7 @@ from vizwiz_client import Answer, AsyncVizwizClient, ContractMismatch, ModelInfo
 from vizwiz_client.contract import tensors
 from vizwiz_client.contract.image import load_photo, to_pixels
 from vizwiz_gateway.metrics import Metrics
-from vizwiz_gateway.problems import from_client, problem
+from vizwiz_gateway.problems import ProblemError, from_client, problem
 from vizwiz_gateway.settings import Settings
 from vizwiz_gateway.uploads import Upload
 
@@ -146,7 +146,9 @@ class Service:
                 answers = await self._ask(pairs, upload.top, request_id)
                 self.metrics.triton.observe(time.perf_counter() - decoded)
                 if any(tensors.HEAD_PREFIX + answer.head_id not in info.models for answer in answers):
-                    info = await self.check()  # another model was rolled out
+                    self._info = None  # another model was rolled out
+                    with suppress(ProblemError):  # the answers are complete
+                        info = await self.check()
             except VizwizError as error:
                 raise from_client(error) from None  # its text may quote the photo, and causes are logged
             prepare_s, total_s = decoded - start, time.perf_counter() - start

@@ -82,8 +82,8 @@ def asked(live_server: LiveServer) -> dict[str, Asked]:
 
 @pytest.fixture(scope="module")
 def demo_gateway(live_server: LiveServer) -> Iterator[Gateway]:
-    """A gateway in front of the demo's model, which takes photos of at most 0.2 MB."""
-    with Gateway(live_server.grpc_url, "--max-photo-bytes=200000") as gateway:
+    """A gateway in front of the demo's model, which takes photos of at most 2 MB."""
+    with Gateway(live_server.grpc_url, "--max-photo-bytes=2000000") as gateway:
         yield gateway
 
 

@@ -17,7 +17,7 @@ from tests.gateway.conftest import Asked
 from tests.gateway.processes import Gateway
 
 TEXT_FILE = {"name": "notes.txt", "mimeType": "text/plain", "buffer": b"no photo"}
-LARGE_FILE = {"name": "large.jpg", "mimeType": "image/jpeg", "buffer": bytes(300_000)}
+LARGE_FILE = {"name": "large.jpg", "mimeType": "image/jpeg", "buffer": bytes(3_000_000)}
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +92,7 @@ class TestStates:
             (no_photo, "There is no photo. Take or choose one, then press Ask.", "take"),
             (no_question, "There is no question. Type one, such as “what is this?”, then press Ask.", "question"),
             (not_a_photo, "This file is not a photo. Choose a JPEG or PNG file", "choose"),
-            (too_large, "The photo is too large: it has more than 0.2 MB. Choose a smaller one", "choose"),
+            (too_large, "The photo is too large: it has more than 2 MB. Choose a smaller one", "choose"),
             (question_too_long, "The question ", "question"),
             (lost, "No answer came: the connection was lost", "question"),
         ],
@@ -187,7 +187,7 @@ class TestWithoutScript:
             (None, "", "There is no photo."),
             (asked["answered"].photo, " ", "There is no question."),
             (TEXT_FILE, "a <b> question", "This file is not a photo."),
-            (LARGE_FILE, "why?", "The photo is too large: it has more than 0.2 MB."),
+            (LARGE_FILE, "why?", "The photo is too large: it has more than 2 MB."),
         ):
             shown.ask(photo, question)
             shown.page.get_by_text(sentence).wait_for()

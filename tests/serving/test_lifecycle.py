@@ -216,6 +216,25 @@ def test_a_killed_process_restarts_the_server(tiny_repository: Path, victim: str
     assert shared_memory_of(workspace) == []
 
 
+def test_a_start_that_crashes_is_tried_once_more(tiny_repository: Path) -> None:
+    said: list[str] = []
+    server = EmbeddedTriton(tiny_repository)
+
+    def crash() -> None:
+        assert eventually(lambda: server._started and bool(processes_of(server.log.parent, HEAD)))
+        os.kill(server._process.pid, signal.SIGABRT)
+
+    with ThreadPoolExecutor() as pool:
+        crashed = pool.submit(crash)
+        server.start(report=said.append)
+    crashed.result()
+    assert len(shared_memory_of(server.log.parent)) == 3
+    server.stop()
+    (line,) = said
+    assert line.startswith(f"Triton cannot serve {tiny_repository}: tritonserver ended with SIGABRT\n")
+    assert line.endswith("\nstarting it once more")
+
+
 def test_restarts_pause_longer_each_time_and_the_log_survives(serve: Command) -> None:
     address, log = serve.addresses["http"], Path(serve.addresses["log"])
     before = log.read_bytes()

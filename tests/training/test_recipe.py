@@ -71,6 +71,7 @@ def test_all_problems_are_told_together() -> None:
             schedule="mode",
             rotations=5,
             calibration="platt",
+            decay_trials=1,
         )
     assert str(caught.value).split("; ") == [
         "--epochs must be at least 1, got 0",
@@ -80,6 +81,8 @@ def test_all_problems_are_told_together() -> None:
         "--seed must be in 0 to 2**32 - 1, got 18446744073709551616",
         "--rotations must be one of 1, 2, 3, 4, got 5",
         "--schedule must be one of constant, cosine, got mode",
+        "--decay-trials needs a --weight-decay above 0 to multiply (or --decay-trials 0)",
+        "--decay-trials needs --folds 2 or more, whose held-out records decide (or --decay-trials 0)",
         "--calibration platt needs --folds 2 or more, whose held-out records it is fitted on (or --calibration none)",
     ]
 

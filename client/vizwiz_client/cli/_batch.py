@@ -160,6 +160,7 @@ class Journal:
             ) from None
         if self._output.exists():
             if not self._path.stat().st_size:  # we created it just now
+                self.close()  # Windows deletes no open file
                 self._path.unlink()
             raise UsageError(f"{self._output} exists; remove it, or choose another output")
         header = json.dumps(options).encode() + b"\n"

@@ -335,7 +335,7 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
 
 def _transpose(image: Image.Image) -> Image.Transpose | None:
     exif = image.info.get("exif")
-    if isinstance(exif, bytes) and exif.startswith(3 * _EXIF_HEADER):  # only some releases of Pillow read this
+    if isinstance(exif, bytes) and exif.startswith(3 * _EXIF_HEADER):  # not all releases of Pillow read three
         return None
     try:
         with _suppress_warnings():
