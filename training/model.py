@@ -25,11 +25,12 @@ class HeadLogits(NamedTuple):
 
 
 class Probabilities(NamedTuple):
-    """Predictions for B questions; V = answers, K = answer types."""
+    """Predictions for B questions; V = answers, K = answer types, Q = quality issues."""
 
     answer: Tensor  # fp32 [B, V], rows sum to 1
     answer_type: Tensor  # fp32 [B, K], rows sum to 1
     answerable: Tensor  # fp32 [B], calibrated: decline below 0.5
+    quality: Tensor | None  # fp32 [B, Q], one probability for each issue; None without quality heads
 
 
 class GatedHead(nn.Module):
@@ -79,13 +80,29 @@ class GatedHead(nn.Module):
         return HeadLogits(answer, answer_type, answerable.squeeze(1))
 
 
+class QualityHead(nn.Module):
+    """Map CLIP features of a photo to logits of its quality issues; shares no weights with :class:`GatedHead`."""
+
+    def __init__(self, embed_dim: int, issues: int) -> None:
+        """Build a head for ``issues`` = Q quality issues on ``embed_dim`` = D features."""
+        super().__init__()
+        self.norm = nn.LayerNorm(embed_dim)
+        self.linear = nn.Linear(embed_dim, issues)
+
+    def forward(self, image_features: Tensor) -> Tensor:
+        """Logits [B, Q] from ``image_features`` [B, D]."""
+        logits: Tensor = self.linear(self.norm(image_features))
+        return logits
+
+
 class Predictor(nn.Module):
     """The heads that were fitted on one CLIP: one, or one per fold."""
 
-    def __init__(self, heads: Sequence[GatedHead]) -> None:
-        """Average ``heads``, which have the same D, V and K."""
+    def __init__(self, heads: Sequence[GatedHead], quality: Sequence[QualityHead] = ()) -> None:
+        """Average ``heads``, which have the same D, V and K, and ``quality`` heads, which have the same D and Q."""
         super().__init__()
         self.heads = nn.ModuleList(heads)
+        self.quality = nn.ModuleList(quality)
 
     def forward(self, text_features: Tensor, image_features: Tensor) -> Probabilities:
         """Mean probabilities from ``text_features`` [B, D] and ``image_features`` [B, D]."""
@@ -94,6 +111,7 @@ class Predictor(nn.Module):
             _mean([functional.softmax(each.answer, dim=1) for each in logits]),
             _mean([functional.softmax(each.answer_type, dim=1) for each in logits]),
             _mean([torch.sigmoid(each.answerable) for each in logits]),
+            _mean([torch.sigmoid(head(image_features)) for head in self.quality]) if self.quality else None,
         )
 
 
@@ -108,7 +126,9 @@ class ClipEnsemble(nn.Module):
     def forward(self, features: Sequence[tuple[Tensor, Tensor]]) -> Probabilities:
         """Mean probabilities from text and image features, [B, D] each, of every member; D may differ."""
         predictions = [member(*pair) for member, pair in zip(self.members, features, strict=True)]
-        return Probabilities(*(_mean(list(column)) for column in zip(*predictions, strict=True)))
+        answer, answer_type, answerable, quality = zip(*predictions, strict=True)
+        known = [each for each in quality if each is not None]
+        return Probabilities(_mean(answer), _mean(answer_type), _mean(answerable), _mean(known) if known else None)
 
 
 def _mean(parts: Sequence[Tensor]) -> Tensor:

@@ -34,10 +34,10 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 from training.artifacts import digest_of, file_digest, write_json
 from training.baselines import Baseline, load_baselines, save_baselines
 from training.dataset import HOLDOUT
-from training.model import ClipEnsemble, GatedHead, Predictor
+from training.model import ClipEnsemble, GatedHead, Predictor, QualityHead
 
 DEFAULT_RUNS = Path("runs")
-RUN_FORMAT = 3
+RUN_FORMAT = 4
 RUN_FILE = "run.json"
 HEAD_FILE = "head.safetensors"
 ANSWERS_FILE = "answers.txt"
@@ -47,7 +47,7 @@ EPOCHS_FILE = "metrics.jsonl"
 EVENTS_FOLDER = "tensorboard"
 CURVES_FILE = "loss_curves.png"
 CARD_FILE = "MODEL_CARD.md"
-_KEYS = ("files", "data", "holdout", "recipe", "clips", "vocabulary", "type_set", "answer_types")
+_KEYS = ("files", "data", "holdout", "recipe", "clips", "vocabulary", "type_set", "answer_types", "quality", "wording")
 
 
 class RunError(Exception):
@@ -72,6 +72,16 @@ class Run:
         return list(self.config["answer_types"])
 
     @property
+    def quality_issues(self) -> list[str]:
+        """Issues of photo quality, in the order of the head's outputs; empty where the fit had no votes on them."""
+        return list((self.config["quality"] or {"issues": ()})["issues"])
+
+    @property
+    def wording(self) -> dict[str, Any]:
+        """Thresholds of the sentences that a person is told; see :mod:`vizwiz_client.contract.wording`."""
+        return dict(self.config["wording"])
+
+    @property
     def clips(self) -> list[dict[str, Any]]:
         """``source``, ``sha256``, ``image_size`` and ``embed_dim`` of each CLIP that the run was fitted on."""
         return list(self.config["clips"])
@@ -93,10 +103,11 @@ class Run:
 
     @property
     def digest(self) -> str:
-        """Identity of the fitted heads: digest of their weights, answers, answer types and CLIPs."""
+        """Identity of the fitted heads: digest of their weights, labels, thresholds and CLIPs."""
         files = self.config["files"]
         clips = [clip["sha256"] for clip in self.clips]
-        return digest_of(files[HEAD_FILE], files[ANSWERS_FILE], *self.answer_types, *clips)
+        labels = [*self.answer_types, *self.quality_issues, json.dumps(self.wording, sort_keys=True)]
+        return digest_of(files[HEAD_FILE], files[ANSWERS_FILE], *labels, *clips)
 
     def load_predictor(self) -> Predictor:
         """Load the heads of the run's only CLIP, in evaluation mode.
@@ -118,8 +129,13 @@ class Run:
         recipe = self.config["recipe"]
         sizes = len(self.answers), len(self.answer_types), recipe["hidden"]
         source = recipe["answerable_from"]
+        issues = len(self.quality_issues)
+        quality_heads = self.config["quality"]["heads"] if issues else 0
         members = [
-            Predictor([GatedHead(clip["embed_dim"], *sizes, answerable_from=source) for _ in range(recipe["folds"])])
+            Predictor(
+                [GatedHead(clip["embed_dim"], *sizes, answerable_from=source) for _ in range(recipe["folds"])],
+                [QualityHead(clip["embed_dim"], issues) for _ in range(quality_heads)],
+            )
             for clip in self.clips
         ]
         ensemble = ClipEnsemble(members)

@@ -82,6 +82,8 @@ def run_config(data: TrainingData, recipe: Recipe, cache: Path) -> dict[str, Any
             "is_demo": train.is_demo,
             **{split.name: _describe_split(split, cache) for split in (train, val)},
         },
+        "quality": None,
+        "wording": {},
         "clips": described,
         **({"clip": described[0]} if len(clips) == 1 else {}),
         "versions": {"python": platform.python_version()}

@@ -13,6 +13,7 @@ import numpy as np
 
 CONTRACT_VERSION = 1  # raise it when an old client would misread a new server
 CONTRACT_VERSION_PARAMETER = "contract_version"  # in the ensemble's config
+WORDING_PARAMETER = "wording"  # JSON in the ensemble's config: thresholds of the sentences that a person is told
 DEMO_PARAMETER = "demo"  # "true" in the configs of a head that was fitted on drawn pictures alone, and its ensembles
 MODEL_DIGEST_PARAMETER = "model_sha256"  # SHA-256 of a model's graph file, verified when it loads
 LABELS_DIGEST_PARAMETER = "labels_sha256_"  # + file name: SHA-256 of a label file, verified when it loads
@@ -57,8 +58,12 @@ ANSWER = TensorSpec("answer", "FP32", (-1,))  # [V] probabilities, with labels
 ANSWER_TYPE = TensorSpec("answer_type", "FP32", (-1,))  # [K] probabilities, with labels
 ANSWERABLE = TensorSpec("answerable", "FP32", (1,))  # probability that the photo can answer; declined under 0.5
 HEAD_ID = TensorSpec("head_id", "INT64", (1,))  # digest in the head's name, as a number
+QUALITY = TensorSpec("quality", "FP32", (-1,))  # [Q] probabilities of quality issues, with labels; see below
 
-HEAD_OUTPUTS = (ANSWER, ANSWER_TYPE, ANSWERABLE, HEAD_ID)
+HEAD_OUTPUTS = (ANSWER, ANSWER_TYPE, ANSWERABLE, HEAD_ID)  # of every head
+# A head has QUALITY, as its last output, only if it was fitted with votes on photo quality. Clients request it only
+# from an ensemble whose config has it, so that clients and servers of different releases work together.
+OPTIONAL_OUTPUTS = (QUALITY,)
 
 
 def head_id(digest: str) -> int:
