@@ -25,11 +25,11 @@ import torch
 from export.targets import cpu_name
 from training.artifacts import digest_of
 from training.dataset import ANSWER_TYPES, Record, fold_rows
-from training.folds import fit_predictor, predict
+from training.folds import fit_predictor
 from training.labels import TYPE_SETS, AnswerScores, Vocabulary, build_vocabulary, make_targets
-from training.model import ClipEnsemble
+from training.model import ClipEnsemble, predict
 from training.recipe import RECIPES, Recipe
-from training.trainer import FeatureDataset, scores
+from training.trainer import FeatureDataset, official_scores
 
 TRAIN, VAL, FEATURES, ANSWERS = 20_523, 4_319, 768, 5_860
 
@@ -90,7 +90,8 @@ def main() -> None:
             f"  {time.perf_counter() - started:6.1f} s  epoch {row['epoch']}", file=sys.stderr, flush=True
         ),
     )
-    on_val = scores(*predict(ClipEnsemble([fitted.predictor]), [val]), val)
+    predictions = predict(ClipEnsemble([fitted.predictor]), [val.features])
+    on_val = official_scores(predictions.best, predictions.answerable, val)
     seconds = time.perf_counter() - started
     peak_gb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024**2
     print(f"{cpu_name()}, {arguments.threads} threads, torch {torch.__version__}; load average {busy:.1f} at the start")

@@ -29,10 +29,10 @@ from training.backbone import load_clip
 from training.baselines import LOGISTIC, fit_baseline, normalised
 from training.dataset import Record, Split, fold_rows, read_split
 from training.features import encode_split
-from training.folds import Calibration, calibrate, fit_predictor, predict
+from training.folds import Calibration, calibrate, fit_predictor
 from training.labels import TYPE_SETS, AnswerScores, build_vocabulary, make_targets
 from training.metrics import expected_calibration_error, reliability
-from training.model import ClipEnsemble
+from training.model import ClipEnsemble, predict
 from training.recipe import RECIPES, REPORT, Recipe
 from training.trainer import FeatureDataset
 
@@ -120,13 +120,14 @@ def fit_recipe(recipe: Recipe, train: Part, test: Part) -> Outcome:
     sizes = (len(vocabulary.answers), len(TYPE_SETS[recipe.types]))
     fitted = fit_predictor(recipe, on_train, on_test, sizes, folds)
     ensemble = ClipEnsemble([fitted.predictor]).eval()
-    best, answerable = predict(ensemble, [on_test])
-    uncalibrated = answerable
+    predictions = predict(ensemble, [on_test.features])
+    uncalibrated = predictions.answerable
     if fitted.calibration != Calibration():
         for each in fitted.fits:
-            calibrate(each.head, fitted.calibration.inverse())
-        uncalibrated = predict(ensemble, [on_test]).answerable
-    return Outcome(on_test.scores.accuracies(best)[0].numpy(), answerable.numpy(), uncalibrated.numpy())
+            calibrate(each.head.answerable, fitted.calibration.inverse())
+        uncalibrated = predict(ensemble, [on_test.features]).answerable
+    accuracy = on_test.scores.accuracies(predictions.best)[0]
+    return Outcome(accuracy.numpy(), predictions.answerable.numpy(), uncalibrated.numpy())
 
 
 def fit_logistic(c: float, train: Part, test: Part) -> Outcome:

@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from training.features import SplitFeatures
 from training.labels import IGNORED_TARGET, Targets
+from training.model import PREDICTION_BATCH
 
 QUESTION_ONLY, LOGISTIC = "question_only", "logistic_regression"
 LABELS = {QUESTION_ONLY: "logistic regression, question alone", LOGISTIC: "logistic regression"}
@@ -25,13 +26,12 @@ STEPS = 200
 _BATCH = 512  # records
 _LEARNING_RATE = 4e-3
 _Z95 = 1.96  # standard errors
-_PREDICTION_BATCH = 1024  # records
 
 Features = Sequence[tuple[Tensor, Tensor]]  # texts and images of every CLIP, fp32 [N, D] each
 
 
-class Predicted(NamedTuple):
-    """Predictions for N questions."""
+class BaselinePredictions(NamedTuple):
+    """Predictions of a baseline for N questions."""
 
     best: Tensor  # int64 [N], index of the most likely answer
     answerable: Tensor  # fp32 [N]
@@ -44,11 +44,11 @@ class Baseline(NamedTuple):
     bias: Tensor  # fp32 [V + 1]
 
     @torch.inference_mode()
-    def predict(self, features: Tensor) -> Predicted:
+    def predict(self, features: Tensor) -> BaselinePredictions:
         """Predict from normalised ``features`` fp32 [N, F]."""
         weight, bias = self.weight.to(features.device), self.bias.to(features.device)
-        logits = [functional.linear(rows, weight, bias) for rows in features.split(_PREDICTION_BATCH)]
-        return Predicted(
+        logits = [functional.linear(rows, weight, bias) for rows in features.split(PREDICTION_BATCH)]
+        return BaselinePredictions(
             torch.cat([part[:, :-1].argmax(dim=1) for part in logits]),
             torch.cat([torch.sigmoid(part[:, -1]) for part in logits]),
         )

@@ -27,6 +27,10 @@ _VIZWIZ_PHOTO = re.compile(r"VizWiz_(train|val|test)_\d{8}\.jpg")
 HOLDOUT = "holdout"  # name of the part of train that a fit holds out
 DEMO_MANIFEST = "demo.json"  # in the folder of the demo data
 _MAX_ERRORS = 20  # shown
+_REMEDY = (
+    "a VizWiz folder has Annotations/train.json, Annotations/val.json and the photos in train/ and val/; "
+    "`python -m training.download` makes one (docs/data.md)"
+)
 _HEADER_THREADS = 8  # read photo headers: opening a file of a network drive is mostly waiting
 
 
@@ -50,6 +54,7 @@ class Record:
     confidences: tuple[str | None, ...] = ()
     answer_type: str | None = None
     answerable: bool | None = None
+    votes: tuple[int, ...] | None = None  # on the issues of the photo, in the order of training.quality.ISSUES
 
 
 @dataclass(frozen=True)
@@ -60,6 +65,7 @@ class Split:
     records: tuple[Record, ...]
     photos: Path
     digest: str  # SHA-256 of the annotation file
+    votes_digest: str | None = None  # SHA-256 of the file of votes on photo quality
 
     @property
     def folder(self) -> Path:
@@ -97,7 +103,7 @@ def read_split(folder: Path, name: str, *, labelled: bool = True, limit: int | N
         DatasetError: something is missing or malformed; the message lists all errors with their record numbers.
     """
     path = folder / "Annotations" / f"{name}.json"
-    raw = _read_list(path)[:limit]
+    raw = read_list(path, _REMEDY)[:limit]
     photos = folder / name
     errors = list(_record_errors(raw, labelled)) or list(_photo_errors(raw, photos))
     _refuse_records(path, errors, len(raw))
@@ -110,7 +116,7 @@ def read_annotations(path: Path, *, labelled: bool = True, limit: int | None = N
     Raises:
         DatasetError: the file is missing or malformed; the message lists all errors with their record numbers.
     """
-    raw = _read_list(path)[:limit]
+    raw = read_list(path, _REMEDY)[:limit]
     _refuse_records(path, list(_record_errors(raw, labelled)), len(raw))
     return tuple(_record(entry, labelled) for entry in raw)
 
@@ -169,14 +175,16 @@ def _refuse_records(path: Path, errors: Sequence[str], records: int) -> None:
     refuse(f"{path}: {len(errors)} error(s) in {records} records", errors)
 
 
-def _read_list(path: Path) -> list[Any]:
+def read_list(path: Path, remedy: str) -> list[Any]:
+    """Read a JSON list that is not empty.
+
+    Raises:
+        DatasetError: ``path`` is missing, which ``remedy`` mends, or holds something else.
+    """
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise DatasetError(
-            f"{path} does not exist. A VizWiz folder has Annotations/train.json, Annotations/val.json and the photos "
-            "in train/ and val/; `python -m training.download` makes one (docs/data.md)."
-        ) from None
+        raise DatasetError(f"{path} does not exist: {remedy}") from None
     except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise DatasetError(f"{path} is not JSON ({error}); download it again") from None
     if not isinstance(raw, list) or not raw:

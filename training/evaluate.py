@@ -27,9 +27,11 @@ from training.baselines import features_of, normalised
 from training.dataset import HOLDOUT, DatasetError, Split, holdout_rows, read_split, select
 from training.features import SplitFeatures, encode_split
 from training.metrics import answerability, vqa_accuracy
+from training.model import predict
+from training.quality import add_votes
 from training.report import describe_scores, write_model_card, write_report
 from training.run import DEFAULT_RUNS, Run, RunError, annotations_of_fit, newest_run, read_run, read_scores
-from training.scoring import SubmissionError, majority_baseline, predict, score, write_submissions
+from training.scoring import SubmissionError, majority_baseline, score, write_submissions
 from vizwiz_client.contract import streams
 
 SPLITS = ("val", HOLDOUT, "test")
@@ -74,10 +76,12 @@ def evaluate_run(
     majority = read_scores(run.folder)["majority_baseline"]["answer"] if labelled else ""
     encoded = [encode_split(clip, evaluated.whole, cache) for clip in clips]
     features = [SplitFeatures(each.images[evaluated.rows], each.texts[evaluated.rows]) for each in encoded]
-    predictions = predict(run.load_ensemble(), features, run.answers, clips[0].device)
+    device = clips[0].device
+    predictions = predict(run.load_ensemble().to(device), features_of(features, device))
     images = [record.image for record in split.records]
     with explain_full_disk(out, "--out"), staged_files(out) as staging:
-        write_submissions(staging, images, predictions.answers, predictions.answerable)
+        answers = [run.answers[index] for index in predictions.best.tolist()]
+        write_submissions(staging, images, answers, predictions.answerable.numpy())
         if not labelled:
             return None
         scores = score(run, split, predictions)
@@ -86,20 +90,21 @@ def evaluate_run(
             data_sha256=split.digest,
             run_sha256=run.digest,
             majority_baseline=majority_baseline(majority, split.records),
-            baselines=_score_baselines(run, split, features, clips[0].device),
+            baselines=_score_baselines(run, split, features, device),
         )
         write_json(staging / SCORES_FILE, scores.metrics)
         write_report(staging / REPORT_FILE, run, split, scores)
     return scores.metrics
 
 
-def read_records(run: Run, name: str, data: Path | None = None) -> EvaluatedRecords:
+def read_records(run: Run, name: str, data: Path | None = None, quality: Path | None = None) -> EvaluatedRecords:
     """Read the records to evaluate ``run`` on; if the fit had a ``--limit``, as many of them.
 
     Args:
         run: the fitted run.
         name: val, holdout or test.
         data: VizWiz folder (default: the one of the fit).
+        quality: folder of votes on photo quality (default: as for :func:`training.quality.add_votes`).
 
     Raises:
         DatasetError: the split cannot be read, or the run held nothing out of train.
@@ -107,7 +112,10 @@ def read_records(run: Run, name: str, data: Path | None = None) -> EvaluatedReco
     folder = data or Path(run.config["data"]["folder"])
     limit = run.config["data"].get("limit")
     if name != HOLDOUT:
-        split = read_split(folder, name, labelled=name != "test", limit=None if name == "test" else limit)
+        if name == "test":
+            split = read_split(folder, name, labelled=False)
+        else:
+            split = add_votes(read_split(folder, name, limit=limit), quality)
         return EvaluatedRecords(split, split)
     settings = run.config["holdout"]
     if settings is None:
@@ -116,7 +124,7 @@ def read_records(run: Run, name: str, data: Path | None = None) -> EvaluatedReco
             "that the fit has not seen"
         )
     fitted = run.config["data"]["train"]
-    train = read_split(folder, "train", limit=limit)
+    train = add_votes(read_split(folder, "train", limit=limit), quality)
     if train.digest != fitted["sha256"]:
         raise DatasetError(
             f"{folder / 'Annotations' / 'train.json'} is not the file that {run.folder} was fitted on, so its held-out "
@@ -187,6 +195,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--run", type=Path, help="run folder (default: the newest in --runs)")
     parser.add_argument("--runs", type=Path, default=DEFAULT_RUNS, help="where runs are (default: runs)")
     parser.add_argument("--data", type=Path, help="VizWiz folder (default: the one of the fit)")
+    parser.add_argument("--quality", type=Path, help="folder of votes on photo quality (default: Quality/ in the data)")
     parser.add_argument("--split", choices=SPLITS, default="val", help="default: val")
     parser.add_argument(
         "--clip", action="append", help="checkpoint file of the CLIP, if it has moved since the fit; once for each CLIP"
@@ -208,7 +217,7 @@ def run_command(arguments: argparse.Namespace) -> Path:
     """Run the command; returns the folder of the results."""
     run = read_run(arguments.run or newest_run(arguments.runs))
     device = choose_device(arguments.device)
-    evaluated = read_records(run, arguments.split, arguments.data)
+    evaluated = read_records(run, arguments.split, arguments.data, arguments.quality)
     clips = load_clips_of(run, arguments.clip, device)
     out: Path = arguments.out or default_out(run, evaluated.split)
     print(f"run: {run.folder}")

@@ -27,15 +27,16 @@ from demo import DEMO_CLIP, ensure_demo_dataset
 from training.artifacts import explain_full_disk, staged_folder, write_json
 from training.backbone import ClipError, FrozenClip, check_clip_source, choose_device, load_clip
 from training.baselines import LABELS, LOGISTIC, Baseline, fit_baselines, normalised, underfits
-from training.dataset import DatasetError, Split, fold_rows, holdout_rows, read_split, select
-from training.folds import FinishedHeads, FittedPredictor, average, fit_predictor, predict, summarise
+from training.dataset import DatasetError, Rows, Split, fold_rows, holdout_rows, read_split, select
+from training.folds import FinishedHeads, FittedPredictor, average, choose_sure_from, fit_predictor, summarise
 from training.labels import TYPE_SETS
-from training.model import ClipEnsemble
+from training.model import ClipEnsemble, predict
 from training.plots import curves
-from training.recipe import FEW_STEPS, Recipe, RecipeError, add_recipe_flags, recipe_from
+from training.quality import QUALITY_FOLDS, FittedQuality, add_votes, fit_quality, quality_scores, vote_shares
+from training.recipe import FEW_STEPS, NONE, Recipe, RecipeError, add_recipe_flags, recipe_from
 from training.report import write_model_card
 from training.run import CURVES_FILE, DEFAULT_RUNS, METRICS_FILE, epoch_log, write_run
-from training.trainer import DivergedError, FeatureDataset, Row, scores
+from training.trainer import DivergedError, FeatureDataset, Row, official_scores
 from training.training_data import (
     TrainingData,
     choose_vocabulary,
@@ -52,6 +53,7 @@ class Result(NamedTuple):
     ensemble: ClipEnsemble
     history: list[Row]  # the epochs of every head
     best: Row  # scores of the ensemble
+    wording: dict[str, Any]  # thresholds of the sentences that a person is told
     baselines: dict[str, Baseline]
     baseline_scores: dict[str, Row]
 
@@ -148,17 +150,43 @@ def fit_ensemble(
                 on_epoch=on_epoch,
             )
             parts.append(fitted)
-    ensemble = average(parts, on_val[0].answerable.device)
+    quality = _fit_quality(data, recipe, on_train, folds)
+    if quality:
+        for part, heads in zip(parts, quality.heads, strict=True):
+            part.predictor.quality.extend(heads)
+    ensemble = average(parts)
     fitted_baselines = {}
     if baselines:
         fitted_baselines = fit_baselines(_features(on_train), on_train[0].targets, len(vocabulary.answers))
         warn_of_underfit(ensemble, fitted_baselines[LOGISTIC], on_train, on_val, recipe)
     baseline_scores = {
-        name: scores(*baseline.predict(normalised(_features(on_val), name)), on_val[0])
+        name: official_scores(*baseline.predict(normalised(_features(on_val), name)), on_val[0])
         for name, baseline in fitted_baselines.items()
     }
-    best = summarise(parts, scores(*predict(ensemble, on_val), on_val[0]))
-    return Result(ensemble, history, best, fitted_baselines, baseline_scores)
+    predictions = predict(ensemble, [dataset.features for dataset in on_val])
+    best = summarise(parts, official_scores(predictions.best, predictions.answerable, on_val[0]))
+    wording: dict[str, Any] = {}
+    if quality:
+        wording["advise_from"] = quality.advise_from
+        if (shares := vote_shares(val.records)) is not None and predictions.quality is not None:
+            answerable = on_val[0].answerable.cpu().numpy()
+            scored = quality_scores(predictions.quality.numpy(), shares, answerable, quality.advise_from)
+            best = best | {"quality": scored}
+    if (sure_from := choose_sure_from(parts, on_train, folds)) is not None:
+        wording["sure_from"] = sure_from
+    return Result(ensemble, history, best, wording, fitted_baselines, baseline_scores)
+
+
+def _fit_quality(
+    data: TrainingData, recipe: Recipe, on_train: Sequence[FeatureDataset], folds: Sequence[Rows]
+) -> FittedQuality | None:
+    """Heads of photo quality, one per fold; None where train has no votes."""
+    records = [data.train.records[row] for row in data.rows]
+    if (shares := vote_shares(records)) is None:
+        return None
+    folds = folds or fold_rows(records, QUALITY_FOLDS, recipe.seed)
+    images = [dataset.images[0] for dataset in on_train]
+    return fit_quality(images, shares, folds, calibrated=recipe.calibration != NONE)
 
 
 def _remedy(recipe: Recipe) -> str:
@@ -177,7 +205,7 @@ def warn_of_underfit(
     def accuracies(datasets: list[FeatureDataset]) -> tuple[torch.Tensor, torch.Tensor]:
         of_logistic = logistic.predict(normalised(_features(datasets), LOGISTIC)).best
         score = datasets[0].scores.accuracies
-        return 100 * score(predict(ensemble, datasets).best)[0], 100 * score(of_logistic)[0]
+        return 100 * score(predict(ensemble, _features(datasets)).best)[0], 100 * score(of_logistic)[0]
 
     head, baseline = accuracies(on_val)
     if not underfits(head, baseline):
@@ -193,13 +221,13 @@ def warn_of_underfit(
 
 
 def _features(datasets: list[FeatureDataset]) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    return [(dataset.texts, dataset.images[0]) for dataset in datasets]
+    return [dataset.features for dataset in datasets]
 
 
 def write_result(result: Result, data: TrainingData, config: dict[str, Any], folder: Path, name: str) -> None:
     """Write all files of the run ``name`` but the epoch log into ``folder``."""
     majority = score_majority_baseline(data)
-    write_run(folder, config, result.ensemble, data.vocabulary.answers, result.baselines)
+    write_run(folder, config | {"wording": result.wording}, result.ensemble, data.vocabulary.answers, result.baselines)
     metrics = {"best": result.best, "majority_baseline": majority, "baselines": result.baseline_scores}
     write_json(folder / METRICS_FILE, metrics | {"history": result.history})
     figure = curves(result.history, result.best["epoch"], majority["vqa_accuracy_leave_one_out"])
@@ -239,6 +267,12 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--data", type=Path, help="VizWiz folder: Annotations/, train/, val/ (default: demo data)")
+    parser.add_argument(
+        "--quality",
+        type=Path,
+        metavar="DIR",
+        help="folder of votes on photo quality, train.json and val.json (default: Quality/ in the data, if it exists)",
+    )
     parser.add_argument(
         "--clip",
         action="append",
@@ -300,7 +334,9 @@ def run_command(arguments: argparse.Namespace) -> Path:
     named = " and ".join(arguments.clip or ["the demo CLIP (--clip names another)"])
     print(f"CLIP: {named} on {device}\nrecipe: {recipe.name}")
     data = arguments.data or ensure_demo_dataset()
-    train, val = (read_split(data, name, limit=arguments.limit) for name in ("train", "val"))
+    train, val = (
+        add_votes(read_split(data, name, limit=arguments.limit), arguments.quality) for name in ("train", "val")
+    )
     clips = [load_clip(source, device) for source in sources]
     arguments.runs.mkdir(parents=True, exist_ok=True)  # fail now, not after the fit
     folder = fit(

@@ -16,12 +16,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from sklearn.linear_model import LogisticRegression
+from torch import nn
 from tqdm import tqdm
 
 from training.artifacts import digest_of, staged_file
-from training.baselines import Predicted
 from training.dataset import Rows
-from training.model import ClipEnsemble, GatedHead, Predictor
+from training.metrics import choose_threshold
+from training.model import ClipEnsemble, GatedHead, Predictor, predict
 from training.recipe import PLATT, Recipe
 from training.trainer import HEADLINE, FeatureDataset, FittedHead, OnEpoch, Row, fit_head, make_head
 
@@ -89,11 +90,11 @@ def find_calibration(log_odds: npt.NDArray[np.float32], outcome: npt.NDArray[np.
     return Calibration(scale, offset) if scale > 0 else Calibration()
 
 
-def calibrate(head: GatedHead, calibration: Calibration) -> None:
-    """Change the last layer of answerability so that ``head`` computes calibrated log-odds."""
+def calibrate(layer: nn.Linear, calibration: Calibration, output: int = 0) -> None:
+    """Change ``layer``, the last one of a head, so that its ``output`` is calibrated log-odds."""
     with torch.no_grad():
-        head.answerable.weight.mul_(calibration.scale)
-        head.answerable.bias.mul_(calibration.scale).add_(calibration.offset)
+        layer.weight[output].mul_(calibration.scale)
+        layer.bias[output].mul_(calibration.scale).add_(calibration.offset)
 
 
 class FittedPredictor(NamedTuple):
@@ -180,7 +181,7 @@ def fit_predictor(
     if recipe.calibration == PLATT:  # of single heads: their mean is less confident than each of them
         calibration = find_calibration(log_odds, train.answerable.cpu().numpy())
     for fitted in fits:
-        calibrate(fitted.head, calibration)
+        calibrate(fitted.head.answerable, calibration)
     predictor = Predictor([fitted.head for fitted in fits]).to(train.texts.device).eval()
     return FittedPredictor(predictor, fits, calibration)
 
@@ -208,20 +209,34 @@ def choose_weight_decay(recipe: Recipe, folds: Sequence[Rows], fit_fold: Callabl
     return recipe
 
 
-def average(parts: Sequence[FittedPredictor], device: torch.device) -> ClipEnsemble:
-    """Average the predictors of several CLIPs."""
-    return ClipEnsemble([part.predictor for part in parts]).to(device).eval().requires_grad_(False)
-
-
 @torch.inference_mode()
-def predict(ensemble: ClipEnsemble, datasets: Sequence[FeatureDataset]) -> Predicted:
-    """Predict the records of one split, encoded by each of the ensemble's CLIPs."""
-    best, answerable = [], []
-    for batches in zip(*(dataset.batches() for dataset in datasets), strict=True):
-        result = ensemble([(batch.texts, batch.images) for batch in batches])
-        best.append(result.answer.argmax(dim=1))
-        answerable.append(result.answerable)
-    return Predicted(torch.cat(best), torch.cat(answerable))
+def choose_sure_from(
+    parts: Sequence[FittedPredictor], train: Sequence[FeatureDataset], folds: Sequence[Rows]
+) -> float | None:
+    """The confidence from which on an answer is right in 70% of the training records, each by heads not fitted on it.
+
+    Args:
+        parts: the fitted heads of each CLIP.
+        train: the training records, encoded by each CLIP.
+        folds: rows of ``train`` that each head was not fitted on.
+
+    Returns:
+        None if no confidence is enough, or without folds.
+    """
+    confidence, accuracy = np.zeros(len(train[0])), np.zeros(len(train[0]))
+    for number, held_out in enumerate(folds):
+        rows = torch.from_numpy(held_out)
+        part = average([FittedPredictor(Predictor([each.fits[number].head]), [], Calibration()) for each in parts])
+        fold = [dataset.select(rows) for dataset in train]
+        predicted = predict(part, [dataset.features for dataset in fold])
+        confidence[held_out] = predicted.confidence.numpy()
+        accuracy[held_out] = fold[0].scores.accuracies(predicted.best)[0].numpy()
+    return choose_threshold(confidence, accuracy) if folds else None
+
+
+def average(parts: Sequence[FittedPredictor]) -> ClipEnsemble:
+    """Average the predictors of several CLIPs."""
+    return ClipEnsemble([part.predictor for part in parts]).eval().requires_grad_(False)
 
 
 def summarise(parts: Sequence[FittedPredictor], on_val: dict[str, Any]) -> Row:

@@ -47,6 +47,8 @@ _MAX_PERIODS = 32  # the official script passes re.UNICODE, which equals 32, as 
 _FULL_MARKS = 3  # matching annotators at which an answer scores 1
 
 CALIBRATION_BINS = 15  # of equal width over [0, 1]: Guo et al., "On Calibration of Modern Neural Networks", ICML 2017
+SAID_PRECISION = 0.7  # of what a person is told without "maybe"
+SAID_RECORDS = 20  # a precision over fewer is too noisy to choose by
 DECLINE_THRESHOLD = 0.5  # of the calibrated answerability: below it, callers of the exported head decline
 
 _Floats = npt.NDArray[np.floating[Any]]
@@ -138,9 +140,9 @@ def answerability(confidence: npt.NDArray[np.float32], answerable: npt.NDArray[n
     """
     predicted = confidence >= DECLINE_THRESHOLD
     return {
-        "unanswerable_ap": _average_precision(~answerable, 1 - confidence.astype(np.float64)),  # in fp32, 1 - 1e-9 is 1
+        "unanswerable_ap": average_precision(~answerable, 1 - confidence.astype(np.float64)),  # in fp32, 1 - 1e-9 is 1
         "unanswerable_ap_chance": float(np.mean(~answerable)),
-        "answerable_ap": _average_precision(answerable, confidence),
+        "answerable_ap": average_precision(answerable, confidence),
         "answerable_ap_chance": float(np.mean(answerable)),
         "unanswerable_f1": float(f1_score(~answerable, ~predicted, zero_division=0.0)),
         "answerable_f1": float(f1_score(answerable, predicted, zero_division=0.0)),
@@ -149,9 +151,31 @@ def answerability(confidence: npt.NDArray[np.float32], answerable: npt.NDArray[n
     }
 
 
-def _average_precision(positive: npt.NDArray[np.bool_], score: npt.NDArray[Any]) -> float:
-    # Average precision is undefined without positives; scikit-learn would warn and return 0.
+def average_precision(positive: npt.NDArray[np.bool_], score: npt.NDArray[Any]) -> float:
+    """Average precision of ``score`` [N]; NaN without positives, where scikit-learn would warn and return 0."""
     return float(average_precision_score(positive, score)) if positive.any() else float("nan")
+
+
+def choose_threshold(confidence: _Floats, right: _Floats | npt.NDArray[np.bool_]) -> float | None:
+    """The lowest confidence from which on the predictions are right often enough to be said to a person.
+
+    Args:
+        confidence: [N] in [0, 1].
+        right: [N] in [0, 1], which may be graded as VQA accuracy is.
+
+    Returns:
+        The lowest threshold whose precision, less its standard error, is SAID_PRECISION or more, over at least
+        SAID_RECORDS predictions; None without one. Without the standard error, the lowest of many noisy thresholds
+        would be too low for other records.
+    """
+    order = np.argsort(-np.asarray(confidence, np.float64), kind="stable")
+    descending = np.asarray(confidence, np.float64)[order]
+    count = np.arange(1, len(order) + 1)
+    precision = np.cumsum(np.asarray(right, np.float64)[order]) / count
+    enough = precision - np.sqrt(np.maximum(precision * (1 - precision), 0) / count) >= SAID_PRECISION
+    is_last = np.append(descending[1:] < descending[:-1], True)  # of the predictions of equal confidence
+    thresholds = np.flatnonzero(is_last & enough & (count >= SAID_RECORDS))
+    return float(descending[thresholds[-1]]) if len(thresholds) else None
 
 
 class Reliability(NamedTuple):

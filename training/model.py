@@ -15,6 +15,8 @@ from torch.nn import functional
 
 from training.recipe import FEATURES, HIDDEN
 
+PREDICTION_BATCH = 1024  # records: probabilities of 5,860 answers are 24 MB
+
 
 class HeadLogits(NamedTuple):
     """Outputs of a head before softmax and sigmoid; B = batch, V = answers, K = answer types."""
@@ -31,6 +33,16 @@ class Probabilities(NamedTuple):
     answer_type: Tensor  # fp32 [B, K], rows sum to 1
     answerable: Tensor  # fp32 [B], calibrated: decline below 0.5
     quality: Tensor | None  # fp32 [B, Q], one probability for each issue; None without quality heads
+
+
+class Predictions(NamedTuple):
+    """Predictions for N questions, on the CPU; K = answer types, Q = quality issues."""
+
+    best: Tensor  # int64 [N], index of the most probable answer
+    confidence: Tensor  # fp32 [N], probability of that answer
+    answer_type: Tensor  # fp32 [N, K]
+    answerable: Tensor  # fp32 [N]
+    quality: Tensor | None  # fp32 [N, Q]
 
 
 class GatedHead(nn.Module):
@@ -129,6 +141,30 @@ class ClipEnsemble(nn.Module):
         answer, answer_type, answerable, quality = zip(*predictions, strict=True)
         known = [each for each in quality if each is not None]
         return Probabilities(_mean(answer), _mean(answer_type), _mean(answerable), _mean(known) if known else None)
+
+
+@torch.inference_mode()
+def predict(ensemble: ClipEnsemble, features: Sequence[tuple[Tensor, Tensor]]) -> Predictions:
+    """Predict N questions in batches.
+
+    Args:
+        ensemble: the fitted heads.
+        features: text and image features, fp32 [N, D] each, of each of the ensemble's CLIPs.
+    """
+    parts: list[Predictions] = []
+    for start in range(0, len(features[0][0]), PREDICTION_BATCH):
+        rows = slice(start, start + PREDICTION_BATCH)
+        answer, answer_type, answerable, quality = ensemble([(texts[rows], images[rows]) for texts, images in features])
+        confidence, best = answer.max(dim=1)
+        parts.append(Predictions(best, confidence, answer_type, answerable, quality))
+    known = [part.quality for part in parts if part.quality is not None]
+    return Predictions(
+        torch.cat([part.best for part in parts]).cpu(),
+        torch.cat([part.confidence for part in parts]).cpu(),
+        torch.cat([part.answer_type for part in parts]).cpu(),
+        torch.cat([part.answerable for part in parts]).cpu(),
+        torch.cat(known).cpu() if known else None,
+    )
 
 
 def _mean(parts: Sequence[Tensor]) -> Tensor:

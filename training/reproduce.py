@@ -21,6 +21,7 @@ from training.dataset import HOLDOUT, DatasetError, read_split
 from training.download import BASE_URL, DownloadError, download
 from training.evaluate import evaluate_run, read_records
 from training.fit import checked_recipe, fit, next_step
+from training.quality import add_votes
 from training.recipe import Recipe, RecipeError, add_recipe_flags
 from training.report import write_model_card
 from training.run import DEFAULT_RUNS, RunError, read_run
@@ -78,7 +79,7 @@ def reproduce(
     Raises:
         DatasetError: the data cannot be read, or are too few to hold out a part.
     """
-    train, val = (read_split(data, name) for name in _NEEDED)
+    train, val = (add_votes(read_split(data, name)) for name in _NEEDED)
     folder = fit(train, val, clips, recipe, runs, cache, holdout=holdout_fraction)
     run = read_run(folder)
     measured = {}

@@ -14,13 +14,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from sklearn.metrics import confusion_matrix
 
 from training.artifacts import write_json
-from training.baselines import features_of
 from training.dataset import Record, Split
-from training.features import SplitFeatures
 from training.labels import Vocabulary, type_of
 from training.metrics import (
     CALIBRATION_BINS,
@@ -36,52 +33,17 @@ from training.metrics import (
     vqa_accuracy,
     vqa_accuracy_by_type,
 )
-from training.model import ClipEnsemble
+from training.model import Predictions
+from training.quality import quality_reliability, quality_scores, vote_shares
 from training.run import Run
 
 ANSWERS_SUBMISSION = "submission_answers.json"
 ANSWERABILITY_SUBMISSION = "submission_answerability.json"
-_BATCH = 1024  # records: the probabilities of 5,860 answers are 24 MB
 _Z95 = 1.96  # standard errors on either side of a mean: its 95% interval
 
 
 class SubmissionError(Exception):
     """Predictions that the evaluation server would refuse or misread."""
-
-
-@dataclass(frozen=True)
-class Predictions:
-    """Predictions about N questions; K = answer types."""
-
-    answers: list[str]  # the most likely answer of each
-    confidence: npt.NDArray[np.float32]  # [N], probability of that answer
-    types: npt.NDArray[np.float32]  # [N, K], probabilities
-    answerable: npt.NDArray[np.float32]  # [N], calibrated probability
-
-
-@torch.inference_mode()
-def predict(
-    ensemble: ClipEnsemble, features: Sequence[SplitFeatures], vocabulary: Sequence[str], device: torch.device
-) -> Predictions:
-    """Predict from the features of each of the ensemble's CLIPs, in batches."""
-    ensemble = ensemble.to(device)
-    total = len(features[0].texts)
-    best, confidence, types, answerable = [], [], [], []
-    for start in range(0, total, _BATCH):
-        rows = slice(start, start + _BATCH)
-        batch = [SplitFeatures(each.images[rows], each.texts[rows]) for each in features]
-        result = ensemble(features_of(batch, device))
-        top = result.answer.max(dim=1)
-        best += top.indices.tolist()
-        confidence.append(top.values.cpu().numpy())
-        types.append(result.answer_type.cpu().numpy())
-        answerable.append(result.answerable.cpu().numpy())
-    return Predictions(
-        [vocabulary[index] for index in best],
-        np.concatenate(confidence),
-        np.concatenate(types),
-        np.concatenate(answerable),
-    )
 
 
 @dataclass(frozen=True)
@@ -92,6 +54,7 @@ class Scores:
     answerability: Reliability
     answer: Reliability
     selective: SelectiveAccuracy
+    quality: dict[str, Reliability]  # of each quality issue; empty without votes or without quality heads
 
 
 def score(run: Run, split: Split, predictions: Predictions) -> Scores:
@@ -102,17 +65,27 @@ def score(run: Run, split: Split, predictions: Predictions) -> Scores:
     given = [record.answers for record in split.records]
     annotated_types = [record.answer_type or "" for record in split.records]
     answerable = np.array([bool(record.answerable) for record in split.records])
-    accuracy = question_accuracies(predictions.answers, given).leave_one_out
-    of_answerability = reliability(predictions.answerable, answerable)
-    of_answer = reliability(predictions.confidence, accuracy)
-    selective = selective_accuracy(predictions.answerable, accuracy, answerable)
-    confusion = confusion_matrix(true_types, predictions.types.argmax(axis=1), labels=range(len(run.answer_types)))
+    answers = [run.answers[index] for index in predictions.best.tolist()]
+    predicted_answerable = predictions.answerable.numpy()
+    accuracy = question_accuracies(answers, given).leave_one_out
+    of_answerability = reliability(predicted_answerable, answerable)
+    of_answer = reliability(predictions.confidence.numpy(), accuracy)
+    selective = selective_accuracy(predicted_answerable, accuracy, answerable)
+    predicted_types = predictions.answer_type.argmax(dim=1).numpy()
+    confusion = confusion_matrix(true_types, predicted_types, labels=range(len(run.answer_types)))
+    shares = vote_shares(split.records)
+    quality = {}
+    of_quality = {}
+    if predictions.quality is not None and shares is not None:
+        probabilities = predictions.quality.numpy()
+        quality = {"quality": quality_scores(probabilities, shares, answerable, run.wording["advise_from"])}
+        of_quality = quality_reliability(probabilities, shares)
     metrics = {
         "records": len(split.records),
-        **vqa_accuracy(predictions.answers, given),
+        **vqa_accuracy(answers, given),
         "vqa_accuracy_leave_one_out_margin_95": 100 * _margin(accuracy),
-        "by_answer_type": vqa_accuracy_by_type(predictions.answers, given, annotated_types),
-        **answerability(predictions.answerable, answerable),
+        "by_answer_type": vqa_accuracy_by_type(answers, given, annotated_types),
+        **answerability(predicted_answerable, answerable),
         "answer_ece": expected_calibration_error(of_answer),
         "answer_type_accuracy": 100 * float(np.trace(confusion) / confusion.sum()),
         "oracle_accuracy": vocabulary.oracle_accuracy(split.records),
@@ -122,9 +95,11 @@ def score(run: Run, split: Split, predictions: Predictions) -> Scores:
             "bins": f"{CALIBRATION_BINS} of equal width over [0, 1]; empty ones are left out",
             "answerability": _rows(of_answerability),
             "answer": _rows(of_answer),
+            **{f"quality_{issue}": _rows(bins) for issue, bins in of_quality.items()},
         },
+        **quality,
     }
-    return Scores(metrics, of_answerability, of_answer, selective)
+    return Scores(metrics, of_answerability, of_answer, selective, of_quality)
 
 
 def majority_baseline(answer: str, records: Sequence[Record]) -> dict[str, Any]:

@@ -15,12 +15,11 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from training.labels import IGNORED_TARGET, AnswerScores, Targets
 from training.metrics import answerability
-from training.model import GatedHead, HeadLogits
+from training.model import PREDICTION_BATCH, GatedHead, HeadLogits
 from training.recipe import BEST_EPOCH, COSINE, PRINCIPAL, Recipe
 
 HEADLINE = "vqa_accuracy_leave_one_out"
 _ANSWERABLE_RATE = 0.4  # of the learning rate, with a principal projection: a single row of weights learns faster
-_EVALUATION_BATCH = 1024  # records: a batch of logits over 5,860 answers is 24 MB
 
 Row = dict[str, Any]  # the scores of an epoch
 OnEpoch = Callable[[Row], None]
@@ -55,6 +54,11 @@ class FeatureDataset:
         """Number of records, N."""
         return len(self.texts)
 
+    @property
+    def features(self) -> tuple[Tensor, Tensor]:
+        """Text features and those of the upright photos, fp32 [N, D] each."""
+        return self.texts, self.images[0]
+
     def batch(self, rows: Tensor | slice) -> Batch:
         """These records, with upright photos."""
         return Batch(self.texts[rows], self.images[0, rows], Targets(*(tensor[rows] for tensor in self.targets)))
@@ -68,8 +72,8 @@ class FeatureDataset:
 
     def batches(self) -> Iterator[Batch]:
         """All records in order, with upright photos."""
-        for start in range(0, len(self), _EVALUATION_BATCH):
-            yield self.batch(slice(start, start + _EVALUATION_BATCH))
+        for start in range(0, len(self), PREDICTION_BATCH):
+            yield self.batch(slice(start, start + PREDICTION_BATCH))
 
     def select(self, rows: Tensor) -> FeatureDataset:
         """The dataset of these rows."""
@@ -292,10 +296,10 @@ def evaluate(head: GatedHead, dataset: FeatureDataset) -> dict[str, float]:
         best.append(logits.answer.argmax(dim=1))
         answerable.append(torch.sigmoid(logits.answerable))
     val_loss = answer_sum / max(answer_count, 1) + other_sum / len(dataset)
-    return {"val_loss": val_loss, **scores(torch.cat(best), torch.cat(answerable), dataset)}
+    return {"val_loss": val_loss, **official_scores(torch.cat(best), torch.cat(answerable), dataset)}
 
 
-def scores(best: Tensor, answerable: Tensor, dataset: FeatureDataset) -> dict[str, float]:
+def official_scores(best: Tensor, answerable: Tensor, dataset: FeatureDataset) -> dict[str, float]:
     """Official metrics of predicted answers int64 [N] and answerability fp32 [N].
 
     Accuracies are in percent; average precision and F1 are in [0, 1].

@@ -24,6 +24,7 @@ from training.labels import (
     build_vocabulary,
     make_targets,
 )
+from training.quality import ISSUES, QUALITY_FOLDS, vote_shares
 from training.recipe import REPORT_RULE, Recipe
 from training.scoring import majority_baseline
 from training.trainer import FeatureDataset
@@ -61,7 +62,7 @@ def run_config(data: TrainingData, recipe: Recipe, cache: Path) -> dict[str, Any
 
     Photos are identified by their content: those whose digest ``cache`` does not know are read.
     """
-    train, _, val, clips, vocabulary = data
+    train, rows, val, clips, vocabulary = data
     described = [
         {"source": clip.source, "sha256": clip.digest, "image_size": clip.image_size, "embed_dim": clip.embed_dim}
         for clip in clips
@@ -82,8 +83,7 @@ def run_config(data: TrainingData, recipe: Recipe, cache: Path) -> dict[str, Any
             "is_demo": train.is_demo,
             **{split.name: _describe_split(split, cache) for split in (train, val)},
         },
-        "quality": None,
-        "wording": {},
+        "quality": _describe_quality(select(train, rows), recipe),
         "clips": described,
         **({"clip": described[0]} if len(clips) == 1 else {}),
         "versions": {"python": platform.python_version()}
@@ -99,7 +99,14 @@ def _describe_split(split: Split, cache: Path) -> dict[str, Any]:
         "records": len(split.records),
         "sha256": split.digest,
         "photos_sha256": digest_of(*(digests.get(photo, "") for photo in photos)),
+        "votes_sha256": split.votes_digest,
     }
+
+
+def _describe_quality(train: Split, recipe: Recipe) -> dict[str, Any] | None:
+    if vote_shares(train.records) is None:
+        return None
+    return {"issues": list(ISSUES), "heads": recipe.folds if recipe.folds > 1 else QUALITY_FOLDS}
 
 
 def make_dataset(

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 import torch
 
+from training.baselines import features_of
 from training.features import SplitFeatures
-from training.model import ClipEnsemble, GatedHead, Predictor
-from training.scoring import SubmissionError, predict, write_submissions
+from training.model import ClipEnsemble, GatedHead, Predictor, QualityHead, predict
+from training.scoring import SubmissionError, write_submissions
 
 
 def features(records: int, width: int, seed: int) -> SplitFeatures:
@@ -21,7 +22,10 @@ def features(records: int, width: int, seed: int) -> SplitFeatures:
 
 def ensemble(widths: list[int]) -> ClipEnsemble:
     torch.manual_seed(0)
-    members = [Predictor([GatedHead(width, 5, 4, 16) for _ in range(2)]) for width in widths]
+    members = [
+        Predictor([GatedHead(width, 5, 4, 16) for _ in range(2)], [QualityHead(width, 7) for _ in range(3)])
+        for width in widths
+    ]
     return ClipEnsemble(members).eval()
 
 
@@ -29,14 +33,17 @@ def test_batches_predict_what_the_whole_predicts() -> None:
     """2,100 records are three batches, the last one short; two CLIPs of different width."""
     both = [features(2100, 6, 0), features(2100, 8, 1)]
     model = ensemble([6, 8])
-    predictions = predict(model, both, list("abcde"), torch.device("cpu"))
+    encoded = features_of(both, torch.device("cpu"))
+    predictions = predict(model, encoded)
     with torch.inference_mode():
-        whole = model([(torch.from_numpy(each.texts), torch.from_numpy(each.images.copy())) for each in both])
-    assert predictions.answers == ["abcde"[index] for index in whole.answer.argmax(dim=1).tolist()]
-    assert len(set(predictions.answers)) > 1
-    np.testing.assert_allclose(predictions.confidence, whole.answer.max(dim=1).values.numpy(), rtol=1e-5)
-    np.testing.assert_allclose(predictions.types, whole.answer_type.numpy(), rtol=1e-5)
-    np.testing.assert_allclose(predictions.answerable, whole.answerable.numpy(), rtol=1e-5)
+        whole = model(encoded)
+    confidence, best = whole.answer.max(dim=1)
+    assert predictions.best.tolist() == best.tolist()
+    assert len(set(best.tolist())) > 1
+    torch.testing.assert_close(predictions.confidence, confidence)
+    torch.testing.assert_close(predictions.answer_type, whole.answer_type)
+    torch.testing.assert_close(predictions.answerable, whole.answerable)
+    torch.testing.assert_close(predictions.quality, whole.quality)
 
 
 def test_the_two_files(tmp_path: Path) -> None:
