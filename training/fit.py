@@ -34,8 +34,8 @@ from training.model import ClipEnsemble, predict
 from training.plots import curves
 from training.quality import QUALITY_FOLDS, FittedQuality, add_votes, fit_quality, quality_scores, vote_shares
 from training.recipe import FEW_STEPS, NONE, Recipe, RecipeError, add_recipe_flags, recipe_from
-from training.report import write_model_card
-from training.run import CURVES_FILE, DEFAULT_RUNS, METRICS_FILE, epoch_log, write_run
+from training.report import describe_quality, write_model_card
+from training.run import CURVES_FILE, DEFAULT_RUNS, METRICS_FILE, epoch_log, log_quality, write_run
 from training.trainer import DivergedError, FeatureDataset, Row, official_scores
 from training.training_data import (
     TrainingData,
@@ -230,6 +230,8 @@ def write_result(result: Result, data: TrainingData, config: dict[str, Any], fol
     write_run(folder, config | {"wording": result.wording}, result.ensemble, data.vocabulary.answers, result.baselines)
     metrics = {"best": result.best, "majority_baseline": majority, "baselines": result.baseline_scores}
     write_json(folder / METRICS_FILE, metrics | {"history": result.history})
+    if "quality" in result.best:
+        log_quality(folder, result.best["epoch"], result.best["quality"])
     figure = curves(result.history, result.best["epoch"], majority["vqa_accuracy_leave_one_out"])
     figure.savefig(folder / CURVES_FILE, dpi=120)
     write_model_card(folder, name)
@@ -360,6 +362,8 @@ def run_command(arguments: argparse.Namespace) -> Path:
     )
     for name, row in metrics["baselines"].items():
         print(f"{LABELS[name]}: {describe_metrics(row)}")
+    if "quality" in best:
+        print(describe_quality(best["quality"]))
     print(f"run folder: {folder}\nloss curves: {folder / CURVES_FILE}")
     print(next_step(folder))
     return folder

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -77,6 +77,26 @@ def coverage_plot(curve: SelectiveAccuracy) -> Figure:
     axes.set(xlabel="coverage: questions answered, percent", ylabel="percent", xlim=(0, 101), ylim=(0, 102))
     axes.grid(alpha=0.3)
     axes.legend()
+    return figure
+
+
+def quality_plot(scores: Mapping[str, Mapping[str, float]], bins: Mapping[str, Reliability]) -> Figure:
+    """Photo quality: average precision of each issue beside chance, and the reliability of its probability."""
+    figure = Figure(figsize=(10, 4.5), layout="constrained")
+    bars, lines = figure.subplots(1, 2)
+    places = np.arange(len(scores))
+    bars.barh(places - 0.2, [row["ap"] for row in scores.values()], 0.4, color=_BLUE, label="this run")
+    bars.barh(places + 0.2, [row["ap_chance"] for row in scores.values()], 0.4, color=_GREY, label="chance")
+    bars.set_yticks(places, list(scores))
+    bars.invert_yaxis()
+    bars.set(title="Average precision", xlim=(0, 1))
+    lines.plot([0, 1], [0, 1], color=_GREY, linestyle="--", label="perfectly calibrated")
+    for (issue, each), marker in zip(bins.items(), "os^vD*X", strict=False):
+        lines.plot(each.confidence, each.observed, marker=marker, markersize=4, linewidth=1, label=issue)
+    lines.set(title="Reliability", xlabel="mean predicted probability", ylabel="share of photos with the issue")
+    for axes in (bars, lines):
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize="small")
     return figure
 
 

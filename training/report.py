@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,8 @@ from training.artifacts import staged_file
 from training.backbone import clip_name
 from training.baselines import LABELS
 from training.dataset import Split
-from training.plots import as_svg, confusion_plot, coverage_plot, curves, reliability_plot
+from training.plots import as_svg, confusion_plot, coverage_plot, curves, quality_plot, reliability_plot
+from training.quality import PUBLISHED_UNRECOGNIZABLE_AP
 from training.recipe import RECIPES, REPORT, flag_of
 from training.run import CARD_FILE, RUN_FILE, Run, annotations_of_fit, read_epochs, read_scores
 from training.scoring import Scores
@@ -58,6 +60,8 @@ def write_report(path: Path, run: Run, split: Split, scores: Scores) -> None:
             *((" (all)" if row["coverage"] == 100 else "", row) for row in metrics["selective_accuracy"]["deciles"]),
             (" (at threshold 0.5)", metrics["selective_accuracy"]["at_threshold"]),
         ],
+        quality=metrics.get("quality"),
+        published_unrecognizable_ap=PUBLISHED_UNRECOGNIZABLE_AP,
     )
     with staged_file(path) as staging:
         staging.write_text(page, encoding="utf-8")
@@ -101,6 +105,8 @@ def write_model_card(folder: Path, name: str | None = None) -> Path:
             ),
             *_rows(_CARD_ROWS[1:], columns),
         ],
+        quality=fitted["best"].get("quality"),
+        published_unrecognizable_ap=PUBLISHED_UNRECOGNIZABLE_AP,
     )
     path = folder / CARD_FILE
     with staged_file(path) as staging:
@@ -144,8 +150,18 @@ def describe_scores(metrics: dict[str, Any]) -> str:
             f"calibration error {metrics['answerable_ece']:.3f}",
             f"at threshold 0.5: {selective['coverage']:.1f}% of the questions answered, VQA "
             f"{selective['vqa_accuracy_leave_one_out']:.2f}, {selective['answerable']:.1f}% of them answerable",
+            *([describe_quality(metrics["quality"])] if "quality" in metrics else []),
         )
     )
+
+
+def describe_quality(scores: dict[str, Any]) -> str:
+    """Scores of photo quality in one line."""
+    issues = ", ".join(
+        f"{issue} {math.nan if row['ap'] is None else row['ap']:.3f} ({row['ap_chance']:.3f})"
+        for issue, row in scores["issues"].items()
+    )
+    return f"photo quality, AP (chance) on {scores['photos']:,} photos: {issues}"
 
 
 def _evaluations(folder: Path, annotations: dict[str, str]) -> dict[str, dict[str, Any]]:
@@ -181,7 +197,13 @@ def _plots(run: Run, scores: Scores) -> dict[str, tuple[Figure, str]]:
     metrics = scores.metrics
     history = read_epochs(run.folder)
     first, last = history[0], history[-1]
-    return {
+    quality = {}
+    if "quality" in metrics:
+        issues = metrics["quality"]["issues"]
+        listed = ", ".join(f"{issue} {row['ap']:.2f} ({row['ap_chance']:.2f})" for issue, row in issues.items())
+        alt = f"Average precision of each quality issue, chance in brackets: {listed}; and reliability diagrams."
+        quality = {"quality": (quality_plot(issues, scores.quality), alt)}
+    return quality | {
         "curves": (
             curves(history, None, metrics["majority_baseline"]["vqa_accuracy_leave_one_out"]),
             f"Loss and VQA accuracy per epoch, {len(history)} rows: validation loss from {first['val_loss']:.3f} to "

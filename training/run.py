@@ -238,26 +238,43 @@ def epoch_log(folder: Path) -> Iterator[Callable[[dict[str, Any]], None]]:
         A function that writes a row: ``epoch``, the fold and the CLIP if there are several, and scores as floats. NaN
         becomes null.
     """
-    (folder / EVENTS_FOLDER).mkdir()
-    # On a full disk, the background thread of SummaryWriter would print a traceback.
-    path = folder / EVENTS_FOLDER / f"events.out.tfevents.{time.time():.6f}"
-    with (folder / EPOCHS_FILE).open("w", encoding="utf-8") as lines, closing(RecordWriter(path.open("wb"))) as events:
-
-        def write_event(event: Event) -> None:
-            events.write(event.SerializeToString())
-            events.flush()
+    with (folder / EPOCHS_FILE).open("w", encoding="utf-8") as lines, _scalars(folder) as write_scalars:
 
         def write(row: dict[str, Any]) -> None:
             finite = {key: _null_if_not_finite(value) for key, value in row.items()}
             lines.write(json.dumps(finite, ensure_ascii=False) + "\n")
             lines.flush()
             prefix = "".join(f"{key} {row[key]}/" for key in ("clip", "fold") if key in row)
-            values = [
-                Summary.Value(tag=f"{prefix}{key}", simple_value=value)
-                for key, value in finite.items()
-                if isinstance(value, float)
+            write_scalars(row["epoch"], {f"{prefix}{key}": value for key, value in finite.items()})
+
+        yield write
+
+
+def log_quality(folder: Path, epoch: int, scores: dict[str, Any]) -> None:
+    """Log the scores of each quality issue as TensorBoard events of the kept epoch."""
+    with _scalars(folder) as write:
+        write(epoch, {f"quality/{issue} {key}": x for issue, row in scores["issues"].items() for key, x in row.items()})
+
+
+@contextmanager
+def _scalars(folder: Path) -> Iterator[Callable[[int, dict[str, Any]], None]]:
+    """Write an event file for TensorBoard: a step, and values by tag, of which the finite floats are written."""
+    (folder / EVENTS_FOLDER).mkdir(exist_ok=True)
+    # On a full disk, the background thread of SummaryWriter would print a traceback.
+    path = folder / EVENTS_FOLDER / f"events.out.tfevents.{time.time():.6f}"
+    with closing(RecordWriter(path.open("wb"))) as events:
+
+        def write_event(event: Event) -> None:
+            events.write(event.SerializeToString())
+            events.flush()
+
+        def write(step: int, values: dict[str, Any]) -> None:
+            scalars = [
+                Summary.Value(tag=tag, simple_value=value)
+                for tag, value in values.items()
+                if isinstance(value, float) and math.isfinite(value)
             ]
-            write_event(Event(wall_time=time.time(), step=row["epoch"], summary=Summary(value=values)))
+            write_event(Event(wall_time=time.time(), step=step, summary=Summary(value=scalars)))
 
         write_event(Event(wall_time=time.time(), file_version="brain.Event:2"))
         yield write

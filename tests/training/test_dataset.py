@@ -156,7 +156,7 @@ def test_a_file_that_is_no_list_of_records(tmp_path: Path, content: str, message
 
 
 def test_a_folder_without_annotations_is_refused_with_the_expected_layout(tmp_path: Path) -> None:
-    with pytest.raises(DatasetError, match=r"does not exist\. A VizWiz folder has Annotations/train\.json"):
+    with pytest.raises(DatasetError, match=r"does not exist: a VizWiz folder has Annotations/train\.json"):
         read_split(tmp_path, "train")
 
 

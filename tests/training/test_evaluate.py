@@ -52,6 +52,8 @@ def run(data: Path, tiny_vit: FrozenClip, tmp_path_factory: pytest.TempPathFacto
     config: dict[str, Any] = {
         "recipe": vars(replace(REPORT, folds=2, dropout=0.9)),
         "type_set": "official",
+        "quality": None,
+        "wording": {},
         "answer_types": ANSWER_TYPES,
         "vocabulary": {"rule": "report", "size": len(answers), "oracle_accuracy": 87.6},
         "holdout": {"fraction": 0.2, "seed": 3},
@@ -249,7 +251,7 @@ def test_another_clip_is_refused(run: Run, tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         (["--run", "nowhere"], "error: nowhere is not a run folder"),
-        (["--data", "nowhere"], "error: nowhere/Annotations/val.json does not exist."),
+        (["--data", "nowhere"], "error: nowhere/Annotations/val.json does not exist: a VizWiz folder has"),
         (["--clip", "ViT-B/7"], "error: no CLIP 'ViT-B/7'"),
         (["--device", "tpu9"], "error: --device tpu9: no such device"),
         (["--data", "README.md"], "error: [Errno 20] Not a directory: 'README.md/Annotations/val.json'"),

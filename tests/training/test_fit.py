@@ -265,7 +265,7 @@ def test_a_changed_file_is_refused(run: Path, tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"baselines\.safetensors is missing or was changed after the fit"):
         read_run(copy)
     (copy / "run.json").write_text('{"format": 99}')
-    with pytest.raises(RunError, match="run format 99, this version reads 3"):
+    with pytest.raises(RunError, match="run format 99, this version reads 4"):
         read_run(copy)
     with pytest.raises(RunError, match=r"is not a run folder: it has no run\.json"):
         read_run(tmp_path)
@@ -289,7 +289,7 @@ def test_a_changed_file_is_refused(run: Path, tmp_path: Path) -> None:
             "--holdout must be above 0 and below 1, got 0.0",
         ),
         (["--recipe", "best", "--folds", "1"], "; --calibration platt needs --folds 2 or more"),
-        (["--data", "nowhere"], "error: nowhere/Annotations/train.json does not exist."),
+        (["--data", "nowhere"], "error: nowhere/Annotations/train.json does not exist: a VizWiz folder has"),
     ],
 )
 def test_bad_input_is_one_clear_line(

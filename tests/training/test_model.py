@@ -3,7 +3,7 @@ from __future__ import annotations
 import torch
 from torch.nn import functional
 
-from training.model import ClipEnsemble, GatedHead, Predictor
+from training.model import ClipEnsemble, GatedHead, Predictor, QualityHead
 
 
 def test_the_head_is_the_papers() -> None:
@@ -53,6 +53,28 @@ def make_heads(count: int, embed_dim: int = 8) -> list[GatedHead]:
     return [GatedHead(embed_dim, answers=5, types=3, hidden=16).eval() for _ in range(count)]
 
 
+def make_predictor(count: int, embed_dim: int = 8) -> Predictor:
+    heads = make_heads(count, embed_dim)
+    return Predictor(heads, [QualityHead(embed_dim, 7) for _ in range(count)])
+
+
+@torch.inference_mode()
+def test_quality_is_a_linear_layer_on_the_normalised_photo() -> None:
+    predictor = make_predictor(2)
+    heads = list(predictor.quality)
+    torch.nn.init.normal_(heads[0].norm.weight)
+    texts, images = torch.randn(4, 8), torch.randn(4, 8)
+
+    def probabilities(head: torch.nn.Module) -> torch.Tensor:
+        normalised = functional.layer_norm(images, (8,), head.norm.weight, head.norm.bias)
+        return torch.sigmoid(normalised @ head.linear.weight.T + head.linear.bias)
+
+    torch.testing.assert_close(
+        predictor(texts, images).quality, (probabilities(heads[0]) + probabilities(heads[1])) / 2
+    )
+    assert Predictor(make_heads(1))(texts, images).quality is None
+
+
 @torch.inference_mode()
 def test_probabilities_are_averaged_and_weights_are_not() -> None:
     heads = make_heads(3)
@@ -66,7 +88,7 @@ def test_probabilities_are_averaged_and_weights_are_not() -> None:
 
 @torch.inference_mode()
 def test_two_clips_of_different_width() -> None:
-    members = [Predictor(make_heads(2, 8)), Predictor(make_heads(1, 6))]
+    members = [make_predictor(2, 8), make_predictor(1, 6)]
     features = [(torch.randn(4, 8), torch.randn(4, 8)), (torch.randn(4, 6), torch.randn(4, 6))]
     got = ClipEnsemble(members)(features)
     apart = [member(*pair) for member, pair in zip(members, features, strict=True)]
@@ -76,5 +98,5 @@ def test_two_clips_of_different_width() -> None:
 
 @torch.inference_mode()
 def test_one_clip_alone_is_its_predictor() -> None:
-    predictor, features = Predictor(make_heads(2)), (torch.randn(4, 8), torch.randn(4, 8))
+    predictor, features = make_predictor(2), (torch.randn(4, 8), torch.randn(4, 8))
     assert all(map(torch.equal, ClipEnsemble([predictor])([features]), predictor(*features)))

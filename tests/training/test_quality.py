@@ -8,14 +8,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from training import fit
+from training import evaluate, fit
 from training.backbone import FrozenClip
 from training.dataset import DatasetError, Record, Split, fold_rows, read_annotations, read_split
 from training.metrics import choose_threshold
 from training.model import ClipEnsemble, Predictor
 from training.quality import ISSUES, add_votes, counts, fit_quality, quality_scores, vote_shares
 from training.recipe import Recipe
+from training.report import describe_scores
 from training.run import read_run
 
 CODES = ("BLR", "FRM", "DRK", "BRT", "OBS", "ROT", "OTH", "NON")
@@ -213,6 +215,34 @@ def test_a_fit_with_votes_serves_quality_and_moves_no_other_figure(
         )
         assert scores_with.pop("quality")["photos"] == len(splits[1].records)
         assert scores_with == scores
+
+
+def test_scores_are_shown_where_people_look(some_photos: Path, tiny_vit: FrozenClip, tmp_path: Path) -> None:
+    splits = [read_split(some_photos, name) for name in ("train", "val")]
+    for split in splits:  # nobody saw a bright photo: its average precision is undefined
+        entries = [entry(record.image, BLR=5 * (n % 2)) for n, record in enumerate(split.records)]
+        write_votes(tmp_path / "votes", split.name, entries)
+    train, val = (add_votes(split, tmp_path / "votes") for split in splits)
+    folder = fit.fit(train, val, tiny_vit, Recipe(epochs=2), tmp_path / "runs", tmp_path / "cache")
+    run = read_run(folder)
+    out = tmp_path / "evaluation"
+    evaluated = evaluate.read_records(run, "val", quality=tmp_path / "votes")
+    metrics = evaluate.evaluate_run(run, evaluated, [tiny_vit], tmp_path / "cache", out)
+    assert metrics is not None
+    assert metrics["quality"]["photos"] == len(val.records)
+    written = json.loads((out / "metrics.json").read_text())
+    assert written["quality"]["issues"]["bright"]["ap"] is None
+    assert {"confidence", "observed", "records"} == written["reliability"]["quality_blur"][0].keys()
+    page = (out / "report.html").read_text()
+    assert "<h2>Photo quality</h2>" in page
+    assert '<th scope="row">bright</th><td>–</td>' in page
+    card = (folder / "MODEL_CARD.md").read_text()
+    assert f"| blur | {metrics['quality']['issues']['blur']['ap']:.3f} |" in card
+    assert "| bright |  |" in card
+    events = EventAccumulator(str(folder / "tensorboard"))
+    events.Reload()
+    assert events.Scalars("quality/blur ap")[0].value == pytest.approx(metrics["quality"]["issues"]["blur"]["ap"])
+    assert "photo quality, AP (chance)" in describe_scores(metrics)
 
 
 def test_votes_of_some_photos_alone_are_enough(some_photos: Path, tiny_vit: FrozenClip, tmp_path: Path) -> None:
