@@ -2,6 +2,7 @@
 
     python -m training.download --out VizWiz                     # train, val and test
     python -m training.download --out VizWiz --splits train val  # enough for a fit
+    python -m training.download --out VizWiz --quality           # the votes on photo quality too
 
 After an interruption, the same command resumes. VizWiz publishes no checksums, so an archive is checked by its size and
 by the CRC-32 of every file in it. Its SHA-256 is recorded in archives.json; ``--sha256 train.zip=...`` verifies it.
@@ -28,6 +29,7 @@ from tqdm import tqdm
 
 from training.artifacts import explain_full_disk, file_digest, staged_folder, write_json
 from training.dataset import DatasetError, read_split
+from training.quality import QUALITY_FOLDER, read_votes
 from vizwiz_client.contract import streams
 
 BASE_URL = "https://vizwiz.cs.colorado.edu/VizWiz_final"
@@ -37,6 +39,11 @@ ARCHIVES = {  # folder that an archive is unpacked to -> path of the archive bel
     "val": "images/val.zip",
     "test": "images/test.zip",
 }
+# VizWiz-QualityIssues (Chiu et al., CVPR 2020), from its authors' repository at the commit of their last change to it
+QUALITY_URL = (
+    "https://raw.githubusercontent.com/chiutaiyin/VizWiz-QualityIssues/910ac4e4b5cdb85e63bbb1f44f889fae0aa6f621/"
+    "annotations/quality_annotations"
+)
 SPLITS = ("train", "val", "test")
 MANIFEST = "archives.json"  # in the VizWiz folder: URL, bytes and SHA-256 of each archive
 _SUFFIXES = {"Annotations": (".json",), **dict.fromkeys(SPLITS, (".jpg", ".jpeg", ".png"))}
@@ -110,6 +117,29 @@ def download(
         archive.unlink()
     for split in splits:
         print(f"{split}: {len(read_split(out, split, labelled=split != 'test').records)} records, no photo is missing")
+
+
+def download_quality(out: Path, *, url: str = QUALITY_URL, retries: int = 8, wait_s: float = 1.0) -> None:
+    """Download people's votes on photo quality into ``out/Quality``, which appears complete or not at all.
+
+    Args:
+        out: the VizWiz folder.
+        url: where ``train.json`` and ``val.json`` are.
+        retries: as for :func:`fetch`.
+        wait_s: as for :func:`fetch`.
+
+    Raises:
+        DownloadError: the server fails or refuses.
+        DatasetError: a file does not hold votes.
+    """
+    folder = out / QUALITY_FOLDER
+    if folder.exists():
+        print(f"{folder}: exists, not downloaded again")
+        return
+    with staged_folder(folder) as staging:
+        for name in ("train.json", "val.json"):
+            fetch(f"{url.rstrip('/')}/{name}", staging / name, retries=retries, wait_s=wait_s)
+            print(f"{folder / name}: votes on {len(read_votes(staging / name)):,} photos")
 
 
 def fetch(url: str, path: Path, *, retries: int = 8, wait_s: float = 1.0) -> None:
@@ -266,6 +296,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         "--splits", nargs="+", choices=SPLITS, default=SPLITS, help="splits whose photos to download (default: all)"
     )
     parser.add_argument("--base-url", default=BASE_URL, help=f"a mirror of {BASE_URL}")
+    parser.add_argument("--quality", action="store_true", help="also people's votes on photo quality, 5 MB (CC BY 4.0)")
+    parser.add_argument("--quality-url", default=QUALITY_URL, help="a mirror of its train.json and val.json")
     parser.add_argument(
         "--sha256",
         nargs="+",
@@ -288,7 +320,7 @@ def _named_digest(text: str) -> tuple[str, str]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command; an expected error prints one line and exits with 1."""
+    """Run the command; an expected error prints one line and exits with 2."""
     arguments = parse_arguments(argv)
     try:
         with explain_full_disk(arguments.out, "--out"):
@@ -299,9 +331,11 @@ def main(argv: list[str] | None = None) -> int:
                 sha256=dict(arguments.sha256),
                 retries=arguments.retries,
             )
+            if arguments.quality:
+                download_quality(arguments.out, url=arguments.quality_url, retries=arguments.retries)
     except (DownloadError, DatasetError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
-        return 1
+        return 2
     except KeyboardInterrupt:
         print("interrupted; the same command resumes", file=sys.stderr)
         return 130

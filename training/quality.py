@@ -63,13 +63,22 @@ def add_votes(split: Split, folder: Path | None = None) -> Split:
     path = (folder or split.folder / QUALITY_FOLDER) / f"{split.name}.json"
     if folder is None and not path.exists():
         return split
-    raw = read_list(path, "`python -m training.download --quality` makes it (docs/data.md)")
-    refuse(f"{path}: errors in {len(raw)} photos", list(_errors(raw)))
-    votes = {entry["image"]: tuple(_votes(entry, issue) for issue in ISSUES) for entry in raw}
+    votes = read_votes(path)
     records = tuple(replace(record, votes=votes.get(record.image)) for record in split.records)
     joined = sum(record.votes is not None for record in records)
     print(f"photo quality: votes on {joined:,} of {len(records):,} photos of {split.name}")
     return replace(split, records=records, votes_digest=file_digest(path))
+
+
+def read_votes(path: Path) -> dict[str, tuple[int, ...]]:
+    """Votes on each of ISSUES, 0 to 5, by the photo's file name.
+
+    Raises:
+        DatasetError: ``path`` is missing or malformed; the message lists all errors.
+    """
+    raw = read_list(path, "`python -m training.download --quality` makes it (docs/data.md)")
+    refuse(f"{path}: errors in {len(raw)} photos", list(_errors(raw)))
+    return {entry["image"]: tuple(_votes(entry, issue) for issue in ISSUES) for entry in raw}
 
 
 def _errors(raw: list[Any]) -> Iterator[str]:

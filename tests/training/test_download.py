@@ -19,6 +19,7 @@ from PIL import Image
 from tests.conftest import annotation
 from training.dataset import read_split
 from training.download import ArchiveError, DownloadError, download, fetch, main, unpack
+from training.quality import add_votes
 
 FAST: Any = {"retries": 3, "wait_s": 0.01}
 CONTENT = bytes(range(256)) * 4000  # 1 MB
@@ -253,7 +254,7 @@ def test_a_digest_of_an_archive_that_is_not_asked_for_is_refused(
 ) -> None:
     out = tmp_path / "VizWiz"
     digests = ["--sha256", f"train.zip={'0' * 64}", "--sha256", f"val.zip={'1' * 64}"]
-    assert main(["--out", str(out), "--base-url", vizwiz_site.url, "--splits", "val", *digests]) == 1
+    assert main(["--out", str(out), "--base-url", vizwiz_site.url, "--splits", "val", *digests]) == 2
     assert capsys.readouterr().err.startswith(
         "error: --sha256 names train.zip, but this command downloads Annotations.zip, val.zip: "
     )
@@ -278,8 +279,31 @@ def test_an_archive_that_holds_what_it_should_not(tmp_path: Path, content: bytes
     assert [path.name for path in tmp_path.iterdir()] == ["val.zip"]
 
 
+def test_votes_on_photo_quality_are_downloaded_where_asked(
+    vizwiz_site: Site, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--out", str(tmp_path), "--base-url", vizwiz_site.url, "--splits", "train", "val"]
+    assert main(arguments) == 0
+    assert not (tmp_path / "Quality").exists()
+    arguments += ["--quality", "--quality-url", f"{vizwiz_site.url}/quality/"]
+    flaws = dict.fromkeys(("BLR", "FRM", "DRK", "BRT", "OBS", "ROT", "OTH", "NON"), 1)
+    for split in ("train", "val"):
+        votes = [{"image": f"VizWiz_{split}_{n:08}.jpg", "flaws": flaws, "unrecognizable": 0} for n in range(4)]
+        vizwiz_site.files[f"/quality/{split}.json"] = json.dumps(votes).encode()
+    whole = vizwiz_site.files["/quality/val.json"]
+    vizwiz_site.files["/quality/val.json"] = b"<html>"
+    assert main(arguments) == 2
+    assert "val.json is not JSON" in capsys.readouterr().err
+    assert not (tmp_path / "Quality").exists()
+    vizwiz_site.files["/quality/val.json"] = whole
+    assert main(arguments) == 0
+    assert sum(record.votes is not None for record in add_votes(read_split(tmp_path, "val")).records) == 3
+    assert main(arguments) == 0
+    assert f"{tmp_path / 'Quality'}: exists, not downloaded again" in capsys.readouterr().out
+
+
 def test_the_command_reports_in_one_line(site: Site, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--out", str(tmp_path), "--base-url", site.url]) == 1
+    assert main(["--out", str(tmp_path), "--base-url", site.url]) == 2
     url = f"{site.url}/vqa_data/Annotations.zip"
     assert capsys.readouterr().err == f"error: {url}: the server answers with HTTP status 404; check --base-url\n"
     with pytest.raises(SystemExit):
