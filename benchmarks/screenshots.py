@@ -17,7 +17,6 @@ from playwright.sync_api import sync_playwright
 from demo import ensure_demo_dataset
 from training.dataset import read_split
 from vizwiz_client import VizwizClient
-from vizwiz_client.contract.wording import to_words
 
 DOCS = Path(__file__).parents[1] / "docs"
 WIDTH, HEIGHT = 360, 640  # of a small phone, CSS pixels
@@ -58,7 +57,7 @@ def choose_questions(triton: str) -> dict[str, tuple[Path, str]]:
     found: dict[str, tuple[Path, str]] = {}
     with VizwizClient(triton) as client:
         for pair, answer in zip(pairs, client.ask_batch(pairs, top=5), strict=True):
-            found.setdefault(to_words(answer.candidates, declined=answer.declined).outcome, pair)
+            found.setdefault(answer.words.outcome, pair)
     return found
 
 

@@ -25,6 +25,7 @@ from vizwiz_client.contract.errors import (
     VizwizError,
     WrongServer,
 )
+from vizwiz_client.contract.wording import Thresholds, Wording
 
 __version__ = "0.1.0"
 
@@ -44,9 +45,11 @@ __all__ = [
     "ServerFault",
     "ServerUnavailable",
     "Status",
+    "Thresholds",
     "Timings",
     "Tls",
     "VizwizClient",
     "VizwizError",
+    "Wording",
     "WrongServer",
 ]

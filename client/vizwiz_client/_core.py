@@ -22,21 +22,23 @@ import numpy as np
 import numpy.typing as npt
 
 from vizwiz_client._failures import Failure, backoff_delays, to_exception
+from vizwiz_client._prepare import Item, Pixels, catch, decode, to_item_pixels, tokenize_all
 from vizwiz_client._results import Answer, ModelInfo, Timings
 from vizwiz_client._settings import Settings
 from vizwiz_client.contract import tensors
 from vizwiz_client.contract.errors import ContractMismatch, ImageError, QuestionError, ServerError, VizwizError
-from vizwiz_client.contract.image import Photo, load_photo, materialize, to_pixels
-from vizwiz_client.contract.tokenizer import Tokens, pad, tokenize
+from vizwiz_client.contract.image import Photo, materialize
+from vizwiz_client.contract.tokenizer import pad
 
 STREAM_BATCH = 16  # questions in a request of ask_many: enough to keep a server busy, few enough to hold in memory
+REFRESH_AFTER_S = 10.0  # seconds between two reads of the configuration for the same unexpected head
 MAX_GROUPS = 3  # requests of ask_many in progress: one computed, one queued at the server, one in preparation
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
 Pair = tuple[Photo, str]
 Materialized = tuple[Photo | ImageError, str]
-Pixels = npt.NDArray[np.uint8]
+TokenIds = npt.NDArray[np.int32]
 Outcome = Answer | VizwizError
 
 
@@ -84,15 +86,6 @@ class Request:
             raise ValueError(f"got request_id={self.id!r}, expected 1 to 128 printable ASCII characters")
 
 
-@dataclass(frozen=True, eq=False)
-class Item:
-    """A photo and its question, ready to send."""
-
-    pixels: Pixels  # [S, S, 3]
-    tokens: Tokens
-    prepare_s: float
-
-
 class Core:
     """The questions of one client; the model's configuration is read with the first."""
 
@@ -100,6 +93,7 @@ class Core:
         self.settings = settings
         self._io = io
         self._model_info: ModelInfo | None = None
+        self._refreshed = ("", 0.0)  # digest of the unexpected head that _refresh saw last, and when
 
     async def check(self) -> ModelInfo:
         """Read the served model's configuration, even if it is known already."""
@@ -167,7 +161,7 @@ class Core:
         async for image, question in pairs:
             if size is None:
                 size = (await self._get_model_info(deadline or self._deadline())).max_batch_size
-            group.append((_catch(materialize, image), question))
+            group.append((catch(materialize, image), question))
             if len(group) == size:
                 yield group
                 group = []
@@ -197,13 +191,13 @@ class Core:
     async def _prepare(self, pairs: Sequence[Materialized], deadline: float) -> Sequence[Item | VizwizError]:
         """Tokenise the questions and turn the photos into pixels; a refused pair becomes its error."""
         start = time.perf_counter()
-        (tokens,) = await self._io.work([partial(_tokenize_all, [question for _, question in pairs])])
+        (tokens,) = await self._io.work([partial(tokenize_all, [question for _, question in pairs])])
         tokenize_s = time.perf_counter() - start
         photos = {id(image): image for image, _ in pairs}  # a photo with several questions is decoded once
         # A single photo is decoded before the model's image size is known: a refused one never waits for the server.
         # fast_decode needs the image size to decode.
         if self._model_info is None and len(pairs) == 1 and not self.settings.fast_decode:
-            photos = dict(zip(photos, await self._io.work([partial(_decode, *photos.values())]), strict=True))
+            photos = dict(zip(photos, await self._io.work([partial(decode, *photos.values())]), strict=True))
         refusals = [_first_error(ids, photos[id(image)]) for ids, (image, _) in zip(tokens, pairs, strict=True)]
         if all(refusals):
             return [error for error in refusals if error]
@@ -235,9 +229,10 @@ class Core:
             batch, request_id = items[first : first + size], request.id or os.urandom(8).hex()
             image = np.stack([item.pixels for item in batch])
             tokens = np.stack([pad(item.tokens.ids, tensors.CONTEXT_LENGTH) for item in batch])
-            arguments = _protocol.infer_arguments(image, tokens, request.top) | {"request_id": request_id}
-            result, request_s = await self._call("infer", arguments, deadline, request_id)
-            replies = _protocol.read_reply(result, self.settings.url)
+            info = await self._get_model_info(deadline)
+            result, request_s = await self._request(image, tokens, request.top, info, deadline, request_id)
+            replies = _protocol.read_reply(result, self.settings.url, request.top)
+            info = await self._refresh(info, replies[0]["head_id"], deadline)
             total_s = time.perf_counter() - start
             answers += [
                 Answer(
@@ -245,19 +240,60 @@ class Core:
                     question_truncated=item.tokens.truncated,
                     request_id=request_id,
                     timings=Timings(item.prepare_s, request_s, total_s),
+                    thresholds=info.thresholds,
                 )
                 for item, reply in zip(batch, replies, strict=True)
             ]
         return answers
 
+    async def _request(
+        self, image: Pixels, tokens: TokenIds, top: int, info: ModelInfo, deadline: float, request_id: str
+    ) -> tuple[Any, float]:
+        """Send one request; return the reply and its seconds.
+
+        A server that was rolled back to a head without quality, or a replica of it, refuses a request for that output.
+        The request is then sent again without it.
+        """
+        from vizwiz_client._protocol import infer_arguments
+
+        arguments = infer_arguments(image, tokens, top, info.serves_quality) | {"request_id": request_id}
+        try:
+            return await self._call("infer", arguments, deadline, request_id)
+        except ContractMismatch as error:
+            if not info.serves_quality or f"{tensors.QUALITY.name!r}" not in str(error):
+                raise
+        arguments = infer_arguments(image, tokens, top, with_quality=False) | {"request_id": request_id}
+        return await self._call("infer", arguments, deadline, request_id)
+
     async def _get_model_info(self, deadline: float) -> ModelInfo:
         info = self._model_info  # read once: another thread may reset it meanwhile
-        if info is None:
-            response, _ = await self._call("get_model_config", {"model_name": tensors.ENSEMBLE}, deadline)
-            from vizwiz_client._protocol import read_model_info
+        return info or await self._read_model_info(deadline)
 
-            self._model_info = info = read_model_info(response.config, self.settings.url)
+    async def _read_model_info(self, deadline: float) -> ModelInfo:
+        response, _ = await self._call("get_model_config", {"model_name": tensors.ENSEMBLE}, deadline)
+        from vizwiz_client._protocol import read_model_info
+
+        self._model_info = info = read_model_info(response.config, self.settings.url)
         return info
+
+    async def _refresh(self, info: ModelInfo, head_id: str, deadline: float) -> ModelInfo:
+        """The configuration of the head that answered: read again if ``info`` is that of another head.
+
+        One read per head and ``REFRESH_AFTER_S``: replicas of one address may serve different heads for a while. If the
+        read fails, the complete answer is worth more, and ``info`` is returned.
+        """
+        info = self._model_info or info  # another thread or task may have read it meanwhile
+        if tensors.HEAD_PREFIX + head_id in info.models:
+            return info
+        now, (known, refreshed) = time.monotonic(), self._refreshed
+        if head_id == known and now - refreshed < REFRESH_AFTER_S:
+            return info
+        self._refreshed = head_id, now  # before the read, so that others do not read too
+        try:
+            return await self._read_model_info(deadline)
+        except ServerError:
+            self._model_info = None  # the next question reads it, and reports what is wrong
+            return info
 
     async def _call(
         self, method: str, arguments: dict[str, Any], deadline: float, request_id: str | None = None
@@ -290,41 +326,6 @@ class Core:
 
     def _deadline(self) -> float:
         return time.monotonic() + self.settings.timeout_s
-
-
-def to_item_pixels(
-    photo: Photo | ImageError, image_size: int, fast_decode: bool, deadline: float
-) -> tuple[Pixels | ImageError, float]:
-    """Pixels uint8 [image_size, image_size, 3] of ``photo``, or its error, and the seconds taken. Raises Failure."""
-    if time.monotonic() >= deadline:
-        raise Failure("DEADLINE_EXCEEDED", "the time was up before all photos were decoded")
-    start = time.perf_counter()
-    if isinstance(photo, ImageError):
-        return photo, 0.0
-    draft_size = image_size if fast_decode else None
-    pixels = _catch(lambda photo: to_pixels(load_photo(photo, draft_size), image_size), photo)
-    return pixels, time.perf_counter() - start
-
-
-def _decode(photo: Photo | ImageError) -> Photo | ImageError:
-    return photo if isinstance(photo, ImageError) else _catch(load_photo, photo)
-
-
-def _tokenize_all(questions: Sequence[str]) -> list[Tokens | QuestionError]:
-    tokens: list[Tokens | QuestionError] = []
-    for question in questions:
-        try:
-            tokens.append(tokenize(question))
-        except QuestionError as error:
-            tokens.append(error)
-    return tokens
-
-
-def _catch(function: Callable[[Photo], T], photo: Photo) -> T | ImageError:
-    try:
-        return function(photo)
-    except ImageError as error:
-        return error
 
 
 def _first_error(*values: object) -> VizwizError | None:

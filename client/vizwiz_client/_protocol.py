@@ -19,6 +19,7 @@ from vizwiz_client._settings import Settings
 from vizwiz_client.contract import tensors
 from vizwiz_client.contract.errors import ContractMismatch
 from vizwiz_client.contract.tensors import TensorSpec
+from vizwiz_client.contract.wording import UNANSWERABLE_LABELS, Thresholds
 
 # These replace tritonclient's own arguments, so the message sizes are repeated.
 # https://grpc.github.io/grpc/core/group__grpc__arg__keys.html
@@ -32,6 +33,9 @@ _CHANNEL_ARGUMENTS = [
     ("grpc.use_local_subchannel_pool", 1),  # one connection per client
 ]
 
+RUNNER_UP_TOP = 2 + len(UNANSWERABLE_LABELS)  # classes among which there are two answers
+MAX_ISSUES = 100  # Triton sends as many classes as there are, if fewer
+
 
 def connection_arguments(settings: Settings) -> dict[str, Any]:
     """Arguments of tritonclient's ``InferenceServerClient``, synchronous or asynchronous."""
@@ -43,10 +47,13 @@ def connection_arguments(settings: Settings) -> dict[str, Any]:
     return arguments
 
 
-def infer_arguments(image: npt.NDArray[np.uint8], tokens: npt.NDArray[np.int32], top: int) -> dict[str, Any]:
+def infer_arguments(
+    image: npt.NDArray[np.uint8], tokens: npt.NDArray[np.int32], top: int, with_quality: bool
+) -> dict[str, Any]:
     """Arguments of ``infer`` for uint8 [B, S, S, 3] and int32 [B, 77].
 
-    ``answer`` [B, top] and ``answer_type`` [B, 1] are requested as text, ``b"probability:index:label"``, best first:
+    ``answer`` [B, top or more], ``answer_type`` [B, 1] and ``quality`` [B, Q] are requested as text, best first,
+    ``b"probability:index:label"``:
     https://github.com/triton-inference-server/server/blob/main/docs/protocol/extension_classification.md
     """
     inputs = []
@@ -54,30 +61,40 @@ def infer_arguments(image: npt.NDArray[np.uint8], tokens: npt.NDArray[np.int32],
         inputs.append(InferInput(spec.name, list(array.shape), spec.datatype))
         inputs[-1].set_data_from_numpy(array)
     outputs = [
-        InferRequestedOutput(tensors.ANSWER.name, class_count=top),
+        InferRequestedOutput(tensors.ANSWER.name, class_count=max(top, RUNNER_UP_TOP)),
         InferRequestedOutput(tensors.ANSWER_TYPE.name, class_count=1),
         InferRequestedOutput(tensors.ANSWERABLE.name),
         InferRequestedOutput(tensors.HEAD_ID.name),
     ]
+    if with_quality:
+        outputs.append(InferRequestedOutput(tensors.QUALITY.name, class_count=MAX_ISSUES))
     return {"model_name": tensors.ENSEMBLE, "inputs": inputs, "outputs": outputs}
 
 
-def read_reply(result: Any, url: str) -> list[dict[str, Any]]:
+def read_reply(result: Any, url: str, top: int) -> list[dict[str, Any]]:
     """Fields of each :class:`Answer` that come from the model, read from tritonclient's ``InferResult``.
 
     Raises:
         ContractMismatch: the classes have no labels.
     """
     answers, types, answerable, heads = (result.as_numpy(spec.name) for spec in tensors.HEAD_OUTPUTS)
-    return [
-        {
-            "candidates": tuple(_candidate(value, url) for value in answers[row]),
-            "answer_type": _candidate(types[row][0], url).answer,
-            "answerable": float(answerable[row][0]),
-            "head_id": tensors.head_digest(int(heads[row][0])),
-        }
-        for row in range(len(answers))
-    ]
+    quality = result.as_numpy(tensors.QUALITY.name)  # None if it was not requested
+    replies = []
+    for row in range(len(answers)):
+        ranked = tuple(_candidate(value, url) for value in answers[row])
+        others = (candidate for candidate in ranked[1:] if candidate.answer not in UNANSWERABLE_LABELS)
+        issues = () if quality is None else (_candidate(value, url) for value in quality[row])
+        replies.append(
+            {
+                "candidates": ranked[:top],
+                "runner_up": next(others, None),
+                "answer_type": _candidate(types[row][0], url).answer,
+                "answerable": float(answerable[row][0]),
+                "head_id": tensors.head_digest(int(heads[row][0])),
+                "quality": dict(issues),
+            }
+        )
+    return replies
 
 
 def _candidate(value: bytes, url: str) -> Candidate:
@@ -110,9 +127,13 @@ def read_model_info(config: Any, url: str) -> ModelInfo:
         tensors.IMAGE: (image_size, image_size, 3),
         tensors.TOKENS: (-1,) if is_open else tensors.TOKENS.shape,
     }
+    outputs = {spec: spec.shape for spec in tensors.HEAD_OUTPUTS}
+    for tensor in config.output:
+        if tensor.name == tensors.QUALITY.name:
+            outputs[tensors.QUALITY] = tuple(tensor.dims)  # any number of issues
     differences = [
         *_differences("input", config.input, inputs),
-        *_differences("output", config.output, {spec: spec.shape for spec in tensors.HEAD_OUTPUTS}),
+        *_differences("output", config.output, outputs),
         *_missing_models(models),
     ]
     if image_size < 1:
@@ -125,7 +146,17 @@ def read_model_info(config: Any, url: str) -> ModelInfo:
             "its model again, or install the vizwiz-client that was released with it"
         )
     demo = config.parameters[tensors.DEMO_PARAMETER].string_value == "true"
-    return ModelInfo(config.name, int(version), int(image_size), int(config.max_batch_size), models, demo)
+    thresholds = Thresholds.parse(config.parameters[tensors.WORDING_PARAMETER].string_value)
+    return ModelInfo(
+        config.name,
+        int(version),
+        int(image_size),
+        int(config.max_batch_size),
+        models,
+        demo,
+        serves_quality=tensors.QUALITY in outputs,
+        thresholds=thresholds,
+    )
 
 
 def _differences(what: str, configured: Iterable[Any], expected: Mapping[TensorSpec, Sequence[int]]) -> list[str]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from vizwiz_client.contract.errors import VizwizError
-from vizwiz_client.contract.wording import is_declined
+from vizwiz_client.contract.wording import QUESTION_TRUNCATED, Thresholds, Wording, advise, is_declined, to_words
 
 
 class Candidate(NamedTuple):
@@ -39,6 +40,11 @@ class Answer:
         question_truncated: the question was longer than CLIP reads, and its end was ignored.
         request_id: the request's id in the server's log; shared by all questions of a request.
         timings: seconds spent.
+        runner_up: the most probable answer after :attr:`answer`, whatever ``top`` is; None if there is none. Labels
+            such as "unanswerable" are left out.
+        quality: the probability of each issue of the photo ("blur", "framing", ...), most probable first; empty if the
+            served head does not predict them.
+        thresholds: the served head's thresholds of :attr:`words`, :attr:`advice` and :attr:`sentence`.
     """
 
     candidates: tuple[Candidate, ...]
@@ -48,6 +54,9 @@ class Answer:
     question_truncated: bool
     request_id: str = field(compare=False)
     timings: Timings = field(compare=False)
+    runner_up: Candidate | None = None
+    quality: Mapping[str, float] = field(default_factory=dict, hash=False)
+    thresholds: Thresholds = field(default_factory=Thresholds)
 
     @property
     def answer(self) -> str:
@@ -68,8 +77,29 @@ class Answer:
         """
         return is_declined(self.answerable, self.answer)
 
+    @property
+    def words(self) -> Wording:
+        """The answer as sentences: headline, how sure the model is, advice, and guesses."""
+        more = [self.runner_up] if self.runner_up and self.runner_up not in self.candidates else []
+        return to_words(
+            [*self.candidates, *more], declined=self.declined, quality=self.quality, thresholds=self.thresholds
+        )
+
+    @property
+    def sentence(self) -> str:
+        """Everything to tell a person, such as "Maybe teapot, or mug. Not sure, 40%."
+
+        If the answer is declined, or nothing in the photo can be recognised, it includes how to take a better photo.
+        """
+        return " ".join([*self.words.lines, *[QUESTION_TRUNCATED] * self.question_truncated])
+
+    @property
+    def advice(self) -> tuple[str, ...]:
+        """What is wrong with the photo and what to do, at most two reasons; :attr:`sentence` may leave them out."""
+        return advise(self.quality, self.thresholds)
+
     def to_dict(self) -> dict[str, Any]:
-        """All attributes and properties as plain values for JSON."""
+        """All attributes and properties but words and thresholds, as plain values for JSON."""
         return {
             "answer": self.answer,
             "confidence": self.confidence,
@@ -77,6 +107,10 @@ class Answer:
             "answerable": self.answerable,
             "answer_type": self.answer_type,
             "candidates": [candidate._asdict() for candidate in self.candidates],
+            "runner_up": self.runner_up._asdict() if self.runner_up else None,
+            "quality": dict(self.quality),
+            "advice": list(self.advice),
+            "sentence": self.sentence,
             "question_truncated": self.question_truncated,
             "head_id": self.head_id,
             "request_id": self.request_id,
@@ -104,6 +138,8 @@ class ModelInfo:
         max_batch_size: the largest number of questions in one request.
         models: names of the immutable models in the ensemble: encoders and head, each with its digest.
         demo: the head was fitted on the demo's drawn pictures; its answers to real photos mean nothing.
+        serves_quality: the head predicts quality issues of the photo.
+        thresholds: probabilities from which advice on quality, and an answer without "maybe", is said.
     """
 
     model: str
@@ -112,6 +148,8 @@ class ModelInfo:
     max_batch_size: int
     models: tuple[str, ...]
     demo: bool = False
+    serves_quality: bool = False
+    thresholds: Thresholds = field(default_factory=Thresholds)
 
 
 @dataclass(frozen=True)

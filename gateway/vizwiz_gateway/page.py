@@ -24,7 +24,7 @@ from typing import Literal
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from vizwiz_client import Answer
-from vizwiz_client.contract.wording import QUESTION_TRUNCATED, Outcome, to_words
+from vizwiz_client.contract.wording import QUESTION_TRUNCATED, Outcome, quality_in_words
 from vizwiz_gateway.problems import Problem
 
 CSP = (
@@ -122,6 +122,8 @@ class _Result:
         title: of the document: without the script, the first thing that a screen reader reads.
         lines: sentences.
         guesses: possible answers, best first.
+        quality: problems of the photo with their probabilities, most probable first.
+        needs_photo: another photo is worth more than another question.
         field: the form's control that an error is about; "" for none.
     """
 
@@ -129,6 +131,8 @@ class _Result:
     title: str
     lines: Sequence[str]
     guesses: Sequence[str] = ()
+    quality: Sequence[str] = ()
+    needs_photo: bool = False
     field: Literal["photo", "question", ""] = ""
 
 
@@ -153,9 +157,10 @@ def _result(state: PageState) -> _Result:
     if not state.answers:
         return _Result("empty", "Ask about a photo", ["No question was asked yet."])
     answer = state.answers[0]  # the form has one question; programs that send several use /v1/ask
-    words = to_words(answer.candidates, declined=answer.declined)
-    lines = [words.sentence, words.detail] + [QUESTION_TRUNCATED] * answer.question_truncated
-    return _Result(words.outcome, words.sentence, lines, words.guesses)
+    words = answer.words
+    lines = [*words.lines, *[QUESTION_TRUNCATED] * answer.question_truncated]
+    quality = quality_in_words(answer.quality)
+    return _Result(words.outcome, words.headline, lines, words.guesses, quality, needs_photo=bool(words.advice))
 
 
 def _explain(problem: Problem, state: PageState) -> str:

@@ -34,6 +34,12 @@ class AnswerBody(BaseModel):
     answerable: float = Field(description="probability that the photo can answer the question")
     answer_type: str
     candidates: list[CandidateBody]
+    runner_up: CandidateBody | None = Field(description="the second answer, whatever `top` is; null if there is none")
+    quality: dict[str, float] = Field(
+        description="probability of each problem of the photo, most probable first; empty if the model predicts none"
+    )
+    advice: list[str] = Field(description="what is wrong with the photo and what to do; `sentence` may leave it out")
+    sentence: str = Field(description="everything to tell a person, advice included where a better photo is needed")
     question_truncated: bool
     head_id: str
     request_id: str

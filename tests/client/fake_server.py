@@ -7,6 +7,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import chain
 
 import grpc
 import numpy as np
@@ -36,6 +37,9 @@ class FakeServer(service_pb2_grpc.GRPCInferenceServiceServicer):
     labelled: bool = True
     answerable: float = 0.75
     labels: tuple[str, ...] = ()  # the answers, best first, instead of the numbers
+    quality: dict[str, float] | None = None  # None: the head has no such output, and requests for it are refused
+    wording: str = ""  # the ensemble's parameter
+    head: str = HEAD  # that answers; `models` are those of the configuration
     failure: tuple[grpc.StatusCode, str] | None = None  # what the next requests end with
     failures_left: int | None = None  # how many of them; None is all
     delay_s: float = 0.0
@@ -69,6 +73,9 @@ class FakeServer(service_pb2_grpc.GRPCInferenceServiceServicer):
         response.config.input.add(name="tokens", data_type="TYPE_INT32", dims=tensors.TOKENS.shape)
         for spec in tensors.HEAD_OUTPUTS:
             response.config.output.add(name=spec.name, data_type=f"TYPE_{spec.datatype}", dims=spec.shape)
+        if self.quality is not None:
+            response.config.output.add(name="quality", data_type="TYPE_FP32", dims=[-1])
+        response.config.parameters[tensors.WORDING_PARAMETER].string_value = self.wording
         for model in self.models:
             response.config.ensemble_scheduling.step.add(model_name=model)
         return response
@@ -82,6 +89,11 @@ class FakeServer(service_pb2_grpc.GRPCInferenceServiceServicer):
         if self.failure is not None and self.failures_left != 0:
             self.failures_left = None if self.failures_left is None else self.failures_left - 1
             context.abort(*self.failure)
+        if self.quality is None and any(output.name == "quality" for output in request.outputs):
+            message = (
+                f"[request id: {request.id}] unexpected inference output 'quality' for model '{request.model_name}'"
+            )
+            context.abort(grpc.StatusCode.INVALID_ARGUMENT, message)  # as Triton 2.51 says it
         inputs = {
             tensor.name: np.frombuffer(data, np.uint8 if tensor.datatype == "UINT8" else np.int32).reshape(tensor.shape)
             for tensor, data in zip(request.inputs, request.raw_input_contents, strict=True)
@@ -93,20 +105,24 @@ class FakeServer(service_pb2_grpc.GRPCInferenceServiceServicer):
             count = output.parameters["classification"].int64_param
             rows = [self.reply(output.name, pixels, ids, count) for pixels, ids in zip(image, tokens, strict=True)]
             datatype = "BYTES" if count else {"head_id": "INT64", "answerable": "FP32"}[output.name]
-            response.outputs.add(name=output.name, datatype=datatype, shape=[len(image), count or 1])
-            response.raw_output_contents.append(b"".join(rows))
+            response.outputs.add(name=output.name, datatype=datatype, shape=[len(image), len(rows[0])])
+            response.raw_output_contents.append(b"".join(chain(*rows)))
         return response
 
-    def reply(self, name: str, pixels: np.ndarray, ids: np.ndarray, count: int) -> bytes:
+    def reply(self, name: str, pixels: np.ndarray, ids: np.ndarray, count: int) -> list[bytes]:
         if name == tensors.HEAD_ID.name:
-            return struct.pack("<q", tensors.head_id(HEAD))
+            return [struct.pack("<q", tensors.head_id(self.head))]
         if name == tensors.ANSWERABLE.name:
-            return struct.pack("<f", self.answerable)
-        labels = self.labels or tuple(f"{rank}: {pixels.sum()} {ids.sum()}" for rank in range(count))
-        values = [f"{0.5 / (rank + 1):.6f}:{rank}:{label}" for rank, label in enumerate(labels[:count])]
+            return [struct.pack("<f", self.answerable)]
+        if name == tensors.QUALITY.name:
+            assert self.quality is not None
+            values = [f"{value:.6f}:{index}:{issue}" for index, (issue, value) in enumerate(self.quality.items())]
+        else:
+            labels = self.labels or tuple(f"{rank}: {pixels.sum()} {ids.sum()}" for rank in range(count))
+            values = [f"{0.5 / (rank + 1):.6f}:{rank}:{label}" for rank, label in enumerate(labels[:count])]
         if not self.labelled:
             values = [value.rsplit(":", 1)[0] for value in values]
-        return b"".join(struct.pack("<I", len(value.encode())) + value.encode() for value in values)
+        return [struct.pack("<I", len(value.encode())) + value.encode() for value in values]
 
 
 def serve(servicer: FakeServer, address: str = "127.0.0.1:0") -> tuple[grpc.Server, str]:

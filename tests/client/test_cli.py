@@ -26,6 +26,7 @@ from vizwiz_client.cli._commands import connect, photos_and_questions
 from vizwiz_client.contract import tensors
 
 QUESTION = "what is this?"
+DECLINED = "The photo cannot answer this. Take another photo, or ask another question."
 PROGRAM = [sys.executable, "-c", "import sys; from vizwiz_client.cli import main; sys.exit(main())"]
 
 
@@ -160,12 +161,19 @@ class TestAsk:
         assert ask(photos[0], QUESTION) == (0, ["Banana. Fairly sure, 50%."], [])
 
     def test_candidates(self, ask, fake_server: FakeServer, photos: list[Path]) -> None:
-        fake_server.labels = ("banana", "lemon", "unanswerable")
-        assert ask(photos[0], "--top", 3, QUESTION)[1] == ["Banana. Fairly sure, 50%. Or: lemon, 25%, not sure."]
+        fake_server.labels = ("banana", "unanswerable", "lemon")
+        assert ask(photos[0], "--top", 3, QUESTION)[1] == ["Banana. Fairly sure, 50%. Or: lemon, 17%, only a guess."]
+        assert ask(photos[0], QUESTION)[1] == ["Banana. Fairly sure, 50%."]
+
+    def test_a_close_second_answer_is_said_without_asking_for_it(
+        self, ask, fake_server: FakeServer, photos: list[Path]
+    ) -> None:
+        fake_server.labels = ("banana", "lemon")
+        assert ask(photos[0], QUESTION)[1] == ["Maybe banana, or lemon. Not sure, 50%."]
 
     def test_a_declined_answer(self, ask, fake_server: FakeServer, photos: list[Path]) -> None:
         fake_server.labels, fake_server.answerable = ("banana",), 0.2
-        expected = "The photo cannot answer this. Best guess: banana, 50%, fairly sure."
+        expected = f"{DECLINED} Best guess: banana, 50%, fairly sure."
         assert ask(photos[0], QUESTION) == (0, [expected], [])
 
     @pytest.mark.parametrize("answerable", [0.2, 0.8])
@@ -174,9 +182,29 @@ class TestAsk:
         self, ask, fake_server: FakeServer, photos: list[Path], label: str, answerable: float
     ) -> None:
         fake_server.labels, fake_server.answerable = (label, "banana"), answerable
-        assert ask(photos[0], QUESTION)[1] == ["The photo cannot answer this."]
-        line = "The photo cannot answer this. Best guess: banana, 25%, not sure."
-        assert ask(photos[0], QUESTION, "--top", 2)[1] == [line]
+        for top in (1, 2):
+            assert ask(photos[0], QUESTION, "--top", top)[1] == [f"{DECLINED} Best guess: banana, 25%, not sure."]
+        fake_server.labels = (label,)
+        assert ask(photos[0], QUESTION)[1] == [DECLINED]
+
+    def test_quality(self, ask, fake_server: FakeServer, photos: list[Path]) -> None:
+        blurred = "The photo is blurred. Hold the phone still, and move it a little away."
+        problems = "Photo: blurred, 70%; too dark, 20%."
+        fake_server.labels, fake_server.quality = ("banana",), {"blur": 0.7, "dark": 0.2}
+        fake_server.wording = json.dumps({"advise_from": {"blur": 0.6, "dark": 0.3}})
+        assert ask(photos[0], QUESTION)[1] == ["Banana. Fairly sure, 50%."]
+        assert ask(photos[0], QUESTION, "--quality") == (0, [f"Banana. Fairly sure, 50%. {blurred} {problems}"], [])
+        fake_server.answerable = 0.2
+        told = f"The photo cannot answer this. {blurred} Then take another photo. Best guess: banana, 50%, fairly sure."
+        assert ask(photos[0], QUESTION) == (0, [told], [])
+        assert ask(photos[0], QUESTION, "--quality") == (0, [f"{told} {problems}"], [])
+
+    def test_quality_of_a_model_without_it(self, ask, fake_server: FakeServer, photos: list[Path]) -> None:
+        fake_server.labels = ("banana",)
+        _, lines, notes = ask(*photos[:2], QUESTION, "--quality")
+        assert [line.partition(": ")[2] for line in lines] == ["Banana. Fairly sure, 50%."] * 2
+        assert notes == ["Note: the served model was fitted without photo quality, so nothing is known about it."]
+        assert ask(photos[0], QUESTION, "--quality", "--quiet")[2] == []
 
     def test_every_question_about_every_photo(self, ask, fake_server: FakeServer, photos: list[Path]) -> None:
         fake_server.labels = ("banana",)

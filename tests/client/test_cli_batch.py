@@ -90,6 +90,18 @@ def batch(fake_server: FakeServer, capsys: pytest.CaptureFixture[str]):
 
 
 class TestFormats:
+    @pytest.mark.parametrize("quality", [None, {"blur": 0.7, "dark": 0.2}])
+    def test_quality_in_csv(
+        self, batch, fake_server: FakeServer, photos: list[Path], quality: dict[str, float] | None
+    ) -> None:
+        fake_server.quality, fake_server.wording = quality, json.dumps({"advise_from": {"blur": 0.6}})
+        _, out, _ = batch(write_csv(photos[0].parent / "q.csv", questions(photos, 1)))
+        (row,) = csv.DictReader(io.StringIO(out, newline=""))
+        assert row["quality"] == ("" if quality is None else json.dumps(quality))
+        advice = ["The photo is blurred. Hold the phone still, and move it a little away."]
+        assert row["advice"] == ("" if quality is None else json.dumps(advice))
+        assert row["sentence"].endswith(" Not sure, 50%.")
+
     @pytest.mark.parametrize("output", ["answers.csv", "answers.jsonl", "answers.ndjson", "answers.txt"])
     @pytest.mark.parametrize("write", [write_csv, write_json_lines])
     def test_every_row_is_kept_and_answered(self, batch, photos: list[Path], write, output: str) -> None:

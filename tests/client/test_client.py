@@ -13,7 +13,7 @@ from PIL import ExifTags, Image
 from tritonclient.grpc import InferenceServerClient
 
 from tests.client.fake_server import HEAD, MODELS, SIDE, FakeServer, serve
-from vizwiz_client import Answer, Candidate, ImageError, ModelInfo, QuestionError, Timings, _core
+from vizwiz_client import Answer, Candidate, ImageError, ModelInfo, QuestionError, Timings, _prepare
 from vizwiz_client.contract import tensors
 from vizwiz_client.contract.image import load_photo, to_pixels
 from vizwiz_client.contract.tokenizer import tokenize
@@ -35,6 +35,7 @@ class TestAsk:
             question_truncated=False,
             request_id="compared with nothing",
             timings=Timings(0, 0, 0),
+            runner_up=Candidate(f"1{label}", 0.25),
         )
         assert (answer.answer, answer.confidence) == answer.candidates[0]
 
@@ -130,8 +131,8 @@ class TestBatch:
         self, client: Any, fake_server: FakeServer, photos: list[Path], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         decoded: list[object] = []
-        real = _core.load_photo
-        monkeypatch.setattr(_core, "load_photo", lambda *source: decoded.append(source[0]) or real(*source))
+        real = _prepare.load_photo
+        monkeypatch.setattr(_prepare, "load_photo", lambda *source: decoded.append(source[0]) or real(*source))
         answers = client.ask_batch([(photos[0], question) for question in ("what?", "is it ripe?", "what colour?")])
         assert (decoded, len(answers)) == ([photos[0]], 3)
 

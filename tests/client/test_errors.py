@@ -24,7 +24,7 @@ from vizwiz_client import (
     ServerUnavailable,
     VizwizError,
     WrongServer,
-    _core,
+    _prepare,
 )
 from vizwiz_client._failures import backoff_delays
 from vizwiz_client.contract import tensors
@@ -229,7 +229,7 @@ def test_no_photo_is_decoded_after_the_deadline(
         time.sleep(0.3)
         return load_photo(photo, draft_size)
 
-    monkeypatch.setattr(_core, "load_photo", slow)
+    monkeypatch.setattr(_prepare, "load_photo", slow)
     many = [(photos[0].read_bytes(), "what?") for _ in range(40)]  # different objects, each decoded
     with pytest.raises(DeadlineExceeded, match="before all photos were decoded"):
         connect(fake_server.url, timeout_s=0.5).ask_batch(many)

@@ -19,7 +19,7 @@ from training.dataset import read_split
 from vizwiz_client import VizwizClient
 from vizwiz_client.contract import tensors
 from vizwiz_client.contract.tokenizer import END_OF_TEXT
-from vizwiz_client.contract.wording import Wording, to_words
+from vizwiz_client.contract.wording import Wording
 
 SIDE = 32  # pixels
 SECOND_HEAD = "gated_head_00000000beef"
@@ -74,8 +74,7 @@ def asked(live_server: LiveServer) -> dict[str, Asked]:
         answers = client.ask_batch(pairs, top=5)
     found: dict[str, Asked] = {}
     for (photo, question), answer in zip(pairs, answers, strict=True):
-        words = to_words(answer.candidates, declined=answer.declined)
-        found.setdefault(words.outcome, Asked(photo, question, words))
+        found.setdefault(answer.words.outcome, Asked(photo, question, answer.words))
     assert set(found) == {"answered", "unsure", "declined"}
     return found
 

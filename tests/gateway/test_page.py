@@ -80,8 +80,8 @@ class TestStates:
         expected = asked[outcome]
         shown = visit(color_scheme=scheme).open(demo_gateway.url).ask(expected.photo, expected.question)
         text = shown.wait_for(outcome)
-        assert text == f"{expected.words.sentence}\n{expected.words.detail}"
-        assert shown.page.locator("#details li").all_inner_texts() == list(expected.words.guesses)
+        assert text == "\n".join(expected.words.lines)
+        assert shown.page.locator("#details ol li").all_inner_texts() == list(expected.words.guesses)
         assert shown.said() == [f"Photo: {expected.photo.name}", text.replace("\n", " ")]
         assert shown.focus() == "question"
         assert shown.violations() == []
@@ -158,8 +158,8 @@ class TestStates:
             assert shown.said()[1:] == ["Still waiting for the answer. Please wait."] * 2
             assert len([url for url in shown.requests if url == f"{demo_gateway.url}/"]) == 2  # page and question
             shown.ask(second.photo, second.question)  # another one replaces it
-        assert shown.wait_for("declined").startswith(second.words.sentence)
-        assert f"{first.words.sentence} {first.words.detail}" not in shown.said()
+        assert shown.wait_for("declined").startswith(second.words.headline)
+        assert " ".join(first.words.lines) not in shown.said()
 
 
 class TestWithoutScript:
@@ -173,8 +173,8 @@ class TestWithoutScript:
         shown.open(demo_gateway.url)
         assert shown.violations() == []
         shown.ask(expected.photo, expected.question)
-        assert shown.wait_for(outcome) == f"{expected.words.sentence}\n{expected.words.detail}"
-        assert shown.page.title() == expected.words.sentence
+        assert shown.wait_for(outcome) == "\n".join(expected.words.lines)
+        assert shown.page.title() == expected.words.headline
         assert shown.focus() == "answer-heading"
         assert shown.page.input_value("#question") == expected.question
         assert "The photo has to be chosen again" in shown.text("#details")
@@ -217,9 +217,9 @@ def test_another_question_about_the_same_photo(asked_page: Visit, asked: dict[st
     assert asked_page.focus() == "question"
     asked_page.page.keyboard.press("Enter")  # the same one again is announced again
     asked_page.page.wait_for_selector("#visit:not([hidden]) li")
-    assert asked_page.wait_for("answered") == f"{first.words.sentence}\n{first.words.detail}"
-    assert asked_page.said()[1:] == [f"{first.words.sentence} {first.words.detail}"] * 2
-    assert asked_page.text("#earlier") == f"{first.question} {first.words.sentence} ({first.photo.name})"
+    assert asked_page.wait_for("answered") == "\n".join(first.words.lines)
+    assert asked_page.said()[1:] == [" ".join(first.words.lines)] * 2
+    assert asked_page.text("#earlier") == f"{first.question} {first.words.headline} ({first.photo.name})"
     assert asked_page.violations() == []
 
 
@@ -230,4 +230,4 @@ def test_another_photo(asked_page: Visit, asked: dict[str, Asked], tmp_path: Pat
     chooser.value.set_files(asked["declined"].photo)
     assert asked_page.said()[-1] == f"Photo: {asked['declined'].photo.name}"
     asked_page.ask(None, asked["declined"].question)
-    assert asked_page.wait_for("declined").startswith(asked["declined"].words.sentence)
+    assert asked_page.wait_for("declined").startswith(asked["declined"].words.headline)

@@ -15,7 +15,6 @@ from tests.gateway.browser import Visit
 from tests.gateway.conftest import Asked
 from tests.gateway.processes import Gateway
 from vizwiz_client import VizwizClient
-from vizwiz_client.contract.wording import to_words
 
 CONTROLS = "button:visible, input:visible"
 SHOWS_FOCUS = "() => getComputedStyle(document.activeElement).outlineStyle === 'solid'"
@@ -97,8 +96,7 @@ def test_a_turned_photo_is_shown_upright_and_sent_as_it_is(
     shown = visit().open(demo_gateway.url).ask(turned, asked["answered"].question)
     shown.wait_for("answered")
     assert shown.page.evaluate("[preview.naturalWidth, preview.naturalHeight]") == list(size)
-    guesses = to_words(answer.candidates, declined=answer.declined).guesses
-    assert shown.page.locator("#details li").all_inner_texts() == list(guesses)
+    assert shown.page.locator("#details ol li").all_inner_texts() == list(answer.words.guesses)
 
 
 def test_a_pasted_photo(visit: Callable[..., Visit], demo_gateway: Gateway, asked: dict[str, Asked]) -> None:
@@ -118,7 +116,7 @@ def test_a_pasted_photo(visit: Callable[..., Visit], demo_gateway: Gateway, aske
     shown.page.keyboard.press("Control+V")
     shown.page.wait_for_selector("#preview:not([hidden])")
     assert shown.said() == ["Photo: image.png"]
-    assert shown.ask(None, asked["answered"].question).wait_for("answered").startswith(asked["answered"].words.sentence)
+    assert shown.ask(None, asked["answered"].question).wait_for("answered").startswith(asked["answered"].words.headline)
 
 
 class TestSpeech:
@@ -126,7 +124,7 @@ class TestSpeech:
         self, visit: Callable[..., Visit], demo_gateway: Gateway, asked: dict[str, Asked]
     ) -> None:
         shown, question = visit(script=SPEECH % "true").open(demo_gateway.url), asked["answered"]
-        expected = f"{question.words.sentence} {question.words.detail}"
+        expected = " ".join(question.words.lines)
         shown.ask(question.photo, question.question).wait_for("answered")
         assert shown.page.evaluate("spoken") == []
         shown.page.click("#speak")

@@ -7,6 +7,7 @@ import glob
 import os
 import textwrap
 import threading
+from collections.abc import Iterator
 from importlib import import_module
 from itertools import product
 
@@ -14,7 +15,7 @@ from vizwiz_client import Answer, ServerError, Tls, VizwizClient, VizwizError
 from vizwiz_client.cli import _output
 from vizwiz_client.cli._output import STANDARD_INPUT, UsageError, print_error, print_json, print_line, standard_input
 from vizwiz_client.contract.errors import escape_controls
-from vizwiz_client.contract.wording import to_words
+from vizwiz_client.contract.wording import quality_in_words
 
 
 def ask(arguments: argparse.Namespace) -> int:
@@ -33,17 +34,18 @@ def ask(arguments: argparse.Namespace) -> int:
                 raise answer
             if isinstance(answer, VizwizError):
                 code = _output.exit_code(answer)
-            note = _note(photo, question, answer, arguments.quiet)
-            if note and note not in printed:
-                print_error(note)
-                printed.add(note)
+            for note in _notes(photo, question, answer, arguments):
+                if note not in printed:
+                    print_error(note)
+                    printed.add(note)
             if arguments.json:
                 outcome = answer.to_dict() if isinstance(answer, Answer) else {"error": str(answer)}
                 print_json({"photo": photo, "question": question, **outcome})
             elif isinstance(answer, Answer):
                 names = ["standard input" if photo == STANDARD_INPUT else photo] if len(photos) > 1 else []
                 names += [_shorten(question)] if len(questions) > 1 else []
-                print_line(escape_controls(": ".join([*names, sentence(answer)])))
+                text = sentence(answer, arguments.top, with_quality=arguments.quality)
+                print_line(escape_controls(": ".join([*names, text])))
     return code
 
 
@@ -80,13 +82,17 @@ def connect(arguments: argparse.Namespace) -> VizwizClient:
         raise UsageError(error) from error
 
 
-def sentence(answer: Answer) -> str:
+def sentence(answer: Answer, top: int, *, with_quality: bool) -> str:
     """The answer in plain words, on one line, without colours: a screen reader reads it well."""
-    words = to_words(answer.candidates, declined=answer.declined)
-    parts = [words.sentence] if answer.declined else [words.sentence, words.detail]
-    others = words.guesses if answer.declined else words.guesses[1:]
+    words = answer.words
+    parts = list(words.lines)
+    if with_quality:
+        parts += [advice for advice in answer.advice if advice not in parts]
+    others = words.guesses[:top] if words.outcome == "declined" else words.guesses[1:top]
     if others:
-        parts.append(f"{'Best guess' if answer.declined else 'Or'}: {'; or '.join(others)}.")
+        parts.append(f"{'Best guess' if words.outcome == 'declined' else 'Or'}: {'; or '.join(others)}.")
+    if with_quality and answer.quality:
+        parts.append(f"Photo: {'; '.join(quality_in_words(answer.quality))}.")
     return " ".join(parts)
 
 
@@ -129,12 +135,14 @@ def _read_photo() -> bytes:
     return standard_input().read(MAX_FILE_BYTES + 1)
 
 
-def _note(photo: str, question: str, answer: Answer | VizwizError, quiet: bool) -> str:
+def _notes(photo: str, question: str, answer: Answer | VizwizError, arguments: argparse.Namespace) -> Iterator[str]:
     if isinstance(answer, VizwizError):
-        return f"Error: {'standard input: ' if photo == STANDARD_INPUT else ''}{answer}"
-    if quiet or not answer.question_truncated:
-        return ""
-    return f"Note: the question {_shorten(question)!r} is too long; its end was ignored."
+        yield f"Error: {'standard input: ' if photo == STANDARD_INPUT else ''}{answer}"
+        return
+    if answer.question_truncated and not arguments.quiet:
+        yield f"Note: the question {_shorten(question)!r} is too long; its end was ignored."
+    if arguments.quality and not answer.quality and not arguments.quiet:
+        yield "Note: the served model was fitted without photo quality, so nothing is known about it."
 
 
 def _shorten(question: str) -> str:

@@ -40,6 +40,7 @@ examples:
   vizwiz-client ask front.jpg back.jpg "when does this expire?"
   vizwiz-client ask *.jpg -q "what is this?" -q "what colour is it?"
   vizwiz-client ask img.jpg "what is this?" --top 3
+  vizwiz-client ask img.jpg "what is this?" --quality
   vizwiz-client ask - "what is this?" < img.jpg
   vizwiz-client ask img.jpg -q="- or +?"
   vizwiz-client ask *.jpg "what is this?" --json > answers.jsonl
@@ -71,17 +72,21 @@ OUTPUT = {
 output:
   One line per photo and question, in that order, as soon as it is known:
     Banana. Very sure, 92%.
-    Maybe banana. Not sure, 31%.
-    The photo cannot answer this. Best guess: banana, 31%, not sure.
+    Maybe banana, or lemon. Not sure, 31%.
+    The photo cannot answer this. The photo is too dark. Turn on a light. Then take another photo.
+  With --quality, each line ends with the probability of each problem of the photo:
+    Banana. Very sure, 92%. Photo: too dark, 64%; blurred, 20%; badly framed, 9%.
   With several photos or questions, each line starts with their names. Errors and notes go to standard error.
 
   With --json, one JSON object a line: photo, question, answer, confidence, declined, answerable, answer_type,
-  candidates, question_truncated, head_id, request_id, timings; for a refused photo or question: photo, question, error.
+  candidates, runner_up, quality, advice, sentence, question_truncated, head_id, request_id, timings; for a refused
+  photo or question: photo, question, error.
 """,
     "batch": """\
 output:
-  The input's columns, then answer, confidence, declined, answerable, answer_type, candidates, question_truncated,
-  head_id, request_id, error; in the format of the input, or JSON Lines with --json or if FILE ends in .jsonl.
+  The input's columns, then answer, confidence, declined, answerable, answer_type, candidates, quality, advice,
+  sentence, question_truncated, head_id, request_id, error; in the format of the input, or JSON Lines with --json or if
+  FILE ends in .jsonl. In CSV, candidates, quality and advice are JSON, and empty where there are none.
   A refused photo or question has its error, and no answer. A server error ends the batch, so that it can be resumed;
   with --keep-going it is written as the row's error.
 """,
@@ -214,6 +219,9 @@ def _add_ask(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("operands", nargs="*", metavar="PHOTO", help=photo_help)
     parser.add_argument(
         "-q", "--question", dest="questions", action="append", metavar="QUESTION", help="a question; repeatable"
+    )
+    parser.add_argument(
+        "--quality", action="store_true", help="print what is wrong with the photo also where the question is answered"
     )
     _add_asking(parser)
 

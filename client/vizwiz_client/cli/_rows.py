@@ -155,7 +155,7 @@ class Writer:
             self._csv.writerow(self._columns)
 
     def write(self, row: Row) -> None:
-        """Write one row. In CSV, values other than text are JSON, and None is an empty cell."""
+        """Write one row. In CSV, values other than text are JSON; what is None or empty is an empty cell."""
         if self._csv is not None:
             self._csv.writerow([_to_cell(row.get(name)) for name in self._columns])
         else:
@@ -177,6 +177,6 @@ def _open(path: str) -> BinaryIO:
 
 
 def _to_cell(value: Any) -> str:
-    if value is None:
+    if value is None or value == {} or value == []:
         return ""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

@@ -1,4 +1,4 @@
-"""The sentences about an answer that a person reads or hears.
+"""The sentences about an answer and its photo that a person reads or hears.
 
 The command ``vizwiz-client ask`` and the gateway's page use it; programs read probabilities instead. Answers are labels
 without articles, so the sentences have none either: "Maybe teapot, or mug."
@@ -6,9 +6,11 @@ without articles, so the sentences have none either: "Maybe teapot, or mug."
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Literal
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple, TypeGuard
 
 DECLINE_BELOW = 0.5  # threshold that the served probability `answerable` is calibrated for
 UNANSWERABLE_LABELS = (
@@ -17,16 +19,74 @@ UNANSWERABLE_LABELS = (
     "unsuitable image",
 )  # labels of VizWiz that mean "the photo cannot tell"
 
-SURE_FROM = 0.5  # from here on, the first answer is more probable than all others together
+SURE_FROM = 0.5  # unless the run chose another: the first answer is more probable than all others together
+CLOSE_FROM = 0.5  # share of the first answer's probability from which the second is close
+VERY_SURE_FROM = 0.9
+GUESS_BELOW = 0.2
 MENTION_FROM = 0.05  # a less probable second answer is not part of the sentence
 LIST_FROM = 0.01  # a less probable guess is noise to a listener
-CONFIDENCE_WORDS = ((0.9, "very sure"), (SURE_FROM, "fairly sure"), (0.2, "not sure"), (0.0, "only a guess"))
+MAX_REASONS = 2  # more advice at once is not remembered
 
 DECLINED = "The photo cannot answer this."
 DECLINED_ADVICE = "Take another photo, or ask another question."
+RETAKE = "Then take another photo."
 QUESTION_TRUNCATED = "The question was too long; its end was ignored."
 
 Outcome = Literal["answered", "unsure", "declined"]
+
+
+class Issue(NamedTuple):
+    """A quality issue in words: in a list of probabilities, and as advice (what is wrong, what to do)."""
+
+    name: str
+    advice: str
+
+
+UNRECOGNIZABLE = "unrecognizable"
+ISSUES = {  # by the label of the output `quality`
+    "blur": Issue("blurred", "The photo is blurred. Hold the phone still, and move it a little away."),
+    "framing": Issue("badly framed", "Part of the object is out of view. Move the phone back."),
+    "dark": Issue("too dark", "The photo is too dark. Turn on a light."),
+    "bright": Issue("too bright", "The photo is too bright. Turn away from the light."),
+    "obstruction": Issue("lens covered", "Something covers the lens. Move your fingers away from it, or wipe it."),
+    "rotation": Issue("turned", "The photo is turned on its side. Turn the phone."),
+    UNRECOGNIZABLE: Issue(
+        "not recognisable",
+        "Nothing in the photo can be recognised. Point the phone at the object, and move it back.",
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """Probabilities from which something is said; export writes them into the ensemble's config.
+
+    Attributes:
+        sure_from: the first answer is said without "maybe" from here on.
+        advise_from: for each quality issue, the probability from which it is a reason. Other issues are never said.
+    """
+
+    sure_from: float = SURE_FROM
+    advise_from: Mapping[str, float] = field(default_factory=dict, hash=False)
+
+    @classmethod
+    def parse(cls, text: str) -> Thresholds:
+        """Read the JSON of the ensemble's parameter ``wording``.
+
+        Nothing is refused, because answers matter more than their wording: unknown keys and values that are not
+        probabilities are ignored, and the defaults hold where nothing can be read.
+        """
+        try:
+            found = json.loads(text)
+        except (ValueError, RecursionError):
+            return cls()
+        found = found if isinstance(found, dict) else {}
+        sure_from, advise_from = found.get("sure_from"), found.get("advise_from")
+        pairs = advise_from.items() if isinstance(advise_from, dict) else ()
+        return cls(
+            sure_from if _is_probability(sure_from) else SURE_FROM,
+            {issue: value for issue, value in pairs if _is_probability(value)},
+        )
 
 
 @dataclass(frozen=True)
@@ -34,16 +94,23 @@ class Wording:
     """An answer in words.
 
     Attributes:
-        outcome: "answered", "unsure" (the best answer is less probable than all others together) or "declined".
-        sentence: the answer as one sentence, such as "Teapot."
-        detail: how sure the model is, such as "Fairly sure, 72%."; what to do if the answer is declined.
+        outcome: "answered", "unsure" (the first answer is under ``sure_from``, or the second is close) or "declined".
+        headline: the answer as one sentence, such as "Teapot."
+        detail: how sure the model is, such as "Fairly sure, 72%."; empty if the answer is declined.
+        advice: how to get a better answer, if the answer is declined or nothing in the photo can be recognised.
         guesses: answers of at least 1% with their confidence, best first, such as "teapot, 72%, fairly sure".
     """
 
     outcome: Outcome
-    sentence: str
+    headline: str
     detail: str
+    advice: tuple[str, ...]
     guesses: tuple[str, ...]
+
+    @property
+    def lines(self) -> tuple[str, ...]:
+        """Everything to tell a person, in order; guesses are extra."""
+        return (self.headline, *([self.detail] if self.detail else []), *self.advice)
 
 
 def is_declined(answerable: float, answer: str) -> bool:
@@ -51,37 +118,91 @@ def is_declined(answerable: float, answer: str) -> bool:
     return answerable < DECLINE_BELOW or answer in UNANSWERABLE_LABELS
 
 
-def to_words(candidates: Iterable[tuple[str, float]], *, declined: bool) -> Wording:
+def advise(quality: Mapping[str, float], thresholds: Thresholds) -> tuple[str, ...]:
+    """What is wrong with a photo and how to take a better one.
+
+    Args:
+        quality: the probability of each issue.
+        thresholds: the probability from which each issue is said.
+
+    Returns:
+        Advice on at most two issues, most probable first. That nothing can be recognised is said only without another
+        reason: blur or darkness say more about what to do.
+    """
+    reasons = [
+        issue for issue, _ in _by_probability(quality) if issue in ISSUES and _is_seen(issue, quality, thresholds)
+    ]
+    concrete = [issue for issue in reasons if issue != UNRECOGNIZABLE]
+    return tuple(ISSUES[issue].advice for issue in (concrete or reasons)[:MAX_REASONS])
+
+
+def to_words(
+    candidates: Iterable[tuple[str, float]],
+    *,
+    declined: bool,
+    quality: Mapping[str, float] | None = None,
+    thresholds: Thresholds | None = None,
+) -> Wording:
     """Put an answer into words.
 
     Args:
         candidates: answers and their probabilities, best first. Labels such as "unanswerable" are left out.
         declined: whether the photo probably cannot answer the question.
+        quality: the probability of each quality issue; None where none is served.
+        thresholds: probabilities from which something is said; None for the defaults.
     """
+    quality, thresholds = quality or {}, thresholds or Thresholds()
     answers = [(answer, confidence) for answer, confidence in candidates if answer not in UNANSWERABLE_LABELS]
+    (first, confidence), (second, next_confidence) = [*answers, ("", 0.0), ("", 0.0)][:2]
+    is_close = next_confidence >= max(CLOSE_FROM * confidence, MENTION_FROM)
+    sure_from = math.inf if is_close else thresholds.sure_from  # of two close answers, the model is sure of neither
     guesses = tuple(
-        f"{answer}, {percent(confidence)}, {in_words(confidence)}"
+        f"{answer}, {percent(confidence)}, {in_words(confidence, sure_from)}"
         for answer, confidence in answers
         if confidence >= LIST_FROM
     )
+    reasons = advise(quality, thresholds)
+    advice = (*reasons, RETAKE) if reasons else ()
     if declined or not answers:
-        return Wording("declined", DECLINED, DECLINED_ADVICE, guesses)
-    first, confidence = answers[0]
-    detail = f"{in_words(confidence).capitalize()}, {percent(confidence)}."
-    if confidence >= SURE_FROM:
-        return Wording("answered", _sentence(first), detail, guesses)
-    second = "".join(f", or {answer}" for answer, confidence in answers[1:2] if confidence >= MENTION_FROM)
-    return Wording("unsure", _sentence(f"maybe {first}{second}"), detail, guesses)
+        return Wording("declined", DECLINED, "", advice or (DECLINED_ADVICE,), guesses)
+    if not _is_seen(UNRECOGNIZABLE, quality, thresholds):
+        advice = ()
+    detail = f"{in_words(confidence, sure_from).capitalize()}, {percent(confidence)}."
+    if confidence >= sure_from:
+        return Wording("answered", _sentence(first), detail, advice, guesses)
+    alternative = f", or {second}" if next_confidence >= MENTION_FROM else ""
+    return Wording("unsure", _sentence(f"maybe {first}{alternative}"), detail, advice, guesses)
 
 
-def in_words(confidence: float) -> str:
-    """How sure the model is: one of CONFIDENCE_WORDS."""
-    return next((words for lowest, words in CONFIDENCE_WORDS if confidence >= lowest), CONFIDENCE_WORDS[-1][1])
+def quality_in_words(quality: Mapping[str, float]) -> tuple[str, ...]:
+    """Quality issues with their probabilities, most probable first, such as "blurred, 81%"."""
+    names = {label: issue.name for label, issue in ISSUES.items()}
+    return tuple(f"{names.get(issue, issue)}, {percent(value)}" for issue, value in _by_probability(quality))
+
+
+def in_words(confidence: float, sure_from: float = SURE_FROM) -> str:
+    """How sure the model is: "very sure", "fairly sure", "not sure" or "only a guess"."""
+    if confidence >= sure_from:
+        return "very sure" if confidence >= VERY_SURE_FROM else "fairly sure"
+    return "only a guess" if confidence < GUESS_BELOW else "not sure"
 
 
 def percent(confidence: float) -> str:
     """A probability for people. No answer is certain, and none that is shown is impossible."""
     return "under 1%" if confidence < 0.01 else f"{min(confidence, 0.99):.0%}"
+
+
+def _by_probability(quality: Mapping[str, float]) -> list[tuple[str, float]]:
+    return sorted(quality.items(), key=lambda item: -item[1])
+
+
+def _is_seen(issue: str, quality: Mapping[str, float], thresholds: Thresholds) -> bool:
+    """Whether the issue reaches its threshold."""
+    return quality.get(issue, 0.0) >= thresholds.advise_from.get(issue, math.inf)
+
+
+def _is_probability(value: Any) -> TypeGuard[float]:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1
 
 
 def _sentence(text: str) -> str:

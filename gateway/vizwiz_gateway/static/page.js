@@ -97,7 +97,7 @@ async function ask(request) {
 
 function show(page, request) {
   const shown = page.getElementById("result");
-  const { outcome, field } = shown.dataset;
+  const { outcome, field, needsPhoto } = shown.dataset;
   details.replaceChildren(...page.getElementById("details").childNodes);
   element("demo").replaceChildren(...page.getElementById("demo").childNodes);
   hideFallbacks();
@@ -107,6 +107,7 @@ function show(page, request) {
     announce(lines, outcome);
     answered = { ...request, lines };
     element("next").hidden = false;
+    element("another-photo").className = needsPhoto === undefined ? "" : "main";
     if (speaks()) speak(lines.join(" "));
   }
 }
