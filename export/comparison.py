@@ -179,29 +179,31 @@ def compare_probabilities(
         ShapeError: the shapes differ.
     """
     probabilities, reference = _as_fp64(inputs, spec.name, got, chain)
-    is_single = spec is tensors.ANSWERABLE
-    ranking: dict[str, Any] = {} if is_single else _compare_ranking(probabilities, reference, tolerance)
+    is_sigmoid = spec in (tensors.ANSWERABLE, tensors.QUALITY)
+    resolution = _SIGMOID_RESOLUTION if is_sigmoid else _SOFTMAX_RESOLUTION
+    ranking: dict[str, Any] = {} if is_sigmoid else _compare_ranking(probabilities, reference, tolerance)
     return Comparison(
         inputs,
         spec.name,
         rows=len(probabilities),
         relative_error=float(np.abs(probabilities - reference).max()),
-        log_error=log_error(probabilities, head_alone, _SIGMOID_RESOLUTION if is_single else _SOFTMAX_RESOLUTION),
+        log_error=log_error(probabilities, head_alone, resolution, complements=is_sigmoid),
         **ranking,
     )
 
 
-def log_error(got: Array, reference: Array, resolution: float) -> float:
+def log_error(got: Array, reference: Array, resolution: float, *, complements: bool = False) -> float:
     """Largest difference of log-probabilities [B, N], relative to the largest |log-probability|.
-
-    A single probability, N = 1, counts with its complement.
 
     Args:
         got: measured probabilities.
         reference: reference probabilities.
         resolution: differences up to this, and probabilities below it, count as rounding.
+        complements: each probability counts with its complement, as those of sigmoids do.
     """
-    a, b = (np.concatenate([x, 1 - x], axis=1) if x.shape[1] == 1 else x for x in (got, reference.astype(np.float64)))
+    a, b = got, reference.astype(np.float64)
+    if complements:
+        a, b = (np.concatenate([x, 1 - x], axis=1) for x in (a, b))
     a = a + np.clip(b - a, -resolution, resolution)
     logs_a, logs_b = (np.log(np.maximum(x, resolution)) for x in (a, b))
     return float(np.abs(logs_a - logs_b).max() / max(_MIN_LOG_SCALE, np.abs(logs_b).max()))

@@ -1,15 +1,18 @@
 """The fitted heads as one ONNX graph: mean probabilities and the head's id.
 
-The graph computes what :class:`training.model.Predictor` computes, with more exact log-odds of answerability.
+The graph computes what :class:`training.model.Predictor` computes, with more exact log-odds of answerability and of
+quality issues.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from torch import nn
+
 from export.graph_builder import GraphBuilder, tensor_value
-from training.model import GatedHead, Predictor
+from training.model import GatedHead, Predictor, QualityHead
 from training.recipe import FEATURES
 from vizwiz_client.contract import tensors
 from vizwiz_client.contract.tensors import head_id
@@ -19,10 +22,11 @@ def write_head(predictor: Predictor, digest: str, path: Path) -> None:
     """Write the heads of a run.
 
     Inputs: ``image_features`` and ``text_features`` fp32 [B, D]. Outputs: ``answer`` fp32 [B, V], ``answer_type``
-    fp32 [B, K], ``answerable`` fp32 [B, 1] and ``head_id`` int64 [B, 1].
+    fp32 [B, K], ``answerable`` fp32 [B, 1] and ``head_id`` int64 [B, 1]; with quality heads also ``quality`` fp32
+    [B, Q].
 
     Args:
-        predictor: the fitted heads.
+        predictor: the fitted heads, and the quality heads if there are any.
         digest: the digest in the published model's name; ``head_id`` encodes it.
         path: the ONNX file.
     """
@@ -32,12 +36,14 @@ def write_head(predictor: Predictor, digest: str, path: Path) -> None:
     answer, answer_type, answerable = zip(*(_gated_head(graph, both, head) for head in heads), strict=True)
     graph.add("Mean", *answer, name=tensors.ANSWER.name)
     graph.add("Mean", *answer_type, name=tensors.ANSWER_TYPE.name)
-    graph.add("Sigmoid", _log_odds_of_mean(graph, answerable), name=tensors.ANSWERABLE.name)
+    graph.add("Sigmoid", _log_odds_of_mean(graph, answerable, keepdims=1), name=tensors.ANSWERABLE.name)
     shape = graph.add("Concat", graph.add("Shape", both, start=0, end=1), graph.constant([1]), axis=0)
     graph.add("Expand", graph.constant([[head_id(digest)]]), shape, name=tensors.HEAD_ID.name)
     (answers, types), embed_dim = heads[0].gate.weight.shape, len(heads[0].get_parameter("projection.0.weight")) // 2
     inputs = [tensor_value(spec, embed_dim) for spec in (tensors.IMAGE_FEATURES, tensors.TEXT_FEATURES)]
     outputs = [tensor_value(*each) for each in zip(tensors.HEAD_OUTPUTS, (answers, types, 1, 1), strict=True)]
+    if predictor.quality:
+        outputs.append(tensor_value(tensors.QUALITY, _quality(graph, predictor.quality)))
     graph.save(path, inputs, outputs)
 
 
@@ -59,18 +65,36 @@ def _gated_head(graph: GraphBuilder, both: str, head: GatedHead) -> tuple[str, s
     )
 
 
-def _log_odds_of_mean(graph: GraphBuilder, log_odds: Sequence[str]) -> str:
-    """Log-odds [B, 1] of the mean of probabilities whose log-odds are given, [B, 1] each.
+def _quality(graph: GraphBuilder, heads: Iterable[nn.Module]) -> int:
+    """Mean of the probabilities of quality issues, over :class:`QualityHead`; return the number of issues, Q."""
+    issues, log_odds = 0, []
+    for head in heads:
+        assert isinstance(head, QualityHead)
+        issues = head.linear.out_features
+        log_odds.append(graph.linear(graph.layer_norm(tensors.IMAGE_FEATURES.name, head.norm), head.linear))
+    if len(log_odds) > 1:
+        log_odds = [graph.add("Unsqueeze", x, graph.constant([1])) for x in log_odds]  # [B, 1, Q]
+    graph.add("Sigmoid", _log_odds_of_mean(graph, log_odds, keepdims=0), name=tensors.QUALITY.name)
+    return issues
+
+
+def _log_odds_of_mean(graph: GraphBuilder, log_odds: Sequence[str], *, keepdims: int) -> str:
+    """Log-odds of the mean of probabilities whose log-odds are given, all of one shape.
 
     Computed from log-probabilities, -softplus(-x), and their complements: ONNX Runtime's sigmoid is exact to 1e-7,
     which is too coarse for smaller probabilities.
+
+    Args:
+        graph: the graph.
+        log_odds: one for each head, [B, 1] or [B, 1, Q].
+        keepdims: 1 to keep the axis over which the heads are averaged, the second; 0 to remove it.
     """
     if len(log_odds) == 1:
         return log_odds[0]
-    columns = graph.add("Concat", *log_odds, axis=1)  # [B, folds]
-    fold_axis = graph.constant([1])
+    columns = graph.add("Concat", *log_odds, axis=1)  # [B, heads] or [B, heads, Q]
+    head_axis = graph.constant([1])
     log_mean, log_complement = (
-        graph.add("ReduceLogSumExp", graph.add("Neg", graph.add("Softplus", x)), fold_axis, keepdims=1)
+        graph.add("ReduceLogSumExp", graph.add("Neg", graph.add("Softplus", x)), head_axis, keepdims=keepdims)
         for x in (graph.add("Neg", columns), columns)
     )
     return graph.add("Sub", log_mean, log_complement)

@@ -9,9 +9,8 @@ from typing import Any
 
 from export import publish, repository
 from export.parity import PARITY_FILE
-from export.publish import ExportError, check_contract, is_demo, model_names, sizes
+from export.publish import ExportError, check_contract, ensemble_config, labels, model_names
 from export.targets import GRAPH_KINDS
-from export.triton_config import ensemble_config
 from serving.repository import (
     CONFIG_FILE,
     IMMUTABLE_MODEL,
@@ -22,8 +21,7 @@ from serving.repository import (
     read_object,
 )
 from serving.repository import steps as model_steps
-from training.artifacts import file_digest
-from training.run import ANSWERS_FILE, Run
+from training.run import Run
 from vizwiz_client.contract import tensors
 
 _PREFIXES = {
@@ -184,14 +182,15 @@ def _differences_from(run: Run, folder: Path, config: Any, steps: list[str]) -> 
             f"{publish_again}, or name the run that it should serve with --run"
         ]
     problems = []
-    if config != ensemble_config(names, sizes(run), demo=is_demo(run)):
+    if config != ensemble_config(names, run):
         problems.append(
             f"{folder / tensors.ENSEMBLE / CONFIG_FILE} is not what export writes for {run.folder.name} "
             f"({' + '.join(astuple(names))}); publish it again with {publish_again}"
         )
-    labels = folder / names.head / f"{tensors.ANSWER.name}.txt"
-    if labels.is_file() and file_digest(labels) != run.config["files"][ANSWERS_FILE]:
-        problems.append(f"{labels} is not the answer list of {run.folder.name}; publish it again with {publish_again}")
+    for spec, expected in labels(run).items():
+        path = folder / names.head / f"{spec.name}.txt"
+        if path.is_file() and path.read_bytes() != repository.label_file(expected):
+            problems.append(f"{path} is not the list of {run.folder.name}; publish it again with {publish_again}")
     return problems
 
 

@@ -159,8 +159,8 @@ def compare_answers(
     """Compare the whole chain: the head's graph behind the encoders' graphs, with PyTorch's head behind PyTorch's.
 
     Args:
-        head: the head's graph.
-        predictor: the fitted head.
+        head: the head's graph, with ``quality`` as the last output if ``predictor`` has quality heads.
+        predictor: the fitted heads.
         images: image features by set of inputs.
         texts: text features by set of inputs.
         tolerance: decides which best answers count as tied.
@@ -169,6 +169,7 @@ def compare_answers(
         OutputError: the head's graph has other outputs than the contract names.
         ShapeError: an output has another shape than the reference.
     """
+    outputs = (*tensors.HEAD_OUTPUTS, *([tensors.QUALITY] if predictor.quality else []))
     comparisons = []
     for inputs, photos in images.items():
         questions = texts[inputs]
@@ -182,31 +183,45 @@ def compare_answers(
         parts = [
             head({name: array[start:end] for name, array in feed.items()}) for start, end in _batches(len(photo_of))
         ]
-        if len(parts[0]) != len(tensors.HEAD_OUTPUTS):
-            expected = ", ".join(spec.name for spec in tensors.HEAD_OUTPUTS)
+        if len(parts[0]) != len(outputs):
+            expected = ", ".join(spec.name for spec in outputs)
             raise OutputError(f"the head's graph has {len(parts[0])} outputs, expected {expected}; {REPORT_BUG}")
-        measured = [np.concatenate(column) for column in zip(*parts, strict=True)]
-        for number, spec in enumerate(tensors.HEAD_OUTPUTS[:3]):
-            references = chain[number], head_alone[number]
-            comparisons.append(compare_probabilities(inputs, spec, measured[number], *references, tolerance))
+        measured = dict(zip(outputs, map(np.concatenate, zip(*parts, strict=True)), strict=True))
+        for spec, reference in chain.items():
+            references = reference, head_alone[spec]
+            comparisons.append(compare_probabilities(inputs, spec, measured[spec], *references, tolerance))
     return comparisons
 
 
 @torch.inference_mode()
-def reference_answers(predictor: Predictor, image_features: Array, text_features: Array) -> tuple[Array, Array, Array]:
-    """Answer [B, V], answer type [B, K] and answerable [B, 1] of the fitted heads, fp64.
+def reference_answers(
+    predictor: Predictor, image_features: Array, text_features: Array
+) -> dict[tensors.TensorSpec, Array]:
+    """Outputs of the fitted heads, fp64: answer [B, V], answer type [B, K], answerable [B, 1], quality [B, Q] if any.
 
     Averages in fp64, unlike :class:`Predictor`: over many folds fp32 would round the mean.
     """
-    logits = [head(torch.from_numpy(text_features), torch.from_numpy(image_features)) for head in predictor.heads]
-    log_odds = torch.stack([each.answerable.double() for each in logits])
-    # the mean of sigmoids and its complement in logarithms: in fp64 the complement is 0 from log-odds of 37 on
+    image, text = torch.from_numpy(image_features), torch.from_numpy(text_features)
+    logits = [head(text, image) for head in predictor.heads]
+    outputs = {
+        tensors.ANSWER: _mean([functional.softmax(each.answer.double(), dim=1) for each in logits]),
+        tensors.ANSWER_TYPE: _mean([functional.softmax(each.answer_type.double(), dim=1) for each in logits]),
+        tensors.ANSWERABLE: _mean_of_sigmoids([each.answerable.unsqueeze(1) for each in logits]),
+    }
+    if predictor.quality:
+        outputs[tensors.QUALITY] = _mean_of_sigmoids([head(image) for head in predictor.quality])
+    return {spec: output.numpy() for spec, output in outputs.items()}
+
+
+def _mean(parts: Sequence[torch.Tensor]) -> torch.Tensor:
+    return torch.stack(list(parts)).mean(dim=0)
+
+
+def _mean_of_sigmoids(logits: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Mean and its complement are computed in logarithms: in fp64 the complement is 0 from log-odds of 37 on."""
+    log_odds = torch.stack(list(logits)).double()
     log_mean, log_complement = (torch.logsumexp(functional.logsigmoid(x), dim=0) for x in (log_odds, -log_odds))
-    return (
-        torch.stack([functional.softmax(each.answer.double(), dim=1) for each in logits]).mean(dim=0).numpy(),
-        torch.stack([functional.softmax(each.answer_type.double(), dim=1) for each in logits]).mean(dim=0).numpy(),
-        torch.sigmoid(log_mean - log_complement).unsqueeze(1).numpy(),
-    )
+    return torch.sigmoid(log_mean - log_complement)
 
 
 def require_tolerance(comparisons: Sequence[Comparison], tolerance: Tolerance, kind: str) -> None:

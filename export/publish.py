@@ -5,6 +5,7 @@ Published models are reused: after a new fit only the head is written, and CLIP 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import astuple
 from pathlib import Path
@@ -49,7 +50,7 @@ from training.model import Predictor
 from training.run import CARD_FILE, Run
 from vizwiz_client.contract import tensors
 from vizwiz_client.contract.image import load_photo, to_pixels
-from vizwiz_client.contract.tensors import CONTRACT_VERSION, DIGEST_LENGTH
+from vizwiz_client.contract.tensors import CONTRACT_VERSION, DIGEST_LENGTH, TensorSpec
 
 # Part of every model's name. Raise it when the same weights become another graph, when parity inputs change, or when
 # this version cannot read the files beside a published graph.
@@ -126,7 +127,7 @@ def export_run(
             for name in missing:
                 _finish_model(name, folders, names, run, result, kind)
             repository.publish_models(folder, {name: folders[name] for name in missing}, staging)
-            repository.commit(folder, triton_config.ensemble_config(names, sizes(run), demo=is_demo(run)), staging)
+            repository.commit(folder, ensemble_config(names, run), staging)
     return names
 
 
@@ -157,15 +158,15 @@ def model_names(run: Run, kind: GraphKind = DEFAULT_KIND) -> ModelNames:
     )
 
 
-def sizes(run: Run) -> Sizes:
-    """Dimensions of the tensors of a run's models."""
-    clip = run.clips[0]
-    return Sizes(clip["image_size"], clip["embed_dim"], len(run.answers), len(run.answer_types))
+def ensemble_config(names: ModelNames, run: Run) -> Any:
+    """Configuration of the ensemble that serves ``run`` with the models ``names``."""
+    return triton_config.ensemble_config(names, _sizes(run), _parameters(run))
 
 
-def is_demo(run: Run) -> bool:
-    """Whether the run was fitted on the demo's drawn pictures."""
-    return bool(run.config["data"].get("is_demo", False))
+def labels(run: Run) -> dict[TensorSpec, list[str]]:
+    """Labels of the head's outputs that have some."""
+    found = {tensors.ANSWER: run.answers, tensors.ANSWER_TYPE: run.answer_types}
+    return found | ({tensors.QUALITY: run.quality_issues} if run.quality_issues else {})
 
 
 def write_golden_request(
@@ -174,8 +175,8 @@ def write_golden_request(
     """Write ``golden.json``: a question about ``golden.jpg``, and PyTorch's answer to it.
 
     A rollout sends this request after it has loaded the head, and compares the answers. ``expected`` holds
-    ``candidates`` (the five best answers with their ``confidence``), ``answer_types`` (all, likewise), ``answerable``
-    and ``head_id``. Each probability may differ by ``tolerance``.
+    ``candidates`` (the five best answers with their ``confidence``), ``answer_types`` and ``quality`` (all, likewise),
+    ``answerable`` and ``head_id``. Each probability may differ by ``tolerance``.
 
     Args:
         folder: the head's model folder.
@@ -186,17 +187,16 @@ def write_golden_request(
         tolerance: of the encoders' precision.
     """
     features = [each["drawn"].reference[:1] for each in (result.images, result.texts)]
-    answer, answer_type, answerable = reference_answers(predictor, *features)
-    request: dict[str, Any] = {
-        "question": GOLDEN_QUESTION,
-        "expected": {
-            "candidates": _most_probable("answer", run.answers, answer[0], _GOLDEN_CANDIDATES),
-            "answer_types": _most_probable("answer_type", run.answer_types, answer_type[0], len(run.answer_types)),
-            "answerable": float(answerable[0, 0]),
-            "head_id": digest,
-        },
-        "tolerance": tolerance.relative_error,
+    outputs = {spec: output[0] for spec, output in reference_answers(predictor, *features).items()}
+    expected = {
+        "candidates": _most_probable("answer", run.answers, outputs[tensors.ANSWER])[:_GOLDEN_CANDIDATES],
+        "answer_types": _most_probable("answer_type", run.answer_types, outputs[tensors.ANSWER_TYPE]),
+        "answerable": float(outputs[tensors.ANSWERABLE][0]),
+        "head_id": digest,
     }
+    if tensors.QUALITY in outputs:
+        expected["quality"] = _most_probable("issue", run.quality_issues, outputs[tensors.QUALITY])
+    request = {"question": GOLDEN_QUESTION, "expected": expected, "tolerance": tolerance.relative_error}
     write_json(folder / golden.REQUEST_FILE, request)
 
 
@@ -275,8 +275,8 @@ def _write_head_files(
 ) -> None:
     """Write the files beside a head's graph: labels, model card, golden request and parity report."""
     folder, tolerance = folders[names.head], TOLERANCES[kind.precision]
-    for spec, labels in ((tensors.ANSWER, run.answers), (tensors.ANSWER_TYPE, run.answer_types)):
-        repository.write_labels(folder / f"{spec.name}.txt", labels)
+    for spec, of_output in labels(run).items():
+        (folder / f"{spec.name}.txt").write_bytes(repository.label_file(of_output))
     if (run.folder / CARD_FILE).is_file():
         copyfile(run.folder / CARD_FILE, folder / CARD_FILE)
     copyfile(folders[names.image] / golden.PHOTO_FILE, folder / golden.PHOTO_FILE)
@@ -290,7 +290,7 @@ def _finish_model(
     name: str, folders: Mapping[str, Path], names: ModelNames, run: Run, result: ParityResult, kind: GraphKind
 ) -> None:
     """Write the origin, warm-up samples and configuration of a model; of an encoder also its parity results."""
-    folder, shape = folders[name], sizes(run)
+    folder, shape = folders[name], _sizes(run)
     photo_bytes = (folders[names.image] / golden.PHOTO_FILE).read_bytes()
     made_from: dict[str, Any] = {
         "clip": clip_name(run.clip["source"]),
@@ -309,7 +309,8 @@ def _finish_model(
         samples = triton_config.text_samples(GOLDEN_QUESTION)
     else:
         made_from = {"run": run.folder.name, "run_sha256": run.digest, "answers": len(run.answers), **made_from}
-        config = triton_config.head_config(name, shape, _graph(folder), kind, demo=is_demo(run))
+        made_from |= {"quality_issues": shape.quality_issues} if shape.quality_issues else {}
+        config = triton_config.head_config(name, shape, _graph(folder), kind, _parameters(run))
         samples = {
             "golden": {
                 tensors.IMAGE_FEATURES: result.images["drawn"].measured[0],
@@ -321,10 +322,21 @@ def _finish_model(
     repository.finish_model(folder, config)
 
 
-def _most_probable(
-    key: str, labels: Sequence[str], probabilities: npt.NDArray[np.float64], count: int
-) -> list[dict[str, Any]]:
-    best = np.argsort(-probabilities, kind="stable")[:count]
+def _sizes(run: Run) -> Sizes:
+    """Dimensions of the tensors of a run's models."""
+    size = run.clips[0]["image_size"], run.clips[0]["embed_dim"]
+    return Sizes(*size, len(run.answers), len(run.answer_types), len(run.quality_issues))
+
+
+def _parameters(run: Run) -> dict[str, str]:
+    """Parameters of the ensemble for clients: whether pictures were drawn, and thresholds of sentences."""
+    demo = {tensors.DEMO_PARAMETER: "true"} if run.config["data"].get("is_demo", False) else {}
+    return demo | ({tensors.WORDING_PARAMETER: json.dumps(run.wording, sort_keys=True)} if run.wording else {})
+
+
+def _most_probable(key: str, labels: Sequence[str], probabilities: npt.NDArray[np.float64]) -> list[dict[str, Any]]:
+    """Labels, the most probable first."""
+    best = np.argsort(-probabilities, kind="stable")
     return [{key: labels[index], "confidence": float(probabilities[index])} for index in best]
 
 

@@ -64,9 +64,9 @@ def check_free_space(repository: Path, needed: int) -> None:
         )
 
 
-def write_labels(path: Path, labels: Sequence[str]) -> None:
-    """Write a Triton label file: one label a line, in the order of the output."""
-    path.write_text("".join(f"{label}\n" for label in labels), encoding="utf-8")
+def label_file(labels: Sequence[str]) -> bytes:
+    """Content of a Triton label file: one label a line, in the order of the output."""
+    return "".join(f"{label}\n" for label in labels).encode()
 
 
 def finish_model(folder: Path, config: Any) -> None:

@@ -82,6 +82,7 @@ class Sizes:
     embed_dim: int  # D
     answers: int  # V
     answer_types: int  # K
+    quality_issues: int = 0  # Q; 0: the head has no output `quality`
 
 
 def image_config(name: str, sizes: Sizes, graph: Path, kind: GraphKind) -> Any:
@@ -100,10 +101,10 @@ def text_config(name: str, sizes: Sizes, graph: Path, kind: GraphKind) -> Any:
     return config
 
 
-def head_config(name: str, sizes: Sizes, graph: Path, kind: GraphKind, *, demo: bool = False) -> Any:
+def head_config(name: str, sizes: Sizes, graph: Path, kind: GraphKind, parameters: Mapping[str, str] = {}) -> Any:
     """Configuration of the head ``name``, with labels, beside encoders of ``kind``.
 
-    ``demo``: it was fitted on drawn pictures alone.
+    ``parameters`` of the ensemble that references it: a rollout to the head copies them from here.
     """
     inputs = {tensors.IMAGE_FEATURES: (sizes.embed_dim,), tensors.TEXT_FEATURES: (sizes.embed_dim,)}
     outputs = {
@@ -111,42 +112,43 @@ def head_config(name: str, sizes: Sizes, graph: Path, kind: GraphKind, *, demo: 
         tensors.ANSWER_TYPE: (sizes.answer_types,),
         tensors.ANSWERABLE: (1,),
         tensors.HEAD_ID: (1,),
+        **({tensors.QUALITY: (sizes.quality_issues,)} if sizes.quality_issues else {}),
     }
     config = _onnx_config(name, inputs, outputs, graph)
     for output in config.output:
-        if output.name in (tensors.ANSWER.name, tensors.ANSWER_TYPE.name):
+        if output.name in (tensors.ANSWER.name, tensors.ANSWER_TYPE.name, tensors.QUALITY.name):
             output.label_filename = f"{output.name}.txt"
             digest = file_digest(graph.parents[1] / output.label_filename)
             config.parameters[tensors.LABELS_DIGEST_PARAMETER + output.label_filename].string_value = digest
     _set_cuda_parameters(config, kind)
-    _mark_demo(config, demo)
+    _set_parameters(config, parameters)
     config.parameters["intra_op_thread_count"].string_value = HEAD_THREADS
     return config
 
 
-def ensemble_config(names: ModelNames, sizes: Sizes, *, demo: bool = False) -> Any:
-    """Configuration of the ensemble.
+def ensemble_config(names: ModelNames, sizes: Sizes, parameters: Mapping[str, str] = {}) -> Any:
+    """Configuration of the ensemble, with ``parameters`` for clients.
 
-    The answer's length stays open, so that a head with another vocabulary fits. ``demo``: the head was fitted on drawn
-    pictures alone.
+    The answer's length stays open, so that a head with another vocabulary fits.
     """
     config = pb.ModelConfig(name=tensors.ENSEMBLE, platform="ensemble", max_batch_size=tensors.MAX_BATCH_SIZE)
     _add_tensors(
         config.input,
         {tensors.IMAGE: (sizes.image_size, sizes.image_size, 3), tensors.TOKENS: tensors.TOKENS.shape},
     )
-    _add_tensors(config.output, {spec: spec.shape for spec in tensors.HEAD_OUTPUTS})
+    head_outputs = (*tensors.HEAD_OUTPUTS, *([tensors.QUALITY] if sizes.quality_issues else []))
+    _add_tensors(config.output, {spec: spec.shape for spec in head_outputs})
     steps: list[tuple[str, Sequence[TensorSpec], Sequence[TensorSpec]]] = [  # model, inputs, outputs
         (names.image, [tensors.IMAGE], [tensors.IMAGE_FEATURES]),
         (names.text, [tensors.TOKENS], [tensors.TEXT_FEATURES]),
-        (names.head, [tensors.IMAGE_FEATURES, tensors.TEXT_FEATURES], tensors.HEAD_OUTPUTS),
+        (names.head, [tensors.IMAGE_FEATURES, tensors.TEXT_FEATURES], head_outputs),
     ]
     for model, inputs, outputs in steps:
         step = config.ensemble_scheduling.step.add(model_name=model, model_version=-1)
         step.input_map.update({spec.name: spec.name for spec in inputs})
         step.output_map.update({spec.name: spec.name for spec in outputs})
     config.parameters[tensors.CONTRACT_VERSION_PARAMETER].string_value = str(tensors.CONTRACT_VERSION)
-    _mark_demo(config, demo)
+    _set_parameters(config, parameters)
     return config
 
 
@@ -211,8 +213,7 @@ def _encoder_config(name: str, inputs: Dims, outputs: Dims, graph: Path, kind: G
 
 def _set_cuda_parameters(config: Any, kind: GraphKind) -> None:
     if kind.device in ("cuda", "tensorrt"):
-        for key, value in _CUDA_PARAMETERS.items():
-            config.parameters[key].string_value = str(value)
+        _set_parameters(config, {key: str(value) for key, value in _CUDA_PARAMETERS.items()})
 
 
 def _tensorrt_options(name: str, inputs: Dims) -> dict[str, str]:
@@ -236,9 +237,9 @@ def _tensorrt_options(name: str, inputs: Dims) -> dict[str, str]:
     }
 
 
-def _mark_demo(config: Any, demo: bool) -> None:
-    if demo:
-        config.parameters[tensors.DEMO_PARAMETER].string_value = "true"
+def _set_parameters(config: Any, parameters: Mapping[str, str]) -> None:
+    for key, value in parameters.items():
+        config.parameters[key].string_value = value
 
 
 def _add_tensors(field: Any, dims: Dims) -> None:

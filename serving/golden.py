@@ -22,7 +22,7 @@ from serving.repository import read_config
 from vizwiz_client.contract import tensors
 from vizwiz_client.contract.errors import VizwizError
 from vizwiz_client.contract.image import load_photo, to_pixels
-from vizwiz_client.contract.tensors import parse_label
+from vizwiz_client.contract.tensors import TensorSpec, parse_label
 from vizwiz_client.contract.tokenizer import pad, tokenize
 
 PHOTO_FILE = "golden.jpg"
@@ -43,6 +43,7 @@ class GoldenRequest:
     answerable: float
     tolerance: float  # of each probability, absolute
     answers: int  # V; all are requested, because a NaN may be in any of them
+    quality: Mapping[str, float]  # each quality issue -> its probability; empty for a head without the output
 
     def feed(self, image_size: int) -> Feed:
         """Inputs of the ensemble, a batch of one: image uint8 [1, S, S, 3] and tokens int32 [1, 77].
@@ -64,26 +65,28 @@ class GoldenRequest:
         }
 
     def outputs(self) -> list[Any]:
-        """The head's outputs: every label of the first two, values of the others."""
-        return [
+        """The head's outputs: every label of those that have some, values of the others."""
+        outputs = [
             InferRequestedOutput(tensors.ANSWER.name, class_count=self.answers),
             InferRequestedOutput(tensors.ANSWER_TYPE.name, class_count=len(self.answer_types)),
             InferRequestedOutput(tensors.ANSWERABLE.name),
             InferRequestedOutput(tensors.HEAD_ID.name),
         ]
+        if self.quality:
+            outputs.append(InferRequestedOutput(tensors.QUALITY.name, class_count=len(self.quality)))
+        return outputs
 
     def differences(self, result: Any) -> list[str]:
         """Compare ``result`` (tritonclient's ``InferResult``) with the expected answer; return the differences."""
-        got, types = (
-            {label or "": probability for probability, label in map(parse_label, result.as_numpy(spec.name)[0])}
-            for spec in (tensors.ANSWER, tensors.ANSWER_TYPE)
-        )
+        got, types = (_by_label(result, spec) for spec in (tensors.ANSWER, tensors.ANSWER_TYPE))
         answerable = float(result.as_numpy(tensors.ANSWERABLE.name)[0, 0])
         head = tensors.head_digest(int(result.as_numpy(tensors.HEAD_ID.name)[0, 0]))
         found = self._compare("answer", got, self.candidates)
         if not all(math.isfinite(probability) for probability in got.values()):
             found.append("some probabilities are not finite")
         found += self._compare("answer type", types, self.answer_types)
+        if self.quality:
+            found += self._compare("quality issue", _by_label(result, tensors.QUALITY), self.quality)
         if not self._is_close(answerable, self.answerable):
             found.append(f"answerable is {answerable:.6f}, expected {self.answerable:.6f}")
         if tensors.HEAD_PREFIX + head != self.head:
@@ -112,7 +115,8 @@ def read_golden(repository: Path, head: str) -> GoldenRequest:
     folder = repository / head
     try:
         request = json.loads((folder / REQUEST_FILE).read_text(encoding="utf-8"))
-        expected = request["expected"]
+        expected, lengths = request["expected"], _lengths(read_config(folder))
+        issues = expected[tensors.QUALITY.name] if tensors.QUALITY.name in lengths else []
         return GoldenRequest(
             head=head,
             photo=(folder / PHOTO_FILE).read_bytes(),
@@ -121,7 +125,8 @@ def read_golden(repository: Path, head: str) -> GoldenRequest:
             answer_types={item["answer_type"]: float(item["confidence"]) for item in expected["answer_types"]},
             answerable=float(expected["answerable"]),
             tolerance=float(request["tolerance"]),
-            answers=_length(read_config(folder), tensors.ANSWER.name),
+            answers=lengths[tensors.ANSWER.name],
+            quality={item["issue"]: float(item["confidence"]) for item in issues},
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ServingError(
@@ -146,5 +151,11 @@ def input_tensors(config: Any, feed: Feed) -> list[Any]:
     return inputs
 
 
-def _length(config: Any, output: str) -> int:
-    return int(next(tensor.dims[0] for tensor in config.output if tensor.name == output))
+def _lengths(config: Any) -> dict[str, int]:
+    """Length of each output of a model, by its name."""
+    return {tensor.name: int(tensor.dims[0]) for tensor in config.output}
+
+
+def _by_label(result: Any, spec: TensorSpec) -> dict[str, float]:
+    """Probability of each label of an output."""
+    return {label or "": probability for probability, label in map(parse_label, result.as_numpy(spec.name)[0])}

@@ -174,7 +174,9 @@ def with_head(repository: Path, ensemble: Any, head: str) -> Any:
     for step in changed.ensemble_scheduling.step:
         step.model_name = _replacement(repository, step.model_name, head)
     _copy_dims(repository, changed)
-    _copy_demo(repository / head, changed)
+    config = read_config(repository / head)
+    _copy_optional_outputs(config, changed)
+    _copy_parameters(config, changed)
     return changed
 
 
@@ -253,11 +255,25 @@ def _encoder(repository: Path, prefix: str, current: str, head: str) -> str:
     )
 
 
-def _copy_demo(head: Path, ensemble: Any) -> None:
-    """Copy the mark of a head that was fitted on drawn pictures alone into ``ensemble``, or remove the mark."""
-    ensemble.parameters.pop(tensors.DEMO_PARAMETER, None)
-    if tensors.DEMO_PARAMETER in (parameters := read_config(head).parameters):
-        ensemble.parameters[tensors.DEMO_PARAMETER].CopyFrom(parameters[tensors.DEMO_PARAMETER])
+def _copy_optional_outputs(head: Any, ensemble: Any) -> None:
+    """Give ``ensemble`` those optional outputs that the configuration of its ``head`` has, and no others."""
+    step = next(step for step in ensemble.ensemble_scheduling.step if step.model_name.startswith(tensors.HEAD_PREFIX))
+    in_head = {tensor.name: tensor for tensor in head.output}
+    for spec in tensors.OPTIONAL_OUTPUTS:
+        step.output_map.pop(spec.name, None)
+        for tensor in [tensor for tensor in ensemble.output if tensor.name == spec.name]:
+            ensemble.output.remove(tensor)
+        if spec.name in in_head:
+            step.output_map[spec.name] = spec.name
+            ensemble.output.add(name=spec.name, data_type=in_head[spec.name].data_type, dims=spec.shape)
+
+
+def _copy_parameters(head: Any, ensemble: Any) -> None:
+    """Give ``ensemble`` what the configuration of its ``head`` says about the fit, and nothing of another head."""
+    for name in (tensors.DEMO_PARAMETER, tensors.WORDING_PARAMETER):
+        ensemble.parameters.pop(name, None)
+        if name in head.parameters:
+            ensemble.parameters[name].CopyFrom(head.parameters[name])
 
 
 def _copy_dims(repository: Path, ensemble: Any) -> None:

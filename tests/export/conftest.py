@@ -7,15 +7,22 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
 from export.publish import export_run
+from export.repository import finish_model
 from serving.repository import read_config
+from training.artifacts import file_digest
 from training.backbone import FrozenClip
 from training.dataset import read_split
 from training.fit import fit
+from training.model import ClipEnsemble, Predictor, QualityHead
 from training.recipe import Recipe
-from training.run import Run, read_run
+from training.run import Run, read_run, write_run
 from vizwiz_client import VizwizClient
+
+ISSUES = ["blur", "framing", "dark", "bright", "obstruction", "rotation", "unrecognizable"]
+WORDING = {"sure_from": 0.43, "advise_from": {"blur": 0.61, "framing": 0.55}}
 
 
 @pytest.fixture(scope="session")
@@ -52,6 +59,35 @@ def other_run(tiny_clip: FrozenClip, some_photos: Path, tmp_path_factory: pytest
     return read_run(fit(train, val, tiny_clip, Recipe(epochs=5), place / "runs", place / "cache"))
 
 
+@pytest.fixture(scope="session")
+def quality_run(other_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """The other run, with quality heads: three, of random weights."""
+    folder = tmp_path_factory.mktemp("quality")
+    predictor = other_run.load_predictor()
+    heads = [QualityHead(other_run.clip["embed_dim"], len(ISSUES)) for _ in range(3)]
+    randomize(torch.nn.ModuleList(heads))
+    ensemble = ClipEnsemble([Predictor(list(predictor.heads), heads)])  # type: ignore[arg-type]
+    quality = {"issues": ISSUES, "heads": len(heads)}
+    write_run(folder, {**other_run.config, "quality": quality, "wording": WORDING}, ensemble, other_run.answers)
+    return read_run(folder)
+
+
+def randomize(heads: torch.nn.Module) -> None:
+    """Draw weights under which every part of a quality head matters: LayerNorm's too, which begin as ones and zeros."""
+    generator = torch.Generator().manual_seed(0)
+    for name, parameter in heads.named_parameters():
+        mean = 1.0 if name.endswith("norm.weight") else 0.0
+        torch.nn.init.normal_(parameter, mean, std=0.3, generator=generator)
+
+
+@pytest.fixture(scope="session")
+def both(run: Run, quality_run: Run, published: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A repository with the heads of both runs, whose ensemble references the one with quality. No test changes it."""
+    folder = Path(shutil.copytree(published, tmp_path_factory.mktemp("both") / "triton_models"))
+    export_run(quality_run, "no/such/clip.pt", folder)
+    return folder
+
+
 def ask_golden(grpc_url: str, folder: Path) -> None:
     """Ask a live server the golden request of the head that the repository ``folder`` serves, and compare."""
     config = read_config(folder / "vizwiz_vqa")
@@ -66,3 +102,19 @@ def ask_golden(grpc_url: str, folder: Path) -> None:
     assert answer.answerable == pytest.approx(expected["answerable"], abs=golden["tolerance"])
     likely = [each["answer_type"] for each in expected["answer_types"]]
     assert (answer.answer_type, answer.head_id) == (likely[0], expected["head_id"])
+
+
+def reverse_labels(head: Path) -> None:
+    """Reverse the labels of ``quality``, with right digests."""
+    labels = head / "quality.txt"
+    labels.write_text("".join(f"{issue}\n" for issue in reversed(ISSUES)), encoding="utf-8")
+    finish_again(head)
+
+
+def finish_again(head: Path) -> None:
+    """Record the digests of the files as they are now."""
+    config = read_config(head)
+    config.parameters["labels_sha256_quality.txt"].string_value = file_digest(head / "quality.txt")
+    for name in ("config.pbtxt", "SHA256SUMS"):
+        (head / name).unlink()
+    finish_model(head, config)

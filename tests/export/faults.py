@@ -1,4 +1,4 @@
-"""Faults of an export that users would only notice as worse answers: CLIP is altered before its export."""
+"""Faults of an export that users would only notice as worse answers: the model is altered before its export."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SCALE = 1.01
 
 
 def with_fault(model: Any, fault: Callable[[Any], None]) -> Any:
-    """A deep copy of the CLIP ``model`` with ``fault``."""
+    """A deep copy of ``model``, a CLIP or a predictor, with ``fault``."""
     model = copy.deepcopy(model)
     with torch.no_grad():
         fault(model)
@@ -72,6 +72,28 @@ def swapped_channels(model: Any) -> None:
     """Blue comes first."""
     first = model.visual.conv1
     first.weight = nn.Parameter(first.weight[:, [2, 1, 0]].contiguous())
+
+
+def swapped_issues(predictor: Any) -> None:
+    """Two quality issues change places: a blurred photo is said to be badly framed."""
+    for head in predictor.quality:
+        for rows in (head.linear.weight, head.linear.bias):
+            rows[:2] = rows[:2].flip(0)
+
+
+def missing_quality_head(predictor: Any) -> None:
+    """One of the quality heads is left out of the mean."""
+    predictor.quality = predictor.quality[:-1]
+
+
+def unscaled_quality_features(predictor: Any) -> None:
+    """The weight of a quality head's LayerNorm is dropped."""
+    predictor.quality[0].norm.weight.fill_(1)
+
+
+def unshifted_quality_features(predictor: Any) -> None:
+    """The bias of a quality head's LayerNorm is dropped."""
+    predictor.quality[0].norm.bias.zero_()
 
 
 def is_vit(model: Any) -> bool:

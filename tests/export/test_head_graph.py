@@ -10,13 +10,14 @@ from torch import Tensor, nn
 
 from export.head_graph import write_head
 from export.targets import GraphKind, open_graph
-from training.model import GatedHead, Predictor
+from tests.export.conftest import randomize
+from training.model import GatedHead, Predictor, QualityHead
 from vizwiz_client.contract.tensors import head_digest
 
 DIGEST = "0123456789ab"
 
 
-def make_predictor(folds: int, answerable_from: str = "hidden") -> Predictor:
+def make_predictor(folds: int, answerable_from: str = "hidden", quality: int = 0) -> Predictor:
     """Heads whose every weight differs from its initial value, LayerNorm's scale and shift included."""
     torch.manual_seed(0)
     heads = [
@@ -25,7 +26,9 @@ def make_predictor(folds: int, answerable_from: str = "hidden") -> Predictor:
     ]
     for parameter in nn.ModuleList(heads).parameters():
         nn.init.normal_(parameter, mean=0.1)
-    return Predictor(heads).eval()
+    quality_heads = [QualityHead(embed_dim=8, issues=7) for _ in range(quality)]
+    randomize(nn.ModuleList(quality_heads))
+    return Predictor(heads, quality_heads).eval()
 
 
 def serve(predictor: Predictor, folder: Path, image: Tensor, text: Tensor) -> list[Tensor]:
@@ -67,3 +70,31 @@ def test_certainty_stays_finite(certain: list[float], tmp_path: Path) -> None:
     answerable = serve(predictor, tmp_path, torch.randn(2, 8), torch.randn(2, 8))[2]
     mean = torch.tensor(certain).sigmoid().mean()
     torch.testing.assert_close(answerable, mean.expand(2, 1))
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("heads", [1, 3])
+def test_quality_is_the_mean_of_its_heads(heads: int, tmp_path: Path) -> None:
+    """From image features alone; the other outputs are as they were."""
+    predictor = make_predictor(2, quality=heads)
+    image, text = torch.randn(4, 8), torch.randn(4, 8)
+    *others, quality = serve(predictor, tmp_path, image, text)
+    torch.testing.assert_close(quality, sum(head(image).sigmoid() for head in predictor.quality) / heads)
+    assert (quality.max(dim=0).values - quality.min(dim=0).values > 0.01).all()
+    for got, expected in zip(others, serve(make_predictor(2), tmp_path, image, text), strict=True):
+        torch.testing.assert_close(got, expected, rtol=0, atol=0)
+
+
+@torch.inference_mode()
+def test_quality_stays_finite_and_exact(tmp_path: Path) -> None:
+    """Each column has log-odds of its own, and a mean of probabilities is not that of log-odds."""
+    predictor = make_predictor(1, quality=3)
+    log_odds = torch.tensor(
+        [[1000, -1000, -20, 20, 0, -9, 5], [1000, -1000, -20, 20, 0, 9, 5], [1000, -1000, 0] + [3] * 4]
+    )
+    for head, biases in zip(predictor.quality, log_odds, strict=True):
+        head.linear.weight.zero_()
+        head.linear.bias.copy_(biases)
+    quality = serve(predictor, tmp_path, torch.randn(2, 8), torch.randn(2, 8))[4]
+    mean = log_odds.double().sigmoid().mean(dim=0)
+    torch.testing.assert_close(quality.double(), mean.expand(2, 7), rtol=0, atol=3e-7)

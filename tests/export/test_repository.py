@@ -59,11 +59,12 @@ def test_each_step_of_the_ensemble_reads_what_an_earlier_one_wrote() -> None:
     assert {output.name for output in config.output} <= written
 
 
-@pytest.mark.parametrize("demo", [False, True])
-def test_head_and_ensemble_say_whether_they_are_the_demo(demo: bool, graph: Path) -> None:
-    head = triton_config.head_config("name", SIZES, graph, TARGET, demo=demo)
-    for config in (head, triton_config.ensemble_config(NAMES, SIZES, demo=demo)):
-        assert (tensors.DEMO_PARAMETER in config.parameters) is demo
+@pytest.mark.parametrize("parameters", [{}, {tensors.DEMO_PARAMETER: "true", tensors.WORDING_PARAMETER: '{"a": 1}'}])
+def test_head_and_ensemble_have_the_parameters_for_clients(parameters: dict[str, str], graph: Path) -> None:
+    head = triton_config.head_config("name", SIZES, graph, TARGET, parameters)
+    for config in (head, triton_config.ensemble_config(NAMES, SIZES, parameters)):
+        of_clients = {tensors.DEMO_PARAMETER, tensors.WORDING_PARAMETER} & {*config.parameters}
+        assert {name: config.parameters[name].string_value for name in of_clients} == parameters
 
 
 def test_no_model_bounds_its_queue_or_has_a_timeout(graph: Path) -> None:
