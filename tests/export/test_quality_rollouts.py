@@ -166,6 +166,13 @@ def test_rollouts_fail_and_mislabel_no_answer_of_the_client_before(
     assert not any(reply["quality"] for reply in replies)
 
 
+@pytest.mark.parametrize("rollouts", [4, pytest.param(20, marks=pytest.mark.slow)])
+def test_rollouts_fail_and_mislabel_no_answer_of_this_client(rollouts: int, served: Served, tmp_path: Path) -> None:
+    """It notices both: quality comes with the head that has it, and goes."""
+    replies = ask_during_rollouts(ROOT / "client", served, rollouts, tmp_path / "replies")
+    assert {reply["head"] for reply in replies if reply["quality"]} == {served.quality}
+
+
 def ask_during_rollouts(folder: Path, served: Served, rollouts: int, output: Path) -> list[dict[str, Any]]:
     """Roll out a head with quality and one without in turn, an even number of times; return the checked replies."""
     with asking(folder, served, output) as client:
