@@ -23,6 +23,7 @@ from training.dataset import Record, Rows, Split, read_list, refuse
 from training.folds import calibrate, find_calibration
 from training.metrics import Reliability, average_precision, choose_threshold, expected_calibration_error, reliability
 from training.model import QualityHead
+from vizwiz_client.contract.wording import Thresholds, reasons
 
 ISSUES = {  # issue -> its code in the file
     "blur": "BLR",
@@ -198,6 +199,37 @@ def quality_scores(
             "ap_chance": float(np.mean(among)) if len(among) else float("nan"),
             "photos": int(unanswerable.sum()),
         },
+    }
+
+
+def advice_scores(
+    probabilities: Shares, shares: Shares, declined: npt.NDArray[np.bool_], advise_from: Mapping[str, float]
+) -> dict[str, int]:
+    """Count what advice is worth where it is given, on the photos that have votes.
+
+    Args:
+        probabilities: fp32 [N, Q].
+        shares: fp32 [N, Q], of the voters; rows of NaN are left out.
+        declined: bool [N], whether the run declines to answer.
+        advise_from: the fit's thresholds of advice.
+
+    Returns:
+        ``declined`` questions; ``with_reason``, those with advice on an issue; ``right_reason``, those in which one of
+        the issues counts; ``reasons`` in all, and ``right_reasons``.
+    """
+    thresholds = Thresholds(advise_from=advise_from)
+    rows = np.flatnonzero(declined & ~np.isnan(shares).any(axis=1))
+    issues = list(ISSUES)
+    found = []
+    for row, right in zip(rows, counts(shares[rows]), strict=True):
+        said = reasons(dict(zip(issues, probabilities[row].tolist(), strict=True)), thresholds)
+        found.append([bool(right[issues.index(issue)]) for issue in said])
+    return {
+        "declined": len(rows),
+        "with_reason": sum(map(bool, found)),
+        "right_reason": sum(map(any, found)),
+        "reasons": sum(map(len, found)),
+        "right_reasons": sum(map(sum, found)),
     }
 
 

@@ -156,12 +156,19 @@ def describe_scores(metrics: dict[str, Any]) -> str:
 
 
 def describe_quality(scores: dict[str, Any]) -> str:
-    """Scores of photo quality in one line."""
+    """Scores of photo quality as text."""
     issues = ", ".join(
         f"{issue} {math.nan if row['ap'] is None else row['ap']:.3f} ({row['ap_chance']:.3f})"
         for issue, row in scores["issues"].items()
     )
-    return f"photo quality, AP (chance) on {scores['photos']:,} photos: {issues}"
+    lines = f"photo quality, AP (chance) on {scores['photos']:,} photos: {issues}"
+    if "advice" in scores:  # of an evaluation
+        advice = scores["advice"]
+        lines += (
+            f"\nadvice: {advice['with_reason']} of {advice['declined']} declined questions get a reason, "
+            f"{advice['right_reason']} of them a right one"
+        )
+    return lines
 
 
 def _evaluations(folder: Path, annotations: dict[str, str]) -> dict[str, dict[str, Any]]:

@@ -34,8 +34,9 @@ from training.metrics import (
     vqa_accuracy_by_type,
 )
 from training.model import Predictions
-from training.quality import quality_reliability, quality_scores, vote_shares
+from training.quality import advice_scores, quality_reliability, quality_scores, vote_shares
 from training.run import Run
+from vizwiz_client.contract.wording import is_declined
 
 ANSWERS_SUBMISSION = "submission_answers.json"
 ANSWERABILITY_SUBMISSION = "submission_answerability.json"
@@ -78,7 +79,12 @@ def score(run: Run, split: Split, predictions: Predictions) -> Scores:
     of_quality = {}
     if predictions.quality is not None and shares is not None:
         probabilities = predictions.quality.numpy()
-        quality = {"quality": quality_scores(probabilities, shares, answerable, run.wording["advise_from"])}
+        advise_from = run.wording["advise_from"]
+        declined = np.array([is_declined(*each) for each in zip(predicted_answerable, answers, strict=True)])
+        quality = {
+            "quality": quality_scores(probabilities, shares, answerable, advise_from)
+            | {"advice": advice_scores(probabilities, shares, declined, advise_from)}
+        }
         of_quality = quality_reliability(probabilities, shares)
     metrics = {
         "records": len(split.records),

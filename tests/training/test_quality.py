@@ -15,7 +15,7 @@ from training.backbone import FrozenClip
 from training.dataset import DatasetError, Record, Split, fold_rows, read_annotations, read_split
 from training.metrics import choose_threshold
 from training.model import ClipEnsemble, Predictor
-from training.quality import ISSUES, add_votes, counts, fit_quality, quality_scores, vote_shares
+from training.quality import ISSUES, add_votes, advice_scores, counts, fit_quality, quality_scores, vote_shares
 from training.recipe import Recipe
 from training.report import describe_scores
 from training.run import read_run
@@ -184,6 +184,25 @@ def test_scores_of_a_table() -> None:
     assert np.isnan(scores["issues"]["dark"]["ap"])
     assert np.isnan(scores["issues"]["dark"]["advice_precision"])
     assert scores["unrecognizable_if_unanswerable"] == {"ap": pytest.approx(0.5), "ap_chance": 0.5, "photos": 2}
+
+
+def test_advice_is_counted_where_it_is_given() -> None:
+    """Five photos: two reasons of which one is right, one wrong, none said, not declined, no votes."""
+    names = list(ISSUES)
+    probabilities = np.zeros((5, len(ISSUES)), np.float32)
+    shares = np.zeros((5, len(ISSUES)), np.float32)
+    probabilities[:, names.index("blur")] = [0.9, 0.9, 0.5, 0.9, 0.9]
+    probabilities[0, names.index("dark")] = 0.8
+    shares[0, names.index("dark")] = 0.4
+    shares[4] = np.nan
+    declined = np.array([True, True, True, False, True])
+    assert advice_scores(probabilities, shares, declined, {"blur": 0.6, "dark": 0.6}) == {
+        "declined": 3,
+        "with_reason": 2,
+        "right_reason": 1,
+        "reasons": 3,
+        "right_reasons": 1,
+    }
 
 
 def test_a_fit_with_votes_serves_quality_and_moves_no_other_figure(
