@@ -118,22 +118,25 @@ def is_declined(answerable: float, answer: str) -> bool:
     return answerable < DECLINE_BELOW or answer in UNANSWERABLE_LABELS
 
 
-def advise(quality: Mapping[str, float], thresholds: Thresholds) -> tuple[str, ...]:
-    """What is wrong with a photo and how to take a better one.
+def reasons(quality: Mapping[str, float], thresholds: Thresholds) -> tuple[str, ...]:
+    """The issues that a person is told about.
 
     Args:
         quality: the probability of each issue.
         thresholds: the probability from which each issue is said.
 
     Returns:
-        Advice on at most two issues, most probable first. That nothing can be recognised is said only without another
-        reason: blur or darkness say more about what to do.
+        At most two issues, most probable first. That nothing can be recognised is said only without another reason:
+        blur or darkness say more about what to do.
     """
-    reasons = [
-        issue for issue, _ in _by_probability(quality) if issue in ISSUES and _is_seen(issue, quality, thresholds)
-    ]
-    concrete = [issue for issue in reasons if issue != UNRECOGNIZABLE]
-    return tuple(ISSUES[issue].advice for issue in (concrete or reasons)[:MAX_REASONS])
+    seen = [issue for issue, _ in _by_probability(quality) if issue in ISSUES and _is_seen(issue, quality, thresholds)]
+    concrete = [issue for issue in seen if issue != UNRECOGNIZABLE]
+    return tuple((concrete or seen)[:MAX_REASONS])
+
+
+def advise(quality: Mapping[str, float], thresholds: Thresholds) -> tuple[str, ...]:
+    """What is wrong with a photo and how to take a better one: a sentence or two for each of its :func:`reasons`."""
+    return tuple(ISSUES[issue].advice for issue in reasons(quality, thresholds))
 
 
 def to_words(
@@ -161,8 +164,8 @@ def to_words(
         for answer, confidence in answers
         if confidence >= LIST_FROM
     )
-    reasons = advise(quality, thresholds)
-    advice = (*reasons, RETAKE) if reasons else ()
+    advice = advise(quality, thresholds)
+    advice = (*advice, RETAKE) if advice else ()
     if declined or not answers:
         return Wording("declined", DECLINED, "", advice or (DECLINED_ADVICE,), guesses)
     if not _is_seen(UNRECOGNIZABLE, quality, thresholds):
