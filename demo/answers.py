@@ -93,8 +93,9 @@ _UNUSABLE_REMARKS: dict[str, tuple[str, ...]] = {
     "covered": ("finger", "hand"),
 }
 
-# share of annotators who give up at a flaw of severity 1
-_HARM = {"blurry": 0.3, "dark": 0.35, "noisy": 0.12, "bright": 0.15, "cut off": 0.2, "finger": 0.15, "none": 0.0}
+# share of annotators who give up at a flaw of severity 1; mild flaws matter less than in proportion
+_HARM = {"blur": 0.3, "dark": 0.35, "noise": 0.12, "bright": 0.15, "framing": 0.2, "obstruction": 0.15}
+_MAX_GIVING_UP = 0.9
 
 
 def answer_of(kind: str, scene: Scene) -> tuple[str, tuple[str, ...]]:
@@ -133,7 +134,7 @@ def _worth(scene: Scene) -> str:
 def annotate(kind: str, scene: Scene, rng: Random) -> dict[str, Any]:
     """The labels of a VizWiz record: ``answers``, ``answer_type`` and ``answerable``."""
     answer, others = answer_of(kind, scene)
-    giving_up = 0.02 + _HARM[scene.flaw] * scene.severity * (1.5 if kind == "read" else 1.0)
+    giving_up = _giving_up(kind, scene)
     agreeing = rng.betavariate(9, 2.2)
     answers = [_one_answer(answer, others, agreeing, giving_up, rng) for _ in range(ANSWERS_PER_QUESTION)]
     most_common = Counter(entry["answer"] for entry in answers).most_common(1)[0][0]
@@ -142,6 +143,12 @@ def annotate(kind: str, scene: Scene, rng: Random) -> dict[str, Any]:
         "answer_type": _type_of(most_common),
         "answerable": int(most_common != UNANSWERABLE),
     }
+
+
+def _giving_up(kind: str, scene: Scene) -> float:
+    """The probability that a person gives up."""
+    harm = sum(harm * getattr(scene, flaw) ** 2 for flaw, harm in _HARM.items())
+    return min(_MAX_GIVING_UP, 0.02 + harm * (1.5 if kind == "read" else 1.0))
 
 
 def _one_answer(answer: str, others: tuple[str, ...], agreeing: float, giving_up: float, rng: Random) -> dict[str, str]:

@@ -24,13 +24,14 @@ from tqdm import tqdm
 
 from demo.answers import annotate
 from demo.photo import take_photo
+from demo.quality import draw_votes
 from demo.questions import draw_question_kind, phrase
 from demo.scene import draw_scene
 from training.artifacts import explain_full_disk, staged_folder, write_json
 from training.dataset import DEMO_MANIFEST, DatasetError
 from vizwiz_client.contract import streams
 
-GENERATOR_VERSION = 1  # raise it when the same seed gives other records: older data is then refused
+GENERATOR_VERSION = 2  # raise it when the same seed gives other records: older data is then refused
 DEFAULT_FOLDER = Path("data/demo")
 TRAIN, VAL, TEST = 3000, 600, 300  # records
 
@@ -83,7 +84,9 @@ def ensure_demo_dataset(
             (staging / split).mkdir()
             records = pool.map(partial(_make_record, staging, split, seed), range(count), chunksize=25)
             drawn = list(tqdm(records, desc=f"draw {split}", total=count, unit="photo", disable=None))
-            write_json(staging / "Annotations" / f"{split}.json", drawn)
+            write_json(staging / "Annotations" / f"{split}.json", [record for record, _ in drawn])
+            if split != "test":
+                write_json(staging / "Quality" / f"{split}.json", [votes for _, votes in drawn])
         write_json(staging / DEMO_MANIFEST, manifest)
     return folder
 
@@ -103,15 +106,16 @@ def _check_manifest(folder: Path, expected: dict[str, int]) -> None:
         )
 
 
-def _make_record(folder: Path, split: str, seed: int, number: int) -> dict[str, Any]:
-    """Draw one record from its own random numbers, save its photo and return its annotation."""
+def _make_record(folder: Path, split: str, seed: int, number: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Draw one record from its own random numbers and save its photo; return its annotation and quality votes."""
     rng = Random(f"dataset/{seed}/{split}/{number}")
     scene = draw_scene(rng, _UNUSABLE_SHARE)
     kind = draw_question_kind(scene, rng, _MISPLACED_SHARE)
     name = f"VizWiz_{split}_{number:08}.jpg"
     record = {"image": name, "question": phrase(kind, scene, rng), **annotate(kind, scene, rng)}
     _save(take_photo(scene, rng.choice(_SIZES), rng), folder / split / name, rng)
-    return {key: record[key] for key in ("image", "question")} if split == "test" else record
+    votes = {"image": name, **draw_votes(scene, Random(f"quality/{seed}/{split}/{number}"))}
+    return ({key: record[key] for key in ("image", "question")} if split == "test" else record), votes
 
 
 def _save(photo: Image.Image, path: Path, rng: Random) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import lru_cache, partial
 from pathlib import Path
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from demo.captions import FACTS, Facts, draw_caption
+from demo.captions import FACTS, Facts, draw_caption, draw_quality_caption
 from demo.photo import take_photo
 from demo.questions import KINDS, draw_question_kind, phrase
 from demo.scene import Pair, Scene, draw_scene
@@ -43,7 +43,10 @@ HELD_OUT: frozenset[Pair] = frozenset(
 )
 _SIZES = ((240, 320), (240, 320), (320, 240))  # pixels; half of the data set's sizes
 _UNUSABLE_SHARE = 0.14
-_SAMPLE = 20_000  # captions, and as many questions, to find the tokens in
+# rare flaws are learned from more pictures than the data set has of them
+_FLAW_SHARES = {"blur": 0.5, "framing": 0.6, "dark": 0.1, "bright": 0.15, "obstruction": 0.12, "noise": 0.08}
+_ROTATED_SHARE = 0.32
+_SAMPLE = 20_000  # captions of each kind, and as many questions, to find the tokens in
 _SHARD = 500  # pictures in a file
 _UNKNOWN = -1  # a fact that a picture does not show, or that a caption does not state
 
@@ -51,7 +54,7 @@ _UNKNOWN = -1  # a fact that a picture does not show, or that a caption does not
 def scene_of(seed: int, index: int) -> tuple[Scene, Random]:
     """Scene ``index`` of the pre-training set, and the random generator that draws its picture."""
     rng = Random(f"pretrain/{seed}/{index}")
-    return draw_scene(rng, _UNUSABLE_SHARE, HELD_OUT), rng
+    return draw_scene(rng, _UNUSABLE_SHARE, HELD_OUT, _FLAW_SHARES, _ROTATED_SHARE), rng
 
 
 def render(seed: int, count: int, folder: Path, workers: int) -> list[Path]:
@@ -98,8 +101,8 @@ def tokens_in_use() -> Tensor:
     texts = []
     for index in range(_SAMPLE):
         rng = Random(f"tokens/{index}")
-        scene = draw_scene(rng, _UNUSABLE_SHARE)
-        texts.append(draw_caption(scene, rng)[0])
+        scene = draw_scene(rng, _UNUSABLE_SHARE, (), _FLAW_SHARES, _ROTATED_SHARE)
+        texts += [draw_caption(scene, rng)[0], draw_quality_caption(scene, rng)[0]]
         texts.append(phrase(draw_question_kind(scene, rng, misplaced_share=0), scene, rng))
     return clip_tokenize(texts).unique().long()
 
@@ -115,7 +118,16 @@ class Texts:
 
     def draw_captions(self, rows: Tensor, seed: str) -> tuple[Tensor, Tensor]:
         """A caption of each of the scenes ``rows`` [N]: token numbers [N, T] with T <= 77, and facts [N, F]."""
-        drawn = [draw_caption(self._scenes[row], Random(f"caption/{seed}/{row}")) for row in rows.tolist()]
+        return self._draw(draw_caption, rows, f"caption/{seed}")
+
+    def draw_quality_captions(self, rows: Tensor, seed: str) -> tuple[Tensor, Tensor]:
+        """As :meth:`draw_captions`, of how the photos were taken."""
+        return self._draw(draw_quality_caption, rows, f"quality/{seed}")
+
+    def _draw(
+        self, draw: Callable[[Scene, Random], tuple[str, Facts]], rows: Tensor, seed: str
+    ) -> tuple[Tensor, Tensor]:
+        drawn = [draw(self._scenes[row], Random(f"{seed}/{row}")) for row in rows.tolist()]
         return compact([text for text, _ in drawn]), encode_facts([facts for _, facts in drawn])
 
     def draw_questions(self, rows: Tensor, seed: str) -> tuple[Tensor, Tensor]:

@@ -19,15 +19,25 @@ _FRAMES = {"money": 0.98, "door": 0.95, "switch": 0.75}  # object size / shorter
 
 def take_photo(scene: Scene, size: Size, rng: Random) -> Image.Image:
     """A photo of ``scene``, RGB of ``size`` pixels (width, height), rotated by ``scene.rotation``."""
-    if scene.rotation:
+    if scene.rotation in (90, 270):
         size = size[::-1]
-    image = draw_backdrop(size, rng)
+    image = _backdrop(size, scene.tilt, rng)
     if scene.unusable not in ("empty", "covered", "black"):
         _place(image, scene, rng)
     image = _light(image, scene, rng)
-    image = _make_unusable(image, scene, rng) if scene.unusable else _flaw(image, scene, rng)
+    image = _make_unusable(image, scene, rng) if scene.unusable else _spoil(image, scene, rng)
     image = roughen(image, noise(size, (1, 1), rng.uniform(0.03, 0.12), rng, grey=False))
     return image.rotate(scene.rotation, expand=True) if scene.rotation else image
+
+
+def _backdrop(size: Size, tilt: float, rng: Random) -> Image.Image:
+    if not tilt:
+        return draw_backdrop(size, rng)
+    width, height = size
+    diagonal = math.ceil(math.hypot(width, height))
+    image = draw_backdrop((diagonal, diagonal), rng).rotate(tilt, Image.Resampling.BILINEAR)
+    left, top = (diagonal - width) // 2, (diagonal - height) // 2
+    return image.crop((left, top, left + width, top + height))
 
 
 def _draw(scene: Scene, size: int, rng: Random) -> Image.Image:
@@ -63,7 +73,7 @@ def _place(image: Image.Image, scene: Scene, rng: Random) -> None:
     shorter = min(image.size)
     object_size = round(shorter * _FRAMES.get(scene.kind, 0.8) * rng.uniform(0.72, 1.05))
     thing = _draw(scene, object_size, rng)
-    tilt = rng.gauss(0, 4 if scene.kind in ("door", "switch", "lamp") else 9)
+    tilt = scene.tilt + rng.gauss(0, 3 if scene.kind in ("door", "switch", "lamp") else 6)
     thing = thing.rotate(tilt, Image.Resampling.BILINEAR, expand=True)
     thing = thing.reduce(_SUPERSAMPLING)
     x, y = ((full - part) / 2 for full, part in zip(image.size, thing.size, strict=True))
@@ -76,10 +86,10 @@ def _place(image: Image.Image, scene: Scene, rng: Random) -> None:
 def _offset(scene: Scene, shorter: int, rng: Random) -> tuple[float, float]:
     if scene.unusable == "missed":
         angle, distance = rng.uniform(0, math.tau), 1.3
-    elif scene.flaw == "cut off":
-        angle, distance = rng.uniform(0, math.tau), 0.25 + 0.2 * scene.severity
+    elif scene.framing:
+        angle, distance = rng.uniform(0, math.tau), 0.22 + 0.25 * scene.framing
     else:
-        return rng.gauss(0, 0.05) * shorter, rng.gauss(0, 0.05) * shorter
+        return rng.gauss(0, 0.04) * shorter, rng.gauss(0, 0.04) * shorter
     return math.cos(angle) * distance * shorter, math.sin(angle) * distance * shorter
 
 
@@ -101,20 +111,25 @@ def _light(image: Image.Image, scene: Scene, rng: Random) -> Image.Image:
     return ImageChops.multiply(image, light.resize(image.size, Image.Resampling.BICUBIC))
 
 
-def _flaw(image: Image.Image, scene: Scene, rng: Random) -> Image.Image:
-    severity, shorter = scene.severity, min(image.size)
-    if scene.flaw == "blurry":
-        amount = shorter * (0.006 + 0.016 * severity)
-        return _shake(image, 3 * amount, rng) if rng.random() < 0.5 else image.filter(ImageFilter.GaussianBlur(amount))
-    if scene.flaw == "dark":
-        return _exposed(image, 0.55 - 0.35 * severity)
-    if scene.flaw == "noisy":
-        return roughen(image, noise(image.size, (1, 1), 0.3 + 0.5 * severity, rng, grey=False))
-    if scene.flaw == "bright":
-        return _exposed(image, 1.25 + 0.35 * severity)
-    if scene.flaw == "finger":
-        return _finger(image, 0.22 + 0.16 * severity, rng)
+def _spoil(image: Image.Image, scene: Scene, rng: Random) -> Image.Image:
+    """Add the scene's flaws, in the order in which light meets finger, lens and sensor."""
+    shorter = min(image.size)
+    if scene.obstruction:
+        image = _finger(image, 0.3 + 0.2 * scene.obstruction, rng)
+    if scene.blur:
+        image = _blur(image, shorter * (0.009 + 0.016 * scene.blur), rng)
+    if scene.dark:
+        image = _exposed(image, 0.45 - 0.3 * scene.dark)
+    if scene.bright:
+        image = _exposed(image, 1.3 + 0.3 * scene.bright, 35 + 35 * scene.bright)
+    if scene.noise:
+        image = roughen(image, noise(image.size, (1, 1), 0.3 + 0.5 * scene.noise, rng, grey=False))
     return image
+
+
+def _blur(image: Image.Image, amount: float, rng: Random) -> Image.Image:
+    """A moved or an unfocused camera, ``amount`` in pixels."""
+    return _shake(image, 3 * amount, rng) if rng.random() < 0.5 else image.filter(ImageFilter.GaussianBlur(amount))
 
 
 def _make_unusable(image: Image.Image, scene: Scene, rng: Random) -> Image.Image:
@@ -129,8 +144,9 @@ def _make_unusable(image: Image.Image, scene: Scene, rng: Random) -> Image.Image
     return image
 
 
-def _exposed(image: Image.Image, gain: float) -> Image.Image:
-    return image.point([min(255, round(level * gain)) for level in range(256)] * 3)
+def _exposed(image: Image.Image, gain: float, glare: float = 0.0) -> Image.Image:
+    """Scale the levels by ``gain``; ``glare`` levels on top wash out the shadows."""
+    return image.point([min(255, round(level * gain + glare)) for level in range(256)] * 3)
 
 
 def _shake(image: Image.Image, length: float, rng: Random) -> Image.Image:
@@ -138,17 +154,21 @@ def _shake(image: Image.Image, length: float, rng: Random) -> Image.Image:
     angle, step = rng.uniform(0, math.tau), 1.0
     while step < length:
         shift = (round(math.cos(angle) * step), round(math.sin(angle) * step))
-        image = Image.blend(image, ImageChops.offset(image, *shift), 0.5)
+        shifted = image.copy()
+        shifted.paste(image, shift)
+        image = Image.blend(image, shifted, 0.5)
         step *= 2
     return image
 
 
 def _finger(image: Image.Image, reach: float, rng: Random) -> Image.Image:
-    """A fingertip in front of the lens, out of focus."""
+    """A fingertip in front of the lens, out of focus, that comes from an edge of the photo."""
     shorter, small = min(image.size), (image.width // 8, image.height // 8)
     pen = Pen(max(small))
     unit = 100 / max(image.size)
-    x, y, radius = rng.choice((0, image.width)) * unit, rng.choice((0, image.height)) * unit, reach * shorter * unit
+    along, side = rng.uniform(0.2, 0.8), rng.choice((0, 1))
+    x, y = (along, side) if rng.random() < 0.5 and image.width > image.height else (side, along)
+    x, y, radius = x * image.width * unit, y * image.height * unit, reach * shorter * unit
     pen.ellipse(x - radius, y - radius, x + radius, y + radius, mix(SKIN, (120, 50, 40), rng.uniform(0, 0.4)))
     blob = pen.image.crop((0, 0, *small)).filter(ImageFilter.GaussianBlur(shorter * 0.004)).resize(image.size)
     image = image.copy()

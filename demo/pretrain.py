@@ -33,9 +33,10 @@ from training.backbone import clip, normalise_pixels
 from vizwiz_client.contract import streams
 
 VOCABULARY = 49408  # CLIP's tokens
-PAIRS_VERSION = 1  # raise it when the same seed gives other pairs: older drawings are then ignored
+PAIRS_VERSION = 2  # raise it when the same seed gives other pairs: older drawings are then ignored
 
-_SHIFT = 6  # pixels that augmentation moves a picture at most
+_SHIFT = 4  # pixels that augmentation moves a picture at most; a badly framed thing is off by 20 and more
+_GROUP = 32  # texts of similar length that are encoded together
 _WARM_UP = 0.03  # share of the training
 _MAX_SCALE = 100.0  # of the logits: CLIP, section 2.5
 
@@ -44,7 +45,7 @@ _MAX_SCALE = 100.0  # of the logits: CLIP, section 2.5
 class Settings:
     """Options of the pre-training."""
 
-    pictures: int = 30_000
+    pictures: int = 24_000
     epochs: int = 10
     batch_size: int = 256
     questions: int = 128  # of a batch's scenes, for the paraphrases
@@ -171,19 +172,30 @@ class Trainer:
     def _loss(self, rows: Tensor, generator: torch.Generator) -> Tensor:
         draw = f"{self.settings.seed}/{self.epoch}"
         tokens, stated = self.texts.draw_captions(rows, draw)
+        qualities, quality_stated = self.texts.draw_quality_captions(rows, draw)
         questions, kinds = self.texts.draw_questions(rows[: self.settings.questions], draw)
         images = augment(torch.from_numpy(self.pixels[rows.numpy()]), generator)
-        with torch.autocast("cpu", torch.bfloat16):  # three times faster where the processor knows the type
+        with torch.autocast("cpu", torch.bfloat16, enabled=torch.cpu._is_avx512_bf16_supported()):
             image_features = self.model.encode_image(images).float()
-            text_features = self.model.encode_text(tokens).float()
-            question_features = self.model.encode_text(questions).float()
+            text_features = self._encode_texts(tokens)
+            quality_features = self._encode_texts(qualities)
+            question_features = self._encode_texts(questions)
         # the mean of the features carries no information; finish() removes it from the model
         image_features = image_features - image_features.mean(dim=0)
         middle = (text_features.mean(dim=0) + question_features.mean(dim=0)) / 2
         scale = self.model.logit_scale.exp().clamp(max=_MAX_SCALE)
-        match = matches(self.shown[rows], stated)
-        loss = contrastive_loss(image_features, text_features - middle, scale, match)
+        shown = self.shown[rows]
+        loss = contrastive_loss(image_features, text_features - middle, scale, matches(shown, stated))
+        quality_match = matches(shown, quality_stated)
+        loss = loss + contrastive_loss(image_features, quality_features - middle, scale, quality_match)
         return loss + paraphrase_loss(question_features - middle, scale, kinds)
+
+    def _encode_texts(self, tokens: Tensor) -> Tensor:
+        """Features [N, D] of ``tokens`` [N, T], encoded in groups of about the same length: three times faster."""
+        lengths = (tokens != 0).sum(dim=1)
+        groups = lengths.argsort().split(_GROUP)
+        features = [self.model.encode_text(tokens[group, : int(lengths[group].max())]) for group in groups]
+        return torch.cat(features)[torch.cat(groups).argsort()].float()
 
     @torch.inference_mode()
     def finish(self) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from random import Random
 from typing import Any
@@ -19,21 +19,27 @@ _OWN_COLOURS = {
     "spoon": ("grey", "brown", "white"),
 }
 _SWITCH_COLOURS = ("white", "grey", "brown", "black")
+WITHOUT_UPRIGHT = ("ball", "comb", "remote", "scissors", "spoon")  # objects that lie any way round
 
-# Flaws leave a photo answerable; an unusable photo answers nothing.
-FLAWS = ("none", "blurry", "dark", "noisy", "bright", "cut off", "finger")
-_FLAW_WEIGHTS = (44, 18, 11, 8, 5, 9, 5)
+# Flaws leave a photo answerable; an unusable photo answers nothing. Shares of usable photos, each drawn by itself;
+# with the votes of demo.quality, and unusable photos, the issues are about as frequent as in VizWiz.
+FLAW_SHARES = {"blur": 0.52, "framing": 0.68, "dark": 0.035, "bright": 0.08, "obstruction": 0.025, "noise": 0.08}
+ROTATED_SHARE = 0.25  # of usable photos of things that have an upright
+_ROTATIONS = (90, 270, 180, 0)  # degrees counterclockwise; 0: a tilt
+_ROTATION_WEIGHTS = (30, 30, 12, 28)
+_TILTS = (25, 60)  # degrees, to either side
 UNUSABLE = ("black", "smeared", "empty", "covered", "missed")
-_UNUSABLE_WEIGHTS = (20, 30, 25, 15, 10)
-ROTATIONS = (0, 90, 270)  # degrees, counterclockwise
-_ROTATION_WEIGHTS = (90, 5, 5)
+_UNUSABLE_WEIGHTS = (17, 34, 25, 10, 14)
 
 Pair = tuple[str, str]
 
 
 @dataclass(frozen=True)
 class Scene:
-    """One photo's contents. Fields that do not apply to the kind of thing are empty."""
+    """One photo's contents. Fields that do not apply to the kind of thing are empty.
+
+    Flaws are severities: 0 for none, else up to 1.
+    """
 
     kind: str  # of KINDS
     name: str  # the object, garment or package; "money", "switch", "lamp" or "door" for these
@@ -42,28 +48,51 @@ class Scene:
     word: str = ""
     amount: int = 0
     state: str = ""  # on, off, open, closed
-    flaw: str = "none"  # of FLAWS
-    severity: float = 0.0  # of the flaw, 0 to 1
+    blur: float = 0.0
+    framing: float = 0.0  # the thing is off the centre, or partly out of view
+    dark: float = 0.0
+    bright: float = 0.0
+    obstruction: float = 0.0
+    noise: float = 0.0
+    rotation: int = 0  # degrees counterclockwise: 0, 90, 180 or 270
+    tilt: float = 0.0  # degrees counterclockwise, from -60 to 60
     unusable: str = ""  # of UNUSABLE; empty for a usable photo
-    rotation: int = 0  # of ROTATIONS
 
 
-def draw_scene(rng: Random, unusable_share: float, without: Collection[Pair] = ()) -> Scene:
+def draw_scene(
+    rng: Random,
+    unusable_share: float,
+    without: Collection[Pair] = (),
+    flaw_shares: Mapping[str, float] = FLAW_SHARES,
+    rotated_share: float = ROTATED_SHARE,
+) -> Scene:
     """Draw a scene at random.
 
     Args:
         rng: source of randomness.
         unusable_share: share of unusable photos.
         without: pairs of name and colour to exclude.
+        flaw_shares: share of photos with each flaw.
+        rotated_share: share of rotated and tilted photos.
     """
     kind = rng.choices(KINDS, _KIND_WEIGHTS)[0]
     thing = _thing(rng, kind)
     while (thing["name"], thing["colour"]) in without:
         thing = _thing(rng, kind)
-    flaw = rng.choices(FLAWS, _FLAW_WEIGHTS)[0]
-    unusable = rng.choices(UNUSABLE, _UNUSABLE_WEIGHTS)[0] if rng.random() < unusable_share else ""
-    rotation = rng.choices(ROTATIONS, _ROTATION_WEIGHTS)[0]
-    return Scene(kind, **thing, flaw=flaw, severity=rng.betavariate(1.6, 2.2), unusable=unusable, rotation=rotation)
+    if rng.random() < unusable_share:
+        return Scene(kind, **thing, unusable=rng.choices(UNUSABLE, _UNUSABLE_WEIGHTS)[0])
+    flaws = {flaw: _severity(rng) for flaw, share in flaw_shares.items() if rng.random() < share}
+    if "dark" in flaws:
+        flaws.pop("bright", None)
+    if rng.random() < rotated_share and thing["name"] not in WITHOUT_UPRIGHT:
+        thing["rotation"] = rng.choices(_ROTATIONS, _ROTATION_WEIGHTS)[0]
+        thing["tilt"] = 0.0 if thing["rotation"] else rng.choice((-1, 1)) * rng.uniform(*_TILTS)
+    return Scene(kind, **thing, **flaws)
+
+
+def _severity(rng: Random) -> float:
+    """Mostly mild, never 0."""
+    return 0.01 + 0.99 * rng.betavariate(1.3, 2.4)
 
 
 def _thing(rng: Random, kind: str) -> dict[str, Any]:

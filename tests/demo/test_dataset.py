@@ -23,7 +23,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_it_is_a_vizwiz_folder(demo: Path) -> None:
-    assert sorted(path.name for path in demo.iterdir()) == sorted(["Annotations", DEMO_MANIFEST, *COUNTS])
+    assert sorted(path.name for path in demo.iterdir()) == sorted(["Annotations", "Quality", DEMO_MANIFEST, *COUNTS])
     for split, count in COUNTS.items():
         records = read_split(demo, split, labelled=split != "test").records
         assert [record.image for record in records] == [f"VizWiz_{split}_{number:08}.jpg" for number in range(count)]
@@ -31,6 +31,17 @@ def test_it_is_a_vizwiz_folder(demo: Path) -> None:
     assert set(json.loads((demo / "Annotations" / "test.json").read_text())[0]) == {"image", "question"}
     train = read_split(demo, "train").records
     assert len({majority_answer(record) for record in train}) > 20
+
+
+def test_it_has_votes_on_the_photos_as_vizwiz_has(demo: Path) -> None:
+    assert sorted(path.name for path in (demo / "Quality").iterdir()) == ["train.json", "val.json"]
+    for split in ("train", "val"):
+        entries = json.loads((demo / "Quality" / f"{split}.json").read_text())
+        assert [entry["image"] for entry in entries] == [record.image for record in read_split(demo, split).records]
+        for entry in entries:
+            assert set(entry) == {"image", "flaws", "unrecognizable"}
+            assert set(entry["flaws"]) == {"FRM", "BLR", "DRK", "BRT", "OBS", "ROT", "OTH", "NON"}
+            assert set(entry["flaws"].values()) | {entry["unrecognizable"]} <= set(range(6))
 
 
 def test_photos_are_a_phones(demo: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from itertools import combinations
 from random import Random
 
@@ -10,14 +11,14 @@ import numpy as np
 import pytest
 
 from demo.answers import UNANSWERABLE, annotate, answer_of
-from demo.captions import draw_caption, facts_of
+from demo.captions import FACTS, Facts, draw_caption, draw_quality_caption, facts_of
 from demo.goods import AMOUNTS, GARMENTS, PATTERNS, PRODUCTS
 from demo.objects import OBJECTS
 from demo.pairs import HELD_OUT, encode_facts, matches, scene_of
 from demo.pen import COLOURS
 from demo.photo import take_photo
 from demo.questions import KINDS, draw_question_kind, phrase
-from demo.scene import FLAWS, UNUSABLE, Scene, draw_scene
+from demo.scene import FLAW_SHARES, UNUSABLE, Scene, draw_scene
 from training.dataset import ANSWER_TYPES, CONFIDENCES
 from vizwiz_client.contract.tokenizer import tokenize
 
@@ -57,12 +58,51 @@ def sharpness(scene: Scene) -> float:
     return float(np.abs(np.diff(pixels(scene), axis=1)).mean())
 
 
+def flawed(flaw: str, severity: float = 1.0) -> Scene:
+    """A can with one flaw."""
+    return Scene("package", "can", "red", word="soup", **{flaw: severity})
+
+
 def test_flaws_do_what_they_are_called() -> None:
-    good = Scene("package", "can", "red", word="soup")
-    flawed = {flaw: Scene("package", "can", "red", word="soup", flaw=flaw, severity=1.0) for flaw in FLAWS}
-    assert sharpness(flawed["blurry"]) < 0.7 * sharpness(good) < sharpness(flawed["noisy"])
-    assert pixels(flawed["dark"]).mean() < 0.3 * pixels(good).mean() < 0.3 * pixels(flawed["bright"]).mean()
-    assert not np.array_equal(pixels(flawed["finger"]), pixels(good))
+    good = flawed("blur", 0)
+    assert sharpness(flawed("blur")) < 0.7 * sharpness(good) < sharpness(flawed("noise"))
+    assert pixels(flawed("dark")).mean() < 0.3 * pixels(good).mean() < 0.3 * pixels(flawed("bright")).mean()
+    assert pixels(flawed("bright")).min() > pixels(good).min() + 30  # nothing stays black
+    covered = np.abs(pixels(flawed("obstruction")) - pixels(good)).max(axis=2) > 40
+    assert 0.1 < covered.mean() < 0.6
+
+
+def red_centre(scene: Scene, seed: int) -> tuple[float, float]:
+    """Where the red of a photo is, as shares of its height and width."""
+    photo = pixels(scene, seed)
+    rows, columns = np.nonzero((photo[..., 0] > 120) & (photo[..., 1:].max(axis=2) < 80))
+    return rows.mean() / photo.shape[0], columns.mean() / photo.shape[1]
+
+
+@pytest.mark.parametrize(("framing", "least", "most"), [(0.0, 0.0, 0.12), (0.01, 0.1, 0.35), (1.0, 0.2, 0.5)])
+def test_a_badly_framed_thing_is_off_the_centre(framing: float, least: float, most: float) -> None:
+    for seed in range(5):
+        row, column = red_centre(Scene("object", "ball", "red", framing=framing), seed)
+        assert least < np.hypot((row - 0.5) * 4 / 3, column - 0.5) < most
+
+
+@pytest.mark.parametrize("rotation", [90, 180, 270])
+def test_a_rotated_photo_is_the_upright_one_rotated(rotation: int) -> None:
+    size = SIZE[::-1] if rotation != 180 else SIZE
+    upright = take_photo(Scene("door", "door", "red", state="open"), size, Random(0))
+    rotated = take_photo(Scene("door", "door", "red", state="open", rotation=rotation), SIZE, Random(0))
+    assert rotated.size == SIZE
+    assert np.array_equal(np.rot90(np.asarray(upright), rotation // 90), np.asarray(rotated))
+
+
+def test_a_photo_has_several_flaws_drawn_independently() -> None:
+    scenes = [draw_scene(Random(f"flaws {number}"), 0) for number in range(3000)]
+    for flaw, share in FLAW_SHARES.items():
+        assert np.mean([getattr(scene, flaw) > 0 for scene in scenes]) == pytest.approx(share, abs=0.03)
+    both = np.mean([scene.blur > 0 and scene.framing > 0 for scene in scenes])
+    assert both == pytest.approx(FLAW_SHARES["blur"] * FLAW_SHARES["framing"], abs=0.03)
+    assert np.median([scene.blur for scene in scenes if scene.blur]) < 0.4  # most are mild
+    assert not any(scene.dark and scene.bright for scene in scenes)
 
 
 @pytest.mark.parametrize("unusable", UNUSABLE)
@@ -131,17 +171,36 @@ def test_annotators_disagree_plausibly() -> None:
     assert {"cup", "red mug", UNANSWERABLE} < set(answers)
 
 
-def test_a_caption_is_true_of_its_own_scene() -> None:
+def test_people_give_up_more_on_a_worse_photo() -> None:
+    shares = []
+    for severity in (0.0, 0.3, 1.0):
+        scene, rng = Scene("object", "mug", "red", blur=severity, dark=severity), Random(0)
+        answers = [entry["answer"] for _ in range(200) for entry in annotate("what", scene, rng)["answers"]]
+        shares.append(answers.count(UNANSWERABLE) / len(answers))
+    assert shares[0] < 0.04 < shares[1] < 0.15 < 0.5 < shares[2]
+
+
+@pytest.mark.parametrize("draw", [draw_caption, draw_quality_caption])
+def test_a_caption_is_true_of_its_own_scene(draw: Callable[[Scene, Random], tuple[str, Facts]]) -> None:
     rng = Random(0)
     scenes = [draw_scene(rng, 0.2) for _ in range(500)]
-    captions = [draw_caption(scene, rng) for scene in scenes]
+    captions = [draw(scene, rng) for scene in scenes]
     shown = encode_facts([facts_of(scene) for scene in scenes])
     match = matches(shown, encode_facts([facts for _, facts in captions]))
     assert match.diagonal().all()
-    assert 0.01 < match.float().mean() < 0.2
+    assert 0.01 < match.float().mean() < 0.5
     for (text, facts), scene in zip(captions, scenes, strict=True):
         if facts.get("word"):
             assert scene.word in text
+
+
+def test_captions_state_every_fault() -> None:
+    stated = Counter(
+        fact for index in range(2000) for fact in draw_quality_caption(*scene_of(0, index))[1].items()
+    )
+    faults = [("focus", "blurred"), ("frame", "cut off"), ("light", "dark"), ("light", "bright"), ("lens", "covered")]
+    for fault in (*faults, *(("orientation", value) for value in FACTS["orientation"])):
+        assert stated[fault] > 30, fault
 
 
 def test_a_caption_is_false_of_a_scene_that_differs_in_what_it_states() -> None:
