@@ -81,7 +81,7 @@ def draw_scene(
         thing = _thing(rng, kind)
     if rng.random() < unusable_share:
         return Scene(kind, **thing, unusable=rng.choices(UNUSABLE, _UNUSABLE_WEIGHTS)[0])
-    flaws = {flaw: _severity(rng) for flaw, share in flaw_shares.items() if rng.random() < share}
+    flaws: dict[str, Any] = {flaw: _severity(rng) for flaw, share in flaw_shares.items() if rng.random() < share}
     if "dark" in flaws:
         flaws.pop("bright", None)
     if rng.random() < rotated_share and thing["name"] not in WITHOUT_UPRIGHT:

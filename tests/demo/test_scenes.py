@@ -195,9 +195,7 @@ def test_a_caption_is_true_of_its_own_scene(draw: Callable[[Scene, Random], tupl
 
 
 def test_captions_state_every_fault() -> None:
-    stated = Counter(
-        fact for index in range(2000) for fact in draw_quality_caption(*scene_of(0, index))[1].items()
-    )
+    stated = Counter(fact for index in range(2000) for fact in draw_quality_caption(*scene_of(0, index))[1].items())
     faults = [("focus", "blurred"), ("frame", "cut off"), ("light", "dark"), ("light", "bright"), ("lens", "covered")]
     for fault in (*faults, *(("orientation", value) for value in FACTS["orientation"])):
         assert stated[fault] > 30, fault
