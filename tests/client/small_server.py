@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import signal
 import time
@@ -11,7 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
+from onnx import TensorProto, helper, numpy_helper
+from tritonclient.grpc import model_config_pb2
 
 from serving.server import EmbeddedTriton
 from tests.serving import tiny_repository
@@ -30,6 +35,43 @@ def write_small_repository(folder: Path) -> None:
         config.parameters[tensors.CONTRACT_VERSION_PARAMETER].string_value = str(tensors.CONTRACT_VERSION)
 
     tiny_repository.change_config(folder / tensors.ENSEMBLE, versioned)
+
+
+QUALITY_WORDING = {"sure_from": 0.4, "advise_from": {"blur": 0.6, "framing": 0.6, "dark": 0.6}}
+QUALITY_ISSUES = ("blur", "framing", "dark")
+
+
+def add_quality(repository: Path, head: str) -> None:
+    """Give ``head`` and the ensemble the output ``quality``: the more red, green or blue, the more of an issue."""
+    path = repository / head / "1" / "model.onnx"
+    model = onnx.load(path)
+    model.graph.node.extend(
+        [
+            helper.make_node("Sub", ["image_features", "middle"], ["above_middle"]),
+            helper.make_node("Div", ["above_middle", "middle"], ["logits"]),
+            helper.make_node("Sigmoid", ["logits"], ["quality"]),
+        ]
+    )
+    model.graph.initializer.append(numpy_helper.from_array(np.array([64], np.float32), "middle"))
+    shape = ["batch", len(QUALITY_ISSUES)]
+    model.graph.output.append(helper.make_tensor_value_info("quality", TensorProto.FLOAT, shape))
+    onnx.checker.check_model(model)
+    onnx.save(model, path)
+    (repository / head / "quality.txt").write_text("".join(f"{issue}\n" for issue in QUALITY_ISSUES))
+
+    def to_head(config: Any) -> None:
+        output = config.output.add(name="quality", data_type=model_config_pb2.TYPE_FP32, dims=[len(QUALITY_ISSUES)])
+        output.label_filename = "quality.txt"
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        config.parameters[tensors.MODEL_DIGEST_PARAMETER].string_value = digest
+
+    def to_ensemble(config: Any) -> None:
+        config.output.add(name="quality", data_type=model_config_pb2.TYPE_FP32, dims=[-1])
+        config.ensemble_scheduling.step[-1].output_map["quality"] = "quality"
+        config.parameters[tensors.WORDING_PARAMETER].string_value = json.dumps(QUALITY_WORDING)
+
+    tiny_repository.change_config(repository / head, to_head)
+    tiny_repository.change_config(repository / tensors.ENSEMBLE, to_ensemble)
 
 
 class SmallServer(EmbeddedTriton):
