@@ -51,12 +51,15 @@ def main() -> None:
 
 
 def choose_questions(triton: str) -> dict[str, tuple[Path, str]]:
-    """For each outcome, a photo and a question of the demo's val split."""
+    """For each outcome, a photo and a question of the demo's val split; of the declined ones, one with a reason."""
     split = read_split(ensure_demo_dataset(), "val")
     pairs = [(split.photos / record.image, record.question) for record in split.records if len(record.question) < 30]
     found: dict[str, tuple[Path, str]] = {}
     with VizwizClient(triton) as client:
-        for pair, answer in zip(pairs, client.ask_batch(pairs, top=5), strict=True):
+        answers = client.ask_batch(pairs, top=5)
+        # first the declined with a reason, and the others without
+        ranked = sorted(zip(pairs, answers, strict=True), key=lambda asked: asked[1].declined != bool(asked[1].advice))
+        for pair, answer in ranked:
             found.setdefault(answer.words.outcome, pair)
     return found
 
