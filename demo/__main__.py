@@ -47,9 +47,10 @@ def main() -> int:
 
 
 def choose(records: Sequence[Record]) -> list[Record]:
-    """Select records with different answers; the first asks what something is."""
+    """Select records with different answers: one asks what something is, the next one's photo cannot answer."""
     first = next(r for r in records if r.answer_type == "other" and r.question.lower().startswith("what is this"))
-    chosen = {majority_answer(first): first}
+    second = next(r for r in records if not r.answerable)
+    chosen = {majority_answer(first): first, majority_answer(second): second}
     for record in records:
         chosen.setdefault(majority_answer(record), record)
     return list(chosen.values())[:PHOTOS]
