@@ -50,6 +50,7 @@ class Settings:
     batch_size: int = 256
     questions: int = 128  # of a batch's scenes, for the paraphrases
     learning_rate: float = 2e-3
+    quality_weight: float = 0.3  # of the captions about how a picture was taken, against those about what it shows
     seed: int = 0
 
 
@@ -187,8 +188,9 @@ class Trainer:
         shown = self.shown[rows]
         loss = contrastive_loss(image_features, text_features - middle, scale, matches(shown, stated))
         quality_match = matches(shown, quality_stated)
-        loss = loss + contrastive_loss(image_features, quality_features - middle, scale, quality_match)
-        return loss + paraphrase_loss(question_features - middle, scale, kinds)
+        quality_loss = contrastive_loss(image_features, quality_features - middle, scale, quality_match)
+        paraphrases = paraphrase_loss(question_features - middle, scale, kinds)
+        return loss + self.settings.quality_weight * quality_loss + paraphrases
 
     def _encode_texts(self, tokens: Tensor) -> Tensor:
         """Features [N, D] of ``tokens`` [N, T], encoded in groups of about the same length: three times faster."""
@@ -236,11 +238,22 @@ def save_checkpoint(model: Any, path: Path) -> None:
             deflated.writestr(zipfile.ZipInfo(name), source.read(name), zipfile.ZIP_DEFLATED, 9)
 
 
-def pretrain(settings: Settings, out: Path, work: Path, workers: int) -> Path:
-    """Draw the pictures into ``work``, train, and write the checkpoint ``out``."""
+def load_checkpoint(model: Any, path: Path) -> None:
+    """Load what :func:`save_checkpoint` wrote; tokens that its texts did not have keep their initial embedding."""
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    rows = state["token_embedding.weight"][tokens_in_use()]
+    known = rows.any(dim=1)
+    state["token_embedding.weight"] = torch.where(known[:, None], rows.float(), model.token_embedding.weight.detach())
+    model.load_state_dict({name: state[name].float() for name in model.state_dict()})
+
+
+def pretrain(settings: Settings, out: Path, work: Path, workers: int, start: Path | None = None) -> Path:
+    """Draw the pictures into ``work``, train, and write the checkpoint ``out``; ``start`` holds the initial weights."""
     folder = work / digest_of(f"{PAIRS_VERSION} {settings}")[:12]
     shards = render(settings.seed, settings.pictures, folder, workers)
     trainer = Trainer(settings, shards)
+    if start:
+        load_checkpoint(trainer.model, start)
     trainer.run()
     trainer.finish()
     save_checkpoint(trainer.model, out)
@@ -253,13 +266,16 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=DEMO_CLIP, help=f"checkpoint to write (default: {DEMO_CLIP.name})")
     parser.add_argument("--work", type=Path, default=Path(".cache/pretrain"), help="(default: .cache/pretrain)")
     parser.add_argument("--workers", type=int, default=2, help="processes that draw (default: 2)")
-    for name in ("pictures", "epochs", "seed"):
+    parser.add_argument("--start", type=Path, help="checkpoint of this command to start from (default: random weights)")
+    options = ("pictures", "epochs", "seed", "learning_rate", "quality_weight")
+    for name in options:
         default = getattr(Settings, name)
-        parser.add_argument(f"--{name}", type=int, default=default, help=f"(default: {default})")
+        flag = f"--{name.replace('_', '-')}"
+        parser.add_argument(flag, type=type(default), default=default, help=f"(default: {default})")
     arguments = parser.parse_args(argv)
-    settings = Settings(pictures=arguments.pictures, epochs=arguments.epochs, seed=arguments.seed)
+    settings = Settings(**{name: getattr(arguments, name) for name in options})
     started = time.monotonic()
-    out = pretrain(settings, arguments.out, arguments.work, arguments.workers)
+    out = pretrain(settings, arguments.out, arguments.work, arguments.workers, arguments.start)
     print(f"{out}: {out.stat().st_size / 1e6:.1f} MB after {(time.monotonic() - started) / 60:.1f} minutes")
     return 0
 
