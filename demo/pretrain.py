@@ -2,9 +2,8 @@
 
     python -m demo.pretrain
 
-About 15 minutes on 2 cores: 2 for the drawing, 13 for the training. Drawn pictures stay in .cache/pretrain. Writes
-demo/clip_demo.pt, 5.7 MB, which ``clip.load`` reads like any other checkpoint. docs/results.md has the
-scores of the head that is fitted on it.
+Drawn pictures stay in .cache/pretrain. Writes demo/clip_demo.pt, 5.7 MB, which ``clip.load`` reads like any other
+checkpoint. docs/results.md says how the committed one was trained, and has the scores of the heads fitted on it.
 """
 
 from __future__ import annotations
@@ -249,7 +248,7 @@ def load_checkpoint(model: Any, path: Path) -> None:
 
 def pretrain(settings: Settings, out: Path, work: Path, workers: int, start: Path | None = None) -> Path:
     """Draw the pictures into ``work``, train, and write the checkpoint ``out``; ``start`` holds the initial weights."""
-    folder = work / digest_of(f"{PAIRS_VERSION} {settings}")[:12]
+    folder = work / digest_of(f"{PAIRS_VERSION} {settings.seed} {settings.pictures}")[:12]
     shards = render(settings.seed, settings.pictures, folder, workers)
     trainer = Trainer(settings, shards)
     if start:

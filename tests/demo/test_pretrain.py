@@ -13,7 +13,16 @@ from torch.nn import functional
 
 from demo import DEMO_CLIP, pairs
 from demo.photo import take_photo
-from demo.pretrain import Settings, Trainer, contrastive_loss, paraphrase_loss, pretrain, save_checkpoint
+from demo.pretrain import (
+    Settings,
+    Trainer,
+    build_model,
+    contrastive_loss,
+    load_checkpoint,
+    paraphrase_loss,
+    pretrain,
+    save_checkpoint,
+)
 from demo.scene import draw_scene
 from training.backbone import clip_tokenize, load_clip, normalise_pixels
 from vizwiz_client.contract.image import to_pixels
@@ -76,6 +85,20 @@ def test_pretraining_writes_a_checkpoint_of_the_trained_weights(tmp_path: Path) 
     assert not torch.allclose(*torch.from_numpy(features))
     embedding = loaded.model.token_embedding.weight
     assert (embedding != 0).any(dim=1).sum() < 1000
+
+
+def test_training_continues_from_a_checkpoint(tmp_path: Path) -> None:
+    """A token that the checkpoint's texts did not have keeps its initial embedding."""
+    torch.manual_seed(0)
+    saved, other = (build_model(len(pairs.tokens_in_use())) for _ in range(2))
+    with torch.no_grad():
+        saved.token_embedding.weight[7] = 0
+    save_checkpoint(saved, tmp_path / "clip.pt")
+    initial = other.token_embedding.weight[7].clone()
+    load_checkpoint(other, tmp_path / "clip.pt")
+    torch.testing.assert_close(other.visual.conv1.weight, saved.visual.conv1.weight, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(other.token_embedding.weight[8], saved.token_embedding.weight[8], rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(other.token_embedding.weight[7], initial, rtol=0, atol=0)
 
 
 def test_saving_loses_no_more_than_half_precision_does(tmp_path: Path) -> None:
