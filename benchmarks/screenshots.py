@@ -1,4 +1,4 @@
-"""Screenshots of the web page for docs/gateway.md: ``python -m serving``, then ``python benchmarks/screenshots.py``.
+"""Screenshots of the web page for docs/gateway.md: ``python -m serving``, then ``python -m benchmarks.screenshots``.
 
 Needs chromium and the demo's model and data (``make demo``). Writes docs/page-<state>.png.
 """
