@@ -29,6 +29,7 @@ from serving.runtime import STUB, check_stub, find_runtime
 from serving.workspace import LOG_FILE, PREFIX, Log, Workspace, remove_stale_workspaces
 from vizwiz_client.contract.tensors import ENSEMBLE
 
+_STARTS = 3  # of a server whose start a signal ends
 POLL_INTERVAL_S = 0.5  # between two checks of the processes, the shared memory and the log
 STOP_TIMEOUT_S = DRAIN_TIMEOUT_S + EXIT_TIMEOUT_S + 10  # for the supervisor to stop the server; then it is killed
 STUB_TIMEOUT_S = 600  # for a model to load: a large CLIP's file takes a while to read and optimise
@@ -208,18 +209,21 @@ class EmbeddedTriton:
 
     # The supervisor's thread alone starts, restarts and stops the process.
 
-    def _run(self, report: Callable[[str], None]) -> None:
-        try:
+    def _launch_or_retry(self, report: Callable[[str], None]) -> bool:
+        """Launch; on a busy machine Triton 2.51 aborts rarely while its Python backend starts (lock_exception)."""
+        for _ in range(_STARTS - 1):
             try:
-                ready = self._launch(report)
+                return self._launch(report)
             except ServingError as error:
-                # On a busy machine Triton 2.51 aborts rarely while its Python backend starts (lock_exception).
                 if not (self._process and self._process.ended_by_signal()):
                     raise
                 self._kill()
                 report(f"{error}\nstarting it once more")
-                ready = self._launch(report)
-            if ready:
+        return self._launch(report)
+
+    def _run(self, report: Callable[[str], None]) -> None:
+        try:
+            if self._launch_or_retry(report):
                 self._settled.set()
                 self._supervise(report)
         except ServingError as error:

@@ -230,7 +230,7 @@ def test_a_start_that_crashes_is_tried_once_more(tiny_repository: Path) -> None:
     crashed.result()
     assert len(shared_memory_of(server.log.parent)) == 3
     server.stop()
-    (line,) = said
+    line = said[0]  # on a busy machine Triton's own abort may follow
     assert line.startswith(f"Triton cannot serve {tiny_repository}: tritonserver ended with SIGABRT\n")
     assert line.endswith("\nstarting it once more")
 
