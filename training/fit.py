@@ -53,7 +53,7 @@ class Result(NamedTuple):
     ensemble: ClipEnsemble
     history: list[Row]  # the epochs of every head
     best: Row  # scores of the ensemble
-    wording: dict[str, Any]  # thresholds of the sentences that a person is told
+    wording: dict[str, Any]  # thresholds that choose the sentences shown to people
     baselines: dict[str, Baseline]
     baseline_scores: dict[str, Row]
 

@@ -47,7 +47,7 @@ _MAX_PERIODS = 32  # the official script passes re.UNICODE, which equals 32, as 
 _FULL_MARKS = 3  # matching annotators at which an answer scores 1
 
 CALIBRATION_BINS = 15  # of equal width over [0, 1]: Guo et al., "On Calibration of Modern Neural Networks", ICML 2017
-SAID_PRECISION = 0.7  # of what a person is told without "maybe"
+SAID_PRECISION = 0.7  # of advice, and of answers without "maybe"
 SAID_RECORDS = 20  # a precision over fewer is too noisy to choose by
 DECLINE_THRESHOLD = 0.5  # of the calibrated answerability: below it, callers of the exported head decline
 

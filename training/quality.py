@@ -120,7 +120,9 @@ class FittedQuality(NamedTuple):
     """Heads fitted on photo quality, and the thresholds of advice."""
 
     heads: list[list[QualityHead]]  # one for each fold, for each CLIP
-    advise_from: dict[str, float]  # issue -> probability from which it is said; it is right in 70% of the photos
+    advise_from: dict[
+        str, float
+    ]  # issue -> lowest probability at which it is reported; it is right in 70% of the photos
 
 
 def fit_quality(
@@ -275,7 +277,7 @@ def _choose_penalty(images: Tensor, targets: Tensor, rows: Rows, held_out: Rows)
 def _fit_head(images: Tensor, targets: Tensor, penalty: float) -> QualityHead:
     """Minimise the cross-entropy of the shares of voters [N, Q] under an L2 penalty, by L-BFGS on all records at once.
 
-    Each feature is scaled to variance 1 for the fit, so that the penalty treats all alike; the scale becomes part of
+    Each feature is scaled to variance 1 for the fit, so that the penalty is the same for all; the scale becomes part of
     the LayerNorm's weights.
     """
     with torch.random.fork_rng(devices=[]):  # initial weights, overwritten below, must not move other heads' numbers

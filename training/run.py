@@ -78,7 +78,7 @@ class Run:
 
     @property
     def wording(self) -> dict[str, Any]:
-        """Thresholds of the sentences that a person is told; see :mod:`vizwiz_client.contract.wording`."""
+        """Thresholds that choose the sentences shown to people; see :mod:`vizwiz_client.contract.wording`."""
         return dict(self.config["wording"])
 
     @property

@@ -13,7 +13,7 @@ import numpy as np
 
 CONTRACT_VERSION = 1  # raise it when an old client would misread a new server
 CONTRACT_VERSION_PARAMETER = "contract_version"  # in the ensemble's config
-WORDING_PARAMETER = "wording"  # JSON in the ensemble's config: thresholds of the sentences that a person is told
+WORDING_PARAMETER = "wording"  # JSON in the ensemble's config: thresholds that choose the sentences shown to people
 DEMO_PARAMETER = "demo"  # "true" in the configs of a head that was fitted on drawn pictures alone, and its ensembles
 MODEL_DIGEST_PARAMETER = "model_sha256"  # SHA-256 of a model's graph file, verified when it loads
 LABELS_DIGEST_PARAMETER = "labels_sha256_"  # + file name: SHA-256 of a label file, verified when it loads

@@ -59,10 +59,10 @@ ISSUES = {  # by the label of the output `quality`
 
 @dataclass(frozen=True)
 class Thresholds:
-    """Probabilities from which something is said; export writes them into the ensemble's config.
+    """Thresholds that choose the sentences; export writes them into the ensemble's config.
 
     Attributes:
-        sure_from: the first answer is said without "maybe" from here on.
+        sure_from: from this probability on, the first answer has no "maybe".
         advise_from: for each quality issue, the probability from which it is a reason. Other issues are never said.
     """
 
@@ -119,14 +119,14 @@ def is_declined(answerable: float, answer: str) -> bool:
 
 
 def reasons(quality: Mapping[str, float], thresholds: Thresholds) -> tuple[str, ...]:
-    """The issues that a person is told about.
+    """The issues to report to a person.
 
     Args:
         quality: the probability of each issue.
-        thresholds: the probability from which each issue is said.
+        thresholds: the lowest probability at which each issue is reported.
 
     Returns:
-        At most two issues, most probable first. That nothing can be recognised is said only without another reason:
+        At most two issues, most probable first. That nothing can be recognised is reported only without another reason:
         blur or darkness say more about what to do.
     """
     seen = [issue for issue, _ in _by_probability(quality) if issue in ISSUES and _is_seen(issue, quality, thresholds)]
@@ -152,7 +152,7 @@ def to_words(
         candidates: answers and their probabilities, best first. Labels such as "unanswerable" are left out.
         declined: whether the photo probably cannot answer the question.
         quality: the probability of each quality issue; None where none is served.
-        thresholds: probabilities from which something is said; None for the defaults.
+        thresholds: those of the served head; None for the defaults.
     """
     quality, thresholds = quality or {}, thresholds or Thresholds()
     answers = [(answer, confidence) for answer, confidence in candidates if answer not in UNANSWERABLE_LABELS]
