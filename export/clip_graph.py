@@ -35,7 +35,7 @@ from export.graph_builder import (
 from export.parity_inputs import calibration_photos
 from export.quantize import quantize_matmuls
 from export.targets import GraphKind
-from training.backbone import PIXEL_MEAN, PIXEL_STD, FrozenClip
+from training.backbone import FrozenClip
 from vizwiz_client.contract import tensors
 from vizwiz_client.contract.tokenizer import END_OF_TEXT
 
@@ -54,13 +54,13 @@ def write_image_encoder(model: FrozenClip, kind: GraphKind, path: Path) -> None:
         GraphError: the graph has operators that its variant does not allow: see :func:`check_operators`.
     """
     ops, visual = _operators(kind), model.model.visual
-    features = image_encoder(ops, visual, tensors.IMAGE.name)
+    features = image_encoder(ops, model, tensors.IMAGE.name)
     image = tensor_value(tensors.IMAGE, model.image_size, model.image_size, 3)
     _save(ops.graph, image, features, tensor_value(tensors.IMAGE_FEATURES, model.embed_dim), path)
     check_operators(ops.graph.nodes, kind, count_attentions(visual))
     # A ResNet is convolutions but for its attention pool: int8 there fails parity (docs/decisions.md).
     if kind.precision == "int8" and not is_resnet(visual):
-        quantize_matmuls(path, calibration_photos(model.image_size))
+        quantize_matmuls(path, calibration_photos(model))
 
 
 def write_text_encoder(model: FrozenClip, kind: GraphKind, path: Path) -> None:
@@ -108,9 +108,9 @@ def check_operators(nodes: Sequence[onnx.NodeProto], kind: GraphKind, attentions
             )
 
 
-def image_encoder(ops: PortableOperators, visual: Any, image: str) -> str:
+def image_encoder(ops: PortableOperators, model: FrozenClip, image: str) -> str:
     """``CLIP.encode_image`` of either family: ``image`` uint8 [B, S, S, 3] to fp32 [B, D]."""
-    pixels = normalize(ops.graph, image)
+    visual, pixels = model.model.visual, normalize(ops.graph, image, model.mean, model.std)
     features = resnet(ops, visual, pixels) if is_resnet(visual) else vision_transformer(ops, visual, pixels)
     return ops.graph.to_fp32(features)
 
@@ -125,11 +125,11 @@ def count_attentions(encoder: nn.Module) -> int:
     return is_resnet(encoder) + sum(isinstance(layer, nn.MultiheadAttention) for layer in encoder.modules())
 
 
-def normalize(graph: GraphBuilder, image: str) -> str:
-    """Normalise uint8 [B, S, S, 3] by CLIP's mean and standard deviation; returns [B, 3, S, S]."""
-    mean, std = (graph.constant(np.array(each) * 255, np.float32) for each in (PIXEL_MEAN, PIXEL_STD))
-    centred = graph.add("Sub", graph.add("Cast", image, to=TensorProto.FLOAT), mean)
-    return graph.to_compute_dtype(graph.add("Transpose", graph.add("Div", centred, std), perm=[0, 3, 1, 2]))
+def normalize(graph: GraphBuilder, image: str, mean: Sequence[float], std: Sequence[float]) -> str:
+    """Normalise uint8 [B, S, S, 3] by the mean and standard deviation of each channel; returns [B, 3, S, S]."""
+    shift, scale = (graph.constant(np.array(each) * 255, np.float32) for each in (mean, std))
+    centred = graph.add("Sub", graph.add("Cast", image, to=TensorProto.FLOAT), shift)
+    return graph.to_compute_dtype(graph.add("Transpose", graph.add("Div", centred, scale), perm=[0, 3, 1, 2]))
 
 
 def vision_transformer(ops: PortableOperators, visual: Any, pixels: str) -> str:

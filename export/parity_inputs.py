@@ -1,6 +1,6 @@
 """Photos and questions for the parity check and for int8 calibration; drawn ones are the same on every run.
 
-Each parity input is preprocessed twice: by the client's code, and by the ``clip`` package.
+Each parity input is preprocessed twice: by the client's code, and by the checkpoint's own package.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from PIL import Image
 from demo.photo import take_photo
 from demo.questions import draw_question_kind, phrase
 from demo.scene import Scene, draw_scene
-from training.backbone import PIXEL_MEAN, PIXEL_STD, clip_preprocess, clip_tokenize
+from training.backbone import FrozenClip
 from training.dataset import Split
 from vizwiz_client.contract import tensors, tokenizer
 from vizwiz_client.contract.errors import ImageError, QuestionError
@@ -48,27 +48,27 @@ class Inputs:
     name: str  # "random", "drawn" or "val"
     pixels: Array  # uint8 [P, S, S, 3]
     questions: list[Array]  # Q arrays of token ids, int32 [T], without padding
-    reference_pixels: torch.Tensor  # fp32 [P, 3, S, S], normalised by the clip package
-    reference_questions: torch.Tensor  # int [Q, 77], tokenised by the clip package
+    reference_pixels: torch.Tensor  # fp32 [P, 3, S, S], normalised by the checkpoint's own package
+    reference_questions: torch.Tensor  # int [Q, 77], tokenised by the checkpoint's own package
 
 
-def random_inputs(image_size: int) -> Inputs:
+def random_inputs(model: FrozenClip) -> Inputs:
     """Photos of noise, and random token ids of each length of the text graph, of one less and of one more."""
     random = np.random.default_rng(0)
-    pixels = random.integers(0, 256, (RANDOM_PHOTOS, image_size, image_size, 3), dtype=np.uint8)
+    pixels = random.integers(0, 256, (RANDOM_PHOTOS, model.image_size, model.image_size, 3), dtype=np.uint8)
     edges = {length + more for length in tensors.TOKEN_LENGTHS for more in (-1, 0, 1)} - {tensors.CONTEXT_LENGTH + 1}
     questions = []
     for length in (3, *sorted(edges)):
         ids = random.integers(0, tokenizer.START_OF_TEXT, length, dtype=np.int32)
         ids[0], ids[-1] = tokenizer.START_OF_TEXT, tokenizer.END_OF_TEXT
         questions.append(ids)
-    mean, std = torch.tensor(PIXEL_MEAN), torch.tensor(PIXEL_STD)
+    mean, std = torch.tensor(model.mean), torch.tensor(model.std)
     reference = ((torch.from_numpy(pixels) / 255 - mean) / std).permute(0, 3, 1, 2)
     padded = np.stack([tokenizer.pad(ids, tensors.CONTEXT_LENGTH) for ids in questions])
     return Inputs("random", pixels, questions, reference, torch.from_numpy(padded))
 
 
-def drawn_inputs(image_size: int, golden_photo: bytes) -> Inputs:
+def drawn_inputs(model: FrozenClip, golden_photo: bytes) -> Inputs:
     """The golden request, then photos and questions that the demo's renderer draws."""
     photos, questions = [golden_photo], [GOLDEN_QUESTION]
     for number in range(1, DRAWN_QUESTIONS):
@@ -76,10 +76,10 @@ def drawn_inputs(image_size: int, golden_photo: bytes) -> Inputs:
         questions.append(question)
         if number < DRAWN_PHOTOS:
             photos.append(_render(scene, rng))
-    return _preprocess("drawn", image_size, [load_photo(photo) for photo in photos], questions)
+    return _preprocess("drawn", model, [load_photo(photo) for photo in photos], questions)
 
 
-def run_inputs(image_size: int, split: Split) -> Inputs | None:
+def run_inputs(model: FrozenClip, split: Split) -> Inputs | None:
     """The first photos and questions of ``split`` that the client accepts; None if there are none."""
     photos: list[Image.Image] = []
     questions: list[str] = []
@@ -91,7 +91,7 @@ def run_inputs(image_size: int, split: Split) -> Inputs | None:
             with contextlib.suppress(QuestionError):
                 tokenizer.tokenize(record.question)
                 questions.append(record.question)
-    return _preprocess(split.name, image_size, photos, questions) if photos and questions else None
+    return _preprocess(split.name, model, photos, questions) if photos and questions else None
 
 
 def draw_golden_photo() -> bytes:
@@ -99,15 +99,15 @@ def draw_golden_photo() -> bytes:
     return _render(GOLDEN_SCENE, Random("golden"))
 
 
-def calibration_photos(image_size: int) -> Iterator[Array]:
+def calibration_photos(model: FrozenClip) -> Iterator[Array]:
     """Pixels uint8 [1, S, S, 3] to calibrate int8 on: drawn photos, half of them unusable, then black, white, noise.
 
     None of them is a parity input.
     """
     for number in range(CALIBRATION_PHOTOS):
         scene, _, rng = _draw_request(f"example/{number}", unusable_share=number % 2)
-        yield to_pixels(load_photo(_render(scene, rng)), image_size)[None]
-    shape = (1, image_size, image_size, 3)
+        yield to_pixels(load_photo(_render(scene, rng)), model.image_size, squash=model.squash)[None]
+    shape = (1, model.image_size, model.image_size, 3)
     yield from (np.full(shape, value, np.uint8) for value in (0, 255))
     yield np.random.default_rng(1).integers(0, 256, shape, dtype=np.uint8)
 
@@ -126,12 +126,12 @@ def _render(scene: Scene, rng: Random) -> bytes:
     return file.getvalue()
 
 
-def _preprocess(name: str, image_size: int, photos: Sequence[Image.Image], questions: Sequence[str]) -> Inputs:
-    clip_transform = clip_preprocess(image_size)
+def _preprocess(name: str, model: FrozenClip, photos: Sequence[Image.Image], questions: Sequence[str]) -> Inputs:
+    reference_preprocess = model.reference_preprocess()
     return Inputs(
         name,
-        np.stack([to_pixels(photo, image_size) for photo in photos]),
+        np.stack([to_pixels(photo, model.image_size, squash=model.squash) for photo in photos]),
         [tokenizer.tokenize(question).ids for question in questions],
-        torch.stack([clip_transform(photo) for photo in photos]),
-        clip_tokenize(list(questions)),
+        torch.stack([reference_preprocess(photo) for photo in photos]),
+        model.reference_tokenize(list(questions)),
     )

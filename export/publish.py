@@ -248,17 +248,17 @@ def _check_encoders(
     folders: Mapping[str, Path], names: ModelNames, run: Run, model: FrozenClip, kind: GraphKind
 ) -> ParityResult:
     image, text = folders[names.image], folders[names.text]
-    inputs = [random_inputs(model.image_size), drawn_inputs(model.image_size, (image / golden.PHOTO_FILE).read_bytes())]
-    if validation := _validation_inputs(run, model.image_size):
+    inputs = [random_inputs(model), drawn_inputs(model, (image / golden.PHOTO_FILE).read_bytes())]
+    if validation := _validation_inputs(run, model):
         inputs.append(validation)
     return check_parity(_graph(image), _graph(text), kind, model, inputs)
 
 
-def _validation_inputs(run: Run, image_size: int) -> Inputs | None:
+def _validation_inputs(run: Run, model: FrozenClip) -> Inputs | None:
     """Photos and questions of the run's validation split, if it can still be read."""
     folder = Path(run.config["data"]["folder"])
     try:
-        return run_inputs(image_size, read_split(folder, "val", limit=MAX_RUN_QUESTIONS))
+        return run_inputs(model, read_split(folder, "val", limit=MAX_RUN_QUESTIONS))
     except DatasetError:
         print(f"the data of the fit, {folder}, cannot be read: comparing on random and drawn inputs alone")
         return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
@@ -14,6 +15,7 @@ from urllib.error import URLError
 import numpy as np
 import numpy.typing as npt
 import torch
+from PIL import Image
 from torch import Tensor
 
 from training.artifacts import digest_of
@@ -62,6 +64,21 @@ class FrozenClip:
         return int(self.model.visual.input_resolution)
 
     @property
+    def squash(self) -> bool:
+        """Whether photos are resized to a square without cropping, as ``to_pixels`` of the contract describes."""
+        return False
+
+    @property
+    def mean(self) -> tuple[float, ...]:
+        """Mean of red, green and blue in [0, 1] that the image encoder expects to be subtracted."""
+        return PIXEL_MEAN
+
+    @property
+    def std(self) -> tuple[float, ...]:
+        """Standard deviation of red, green and blue that the image encoder expects to be divided by."""
+        return PIXEL_STD
+
+    @property
     def embed_dim(self) -> int:
         """Number of features of an image or a text, D."""
         return int(self.model.text_projection.shape[1])
@@ -74,7 +91,7 @@ class FrozenClip:
     @torch.inference_mode()
     def encode_images(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         """Encode ``pixels`` uint8 [B, S, S, 3] to fp32 [B, D]."""
-        images = normalise_pixels(torch.from_numpy(pixels).to(self.device))
+        images = normalise_pixels(torch.from_numpy(pixels).to(self.device), self.mean, self.std)
         return _to_numpy(self.model.encode_image(images))
 
     @torch.inference_mode()
@@ -82,21 +99,23 @@ class FrozenClip:
         """Encode ``tokens`` int32 [B, T] to fp32 [B, D]."""
         return _to_numpy(self.model.encode_text(torch.from_numpy(tokens).to(self.device)))
 
+    def reference_preprocess(self) -> Callable[[Image.Image], Tensor]:
+        """The checkpoint's own transform of a PIL image to fp32 [3, S, S], which the contract's pixels must equal."""
+        return clip.clip._transform(self.image_size)
 
-def normalise_pixels(pixels: Tensor) -> Tensor:
+    def reference_tokenize(self, questions: list[str]) -> Tensor:
+        """The checkpoint's own token ids, int [B, 77], which the contract's tokenizer must equal."""
+        return clip_tokenize(questions)
+
+
+def normalise_pixels(pixels: Tensor, mean: Sequence[float] = PIXEL_MEAN, std: Sequence[float] = PIXEL_STD) -> Tensor:
     """Standardise pixels uint8 [B, S, S, 3] per channel to the input of CLIP's image encoder, fp32 [B, 3, S, S]."""
-    mean = torch.tensor(PIXEL_MEAN, device=pixels.device) * 255
-    std = torch.tensor(PIXEL_STD, device=pixels.device) * 255
-    return ((pixels.to(torch.float32) - mean) / std).permute(0, 3, 1, 2)
-
-
-def clip_preprocess(image_size: int) -> Any:
-    """CLIP's own transform of a PIL image to fp32 [3, S, S], the reference of ``vizwiz_client.contract.image``."""
-    return clip.clip._transform(image_size)
+    centred = pixels.to(torch.float32) - torch.tensor(mean, device=pixels.device) * 255
+    return (centred / (torch.tensor(std, device=pixels.device) * 255)).permute(0, 3, 1, 2)
 
 
 def clip_tokenize(questions: list[str]) -> Tensor:
-    """CLIP's own token ids, int [B, 77], the reference of ``vizwiz_client.contract.tokenizer``."""
+    """Token ids of OpenAI's tokenizer, int [B, 77]."""
     tokens: Tensor = clip.tokenize(questions, truncate=True)
     return tokens
 

@@ -34,23 +34,28 @@ _TRANSPOSES = {90: Image.Transpose.ROTATE_90, 180: Image.Transpose.ROTATE_180, 2
 Pixels = npt.NDArray[np.uint8]
 
 
-def rotated_pixels(path: str | Path, image_size: int, rotations: Sequence[int]) -> Pixels:
-    """Decode a photo once, rotate it by each of ``rotations`` (degrees) and crop it: uint8 [rotations, S, S, 3].
+def rotated_pixels(path: str | Path, image_size: int, rotations: Sequence[int], *, squash: bool = False) -> Pixels:
+    """Decode a photo once, rotate it by each of ``rotations`` (degrees) and resize it: uint8 [rotations, S, S, 3].
 
     Raises:
         ImageError: the photo cannot be read.
     """
     upright = load_photo(path)
     rotated = (upright.transpose(_TRANSPOSES[degrees]) if degrees else upright for degrees in rotations)
-    return np.stack([to_pixels(photo, image_size) for photo in rotated])
+    return np.stack([to_pixels(photo, image_size, squash=squash) for photo in rotated])
 
 
 class Decoder:
-    """Pool of worker processes; a context manager."""
+    """Pool of worker processes; a context manager.
 
-    def __init__(self, workers: int) -> None:
+    Args:
+        workers: number of processes.
+        squash: as in :func:`vizwiz_client.contract.image.to_pixels`.
+    """
+
+    def __init__(self, workers: int, *, squash: bool = False) -> None:
         self._idle: SimpleQueue[_Worker] = SimpleQueue()
-        self._workers = [_Worker() for _ in range(workers)]
+        self._workers = [_Worker(squash) for _ in range(workers)]
         for worker in self._workers:
             self._idle.put(worker)
         self._threads = ThreadPoolExecutor(workers)  # each waits for one worker
@@ -83,7 +88,8 @@ class Decoder:
 class _Worker:
     """One child process; replaced when a photo crashes it."""
 
-    def __init__(self) -> None:
+    def __init__(self, squash: bool) -> None:
+        self._squash = squash
         self._start()
 
     def _start(self) -> None:
@@ -98,7 +104,12 @@ class _Worker:
     def decode(self, path: Path, rotations: Sequence[int], pixels: Pixels) -> str | None:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        request = {"path": str(path), "image_size": pixels.shape[1], "rotations": list(rotations)}
+        request = {
+            "path": str(path),
+            "image_size": pixels.shape[1],
+            "rotations": list(rotations),
+            "squash": self._squash,
+        }
         try:
             self._process.stdin.write(json.dumps(request).encode() + b"\n")
             self._process.stdin.flush()
@@ -132,7 +143,7 @@ def serve(requests: BinaryIO, replies: BinaryIO) -> None:
     for line in requests:
         request = json.loads(line)
         try:
-            pixels = rotated_pixels(request["path"], request["image_size"], request["rotations"])
+            pixels = rotated_pixels(**request)
         except (ImageError, MemoryError) as error:
             replies.write(json.dumps(str(error) or f"{request['path']}: out of memory").encode() + b"\n")
         else:

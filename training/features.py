@@ -131,7 +131,7 @@ def _encode_photos(
 
 
 def _photos_key(clip: FrozenClip, rotation: int, photos: Sequence[Path], digests: dict[Path, str]) -> str:
-    settings = f"photos {PREPROCESSING_VERSION} {clip.image_size} {rotation} {BATCH}"
+    settings = f"photos {PREPROCESSING_VERSION} {clip.image_size} {rotation} {BATCH}" + " squash" * clip.squash
     return digest_of(settings, *(digests[photo] for photo in photos))
 
 
@@ -146,7 +146,7 @@ def _encode_chunks(clip: FrozenClip, missing: Sequence[_Chunk], workers: int, pr
     if not missing:
         return []
     errors: list[str] = []
-    with Decoder(min(workers, sum(len(chunk.photos) for chunk in missing))) as decoder:
+    with Decoder(min(workers, sum(len(chunk.photos) for chunk in missing)), squash=clip.squash) as decoder:
         batches = _decoded(missing, clip.image_size, decoder)
         for chunk in missing:
             chunk_errors: list[str] = []

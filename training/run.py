@@ -83,7 +83,7 @@ class Run:
 
     @property
     def clips(self) -> list[dict[str, Any]]:
-        """``source``, ``sha256``, ``image_size`` and ``embed_dim`` of each CLIP that the run was fitted on."""
+        """``source``, ``sha256``, ``image_size``, ``squash`` and ``embed_dim`` of each CLIP of the fit."""
         return list(self.config["clips"])
 
     @property

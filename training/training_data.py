@@ -64,7 +64,13 @@ def run_config(data: TrainingData, recipe: Recipe, cache: Path) -> dict[str, Any
     """
     train, rows, val, clips, vocabulary = data
     described = [
-        {"source": clip.source, "sha256": clip.digest, "image_size": clip.image_size, "embed_dim": clip.embed_dim}
+        {
+            "source": clip.source,
+            "sha256": clip.digest,
+            "image_size": clip.image_size,
+            "squash": clip.squash,
+            "embed_dim": clip.embed_dim,
+        }
         for clip in clips
     ]
     return {

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from tests.conftest import LiveServer
-from training.backbone import clip_preprocess, clip_tokenize, load_clip
+from training.backbone import clip_tokenize, load_clip
 from training.dataset import read_split
 from vizwiz_client import VizwizClient
 from vizwiz_client.contract.image import load_photo
@@ -30,7 +30,7 @@ def asked(live_server: LiveServer) -> list[tuple[Path, str]]:
 def test_answers_are_what_pytorch_gives(live_server: LiveServer, asked: list[tuple[Path, str]]) -> None:
     """The reference is CLIP's own preprocessing, tokenizer and encoders, and the head as it was fitted."""
     model = load_clip(live_server.run.clip["source"])
-    preprocess = clip_preprocess(model.image_size)
+    preprocess = model.reference_preprocess()
     images = model.model.encode_image(torch.stack([preprocess(load_photo(path)) for path, _ in asked]))
     texts = model.model.encode_text(clip_tokenize([question for _, question in asked]))
     predicted = live_server.run.load_predictor()(texts, images)

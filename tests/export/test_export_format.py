@@ -81,7 +81,7 @@ def digests(folder: Path) -> dict[str, str]:
     for family in FAMILIES:
         model = small_clip(folder, family)
         for kind in GRAPH_KINDS:
-            with patch.object(clip_graph, "calibration_photos", lambda image_size: [examples, 255 - examples]):
+            with patch.object(clip_graph, "calibration_photos", lambda model: [examples, 255 - examples]):
                 clip_graph.write_image_encoder(model, kind, path)
             # what examples decide is rounded otherwise on another CPU
             found[f"{family} image {kind.name}"] = digest(onnx.load(path), sums=kind.precision != "int8")

@@ -69,10 +69,9 @@ def bench(run: Run, tiny_clip: FrozenClip, some_photos: Path, tmp_path_factory: 
     place = tmp_path_factory.mktemp("bench")
     predictor, path = run.load_predictor(), place / "head.onnx"
     write_head(predictor, "0" * 12, path)
-    side = tiny_clip.image_size
-    own = run_inputs(side, read_split(some_photos, "val"))
+    own = run_inputs(tiny_clip, read_split(some_photos, "val"))
     assert own is not None
-    inputs = [random_inputs(side), drawn_inputs(side, draw_golden_photo()), own]
+    inputs = [random_inputs(tiny_clip), drawn_inputs(tiny_clip, draw_golden_photo()), own]
     write_image_encoder(tiny_clip, DEFAULT_KIND, image := place / "image.onnx")
     write_text_encoder(tiny_clip, DEFAULT_KIND, text := place / "text.onnx")
     return Bench(tiny_clip, predictor, open_graph(path, HEAD_KIND), image, text, inputs)
@@ -153,7 +152,8 @@ def test_lengths_come_back_in_their_order(bench: Bench) -> None:
 def test_a_wrong_mean_is_refused_at_every_precision(
     mean: tuple[float, ...], bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(clip_graph, "PIXEL_MEAN", mean)
+    original = clip_graph.normalize
+    monkeypatch.setattr(clip_graph, "normalize", lambda graph, image, _, std: original(graph, image, mean, std))
     assert refused_at(compared(bench, tmp_path, lambda model: None)) == ["fp32", "fp16", "bf16", "int8"]
 
 

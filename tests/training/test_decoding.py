@@ -33,6 +33,14 @@ def test_a_worker_gives_the_pixels_of_the_contract(photo: Path) -> None:
     np.testing.assert_array_equal(pixels, rotated_pixels(photo, 32, ROTATIONS))
 
 
+def test_a_worker_squashes_where_the_clip_does(photo: Path) -> None:
+    pixels = np.zeros((2, 32, 32, 3), np.uint8)
+    with Decoder(1, squash=True) as decoder:
+        assert decoder.submit(photo, (0, 90), pixels).result() is None
+    np.testing.assert_array_equal(pixels[0], to_pixels(load_photo(photo), 32, squash=True))
+    np.testing.assert_array_equal(pixels[1], np.rot90(pixels[0]))
+
+
 def test_an_unreadable_photo_is_an_error_and_the_worker_survives(photo: Path) -> None:
     damaged = photo.with_name("damaged.png")
     damaged.write_bytes(photo.read_bytes()[:300])

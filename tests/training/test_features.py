@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from training.backbone import FrozenClip, clip_preprocess, clip_tokenize
+from training.backbone import FrozenClip, clip_tokenize
 from training.dataset import DatasetError, Record, Split, read_split
 from training.feature_cache import photo_digests
 from training.features import encode_split
@@ -33,7 +33,7 @@ def test_features_are_what_clip_itself_gives(tiny_clip: FrozenClip, split: Split
             with Image.open(path) as photo:
                 if photo.getexif().get(0x0112, 1) != 1:
                     continue  # CLIP's own preprocess ignores the camera's orientation
-                pixels = clip_preprocess(tiny_clip.image_size)(photo.convert("RGB"))[None]
+                pixels = tiny_clip.reference_preprocess()(photo.convert("RGB"))[None]
             image = tiny_clip.model.encode_image(pixels).numpy()[0]
             text = tiny_clip.model.encode_text(clip_tokenize([record.question])).numpy()[0]
             np.testing.assert_allclose(features.images[row], image, atol=1e-5 * np.abs(image).max())

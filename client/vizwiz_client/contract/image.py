@@ -1,8 +1,8 @@
 """Image preprocessing: a photo to uint8 pixels, for training and serving.
 
 :func:`load_photo` validates, decodes, applies the EXIF orientation and converts to RGB. :func:`to_pixels` resizes and
-crops to the same pixels as CLIP's own preprocess (``clip._transform``: bicubic ``Resize``, ``CenterCrop``). Mean and
-standard deviation are part of the image graph.
+crops to the same pixels as CLIP's own preprocess (``clip._transform``: bicubic ``Resize``, ``CenterCrop``), or squashes
+as open_clip's does (``resize_mode="squash"``). Mean and standard deviation are part of the image graph.
 """
 
 from __future__ import annotations
@@ -163,16 +163,19 @@ def materialize(source: Photo) -> str | os.PathLike[str] | bytes | Image.Image:
     )
 
 
-def to_pixels(photo: Image.Image, image_size: int) -> npt.NDArray[np.uint8]:
+def to_pixels(photo: Image.Image, image_size: int, *, squash: bool = False) -> npt.NDArray[np.uint8]:
     """Resize the shorter side to ``image_size`` (bicubic), and crop the longer one around its centre.
 
     Args:
         photo: an RGB image, as :func:`load_photo` returns it.
         image_size: side of the result in pixels.
+        squash: resize both sides to ``image_size`` instead, which distorts the photo but loses no part of it.
 
     Returns:
         RGB pixels, uint8 [image_size, image_size, 3]; writeable.
     """
+    if squash:
+        return np.array(photo.resize((image_size, image_size), Image.Resampling.BICUBIC))
     width, height = photo.size
     longer = int(image_size * max(width, height) / min(width, height))
     new_width, new_height = (image_size, longer) if width <= height else (longer, image_size)
