@@ -1,49 +1,55 @@
 """The fitted heads as one ONNX graph: mean probabilities and the head's id.
 
-The graph computes what :class:`training.model.Predictor` computes, with more exact log-odds of answerability and of
+The graph computes what :class:`training.model.ClipEnsemble` computes, with more exact log-odds of answerability and of
 quality issues.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-from torch import nn
-
 from export.graph_builder import GraphBuilder, tensor_value
-from training.model import GatedHead, Predictor, QualityHead
+from training.model import ClipEnsemble, GatedHead, Predictor, QualityHead
 from training.recipe import FEATURES
 from vizwiz_client.contract import tensors
-from vizwiz_client.contract.tensors import head_id
+from vizwiz_client.contract.tensors import TensorSpec, head_id
 
 
-def write_head(predictor: Predictor, digest: str, path: Path) -> None:
+def write_head(ensemble: ClipEnsemble, digest: str, path: Path) -> None:
     """Write the heads of a run.
 
-    Inputs: ``image_features`` and ``text_features`` fp32 [B, D]. Outputs: ``answer`` fp32 [B, V], ``answer_type``
-    fp32 [B, K], ``answerable`` fp32 [B, 1] and ``head_id`` int64 [B, 1]; with quality heads also ``quality`` fp32
-    [B, Q].
+    Inputs: ``image_features`` and ``text_features`` fp32 [B, D]; of several CLIPs ``image_features_1`` and so on.
+    Outputs: ``answer`` fp32 [B, V], ``answer_type`` fp32 [B, K], ``answerable`` fp32 [B, 1] and ``head_id`` int64
+    [B, 1]; with quality heads also ``quality`` fp32 [B, Q].
 
     Args:
-        predictor: the fitted heads, and the quality heads if there are any.
+        ensemble: the fitted heads, and the quality heads if there are any; as many for each CLIP.
         digest: the digest in the published model's name; ``head_id`` encodes it.
         path: the ONNX file.
     """
-    heads = [head for head in predictor.heads if isinstance(head, GatedHead)]
-    graph = GraphBuilder()
-    both = graph.add("Concat", tensors.TEXT_FEATURES.name, tensors.IMAGE_FEATURES.name, axis=1)
-    answer, answer_type, answerable = zip(*(_gated_head(graph, both, head) for head in heads), strict=True)
+    members = [member for member in ensemble.members if isinstance(member, Predictor)]
+    if len({(len(member.heads), len(member.quality)) for member in members}) > 1:
+        raise ValueError("the CLIPs have different numbers of heads, so the mean of all heads is not that of the CLIPs")
+    graph, clips = GraphBuilder(), len(members)
+    images, texts = (tensors.of_each_clip(spec, clips) for spec in (tensors.IMAGE_FEATURES, tensors.TEXT_FEATURES))
+    logits: list[tuple[str, str, str]] = []
+    for member, image, text in zip(members, images, texts, strict=True):
+        both = graph.add("Concat", text.name, image.name, axis=1)
+        logits += [_gated_head(graph, both, head) for head in member.heads if isinstance(head, GatedHead)]
+    answer, answer_type, answerable = zip(*logits, strict=True)
     graph.add("Mean", *answer, name=tensors.ANSWER.name)
     graph.add("Mean", *answer_type, name=tensors.ANSWER_TYPE.name)
     graph.add("Sigmoid", _log_odds_of_mean(graph, answerable, keepdims=1), name=tensors.ANSWERABLE.name)
-    shape = graph.add("Concat", graph.add("Shape", both, start=0, end=1), graph.constant([1]), axis=0)
+    shape = graph.add("Concat", graph.add("Shape", texts[0].name, start=0, end=1), graph.constant([1]), axis=0)
     graph.add("Expand", graph.constant([[head_id(digest)]]), shape, name=tensors.HEAD_ID.name)
-    (answers, types), embed_dim = heads[0].gate.weight.shape, len(heads[0].get_parameter("projection.0.weight")) // 2
-    inputs = [tensor_value(spec, embed_dim) for spec in (tensors.IMAGE_FEATURES, tensors.TEXT_FEATURES)]
-    outputs = [tensor_value(*each) for each in zip(tensors.HEAD_OUTPUTS, (answers, types, 1, 1), strict=True)]
-    if predictor.quality:
-        outputs.append(tensor_value(tensors.QUALITY, _quality(graph, predictor.quality)))
+    first = [next(head for head in member.heads if isinstance(head, GatedHead)) for member in members]
+    embed_dims = [len(head.get_parameter("projection.0.weight")) // 2 for head in first]
+    inputs = [tensor_value(*each) for specs in (images, texts) for each in zip(specs, embed_dims, strict=True)]
+    sizes = (*first[0].gate.weight.shape, 1, 1)
+    outputs = [tensor_value(*each) for each in zip(tensors.HEAD_OUTPUTS, sizes, strict=True)]
+    if members[0].quality:
+        outputs.append(tensor_value(tensors.QUALITY, _quality(graph, members, images)))
     graph.save(path, inputs, outputs)
 
 
@@ -65,13 +71,14 @@ def _gated_head(graph: GraphBuilder, both: str, head: GatedHead) -> tuple[str, s
     )
 
 
-def _quality(graph: GraphBuilder, heads: Iterable[nn.Module]) -> int:
-    """Mean of the probabilities of quality issues, over :class:`QualityHead`; return the number of issues, Q."""
+def _quality(graph: GraphBuilder, members: Sequence[Predictor], images: Sequence[TensorSpec]) -> int:
+    """Mean of the probabilities of quality issues, over every :class:`QualityHead`; return the number of issues, Q."""
     issues, log_odds = 0, []
-    for head in heads:
-        assert isinstance(head, QualityHead)
-        issues = head.linear.out_features
-        log_odds.append(graph.linear(graph.layer_norm(tensors.IMAGE_FEATURES.name, head.norm), head.linear))
+    for member, image in zip(members, images, strict=True):
+        for head in member.quality:
+            assert isinstance(head, QualityHead)
+            issues = head.linear.out_features
+            log_odds.append(graph.linear(graph.layer_norm(image.name, head.norm), head.linear))
     if len(log_odds) > 1:
         log_odds = [graph.add("Unsqueeze", x, graph.constant([1])) for x in log_odds]  # [B, 1, Q]
     graph.add("Sigmoid", _log_odds_of_mean(graph, log_odds, keepdims=0), name=tensors.QUALITY.name)

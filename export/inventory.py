@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import re
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from export import publish, repository
 from export.parity import PARITY_FILE
-from export.publish import ExportError, check_contract, ensemble_config, labels, model_names
+from export.publish import ExportError, check_contract, labels, model_names
 from export.targets import GRAPH_KINDS
 from serving.repository import (
     CONFIG_FILE,
+    ENCODERS_KEY,
     IMMUTABLE_MODEL,
     MADE_FROM_FILE,
     VERSION,
     RepositoryError,
+    ensemble_config,
     read_config,
     read_object,
 )
@@ -136,7 +138,8 @@ def describe(entries: list[Entry]) -> str:
         elif entry.kind == "other":
             note = "not written by export"
         else:
-            origin = ", ".join(f"{key} {_short(value)}" for key, value in entry.made_from.items())
+            made_from = {key: value for key, value in entry.made_from.items() if key != ENCODERS_KEY}
+            origin = ", ".join(f"{key} {_short(value)}" for key, value in made_from.items())
             note = f"{'in use' if entry.referenced else 'not in use'}; {origin or '?'}"
             if entry.parity_verified is False:
                 note += f"; parity not verified for {entry.made_from.get('target', '?')}: see {PARITY_FILE}"
@@ -182,10 +185,14 @@ def _differences_from(run: Run, folder: Path, config: Any, steps: list[str]) -> 
             f"{publish_again}, or name the run that it should serve with --run"
         ]
     problems = []
-    if config != ensemble_config(names, run):
+    try:
+        expected_config = ensemble_config(folder, names.head)
+    except RepositoryError as error:
+        return [f"{error}; publish it again with {publish_again}"]
+    if config != expected_config:
         problems.append(
             f"{folder / tensors.ENSEMBLE / CONFIG_FILE} is not what export writes for {run.folder.name} "
-            f"({' + '.join(astuple(names))}); publish it again with {publish_again}"
+            f"({' + '.join(names.all)}); publish it again with {publish_again}"
         )
     for spec, expected in labels(run).items():
         path = folder / names.head / f"{spec.name}.txt"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ from export.parity_inputs import Inputs
 from export.targets import Array, Execution, Graph, GraphKind, execution, open_graph
 from training.artifacts import write_json
 from training.backbone import FrozenClip
-from training.model import Predictor
+from training.model import ClipEnsemble, Predictor
 from vizwiz_client.contract import tensors, tokenizer
 
 FEATURES_FILE = "parity.npz"
@@ -44,6 +44,8 @@ _BATCH_EDGES = (0, 1, 4)  # batches of 1, of 3, and then of _BATCH: the batch ax
 _BATCH = 8
 _REFERENCE_TEXTS = 64
 _REFERENCE_PHOTOS = 4  # in batches of 8 PyTorch takes a tenth longer per photo (ViT-L/14@336px, two cores)
+
+EncodedInputs = tuple[Mapping[str, Features], Mapping[str, Features]]  # of photos and questions, by set of inputs
 
 
 @dataclass(frozen=True)
@@ -149,40 +151,47 @@ def encode_texts(graph: Graph, model: FrozenClip, inputs: Inputs) -> Features:
     return Features(reference, measured)
 
 
+def encoder_comparisons(results: Sequence[ParityResult]) -> list[Comparison]:
+    """The comparisons of the encoders of each CLIP; with several, the tensors are numbered as the head's inputs are."""
+    if len(results) == 1:
+        return results[0].comparisons
+    return [
+        replace(row, tensor=f"{row.tensor}_{number}")
+        for number, result in enumerate(results, 1)
+        for row in result.comparisons
+    ]
+
+
 def compare_answers(
-    head: Graph,
-    predictor: Predictor,
-    images: Mapping[str, Features],
-    texts: Mapping[str, Features],
-    tolerance: Tolerance,
+    head: Graph, ensemble: ClipEnsemble, encoders: Sequence[EncodedInputs], tolerance: Tolerance
 ) -> list[Comparison]:
     """Compare the whole chain: the head's graph behind the encoders' graphs, with PyTorch's head behind PyTorch's.
 
     Args:
-        head: the head's graph, with ``quality`` as the last output if ``predictor`` has quality heads.
-        predictor: the fitted heads.
-        images: image features by set of inputs.
-        texts: text features by set of inputs.
+        head: the head's graph, with ``quality`` as the last output if ``ensemble`` has quality heads.
+        ensemble: the fitted heads.
+        encoders: image and text features by set of inputs, of each CLIP. Sets that not all CLIPs have are left out.
         tolerance: decides which best answers count as tied.
 
     Raises:
         OutputError: the head's graph has other outputs than the contract names.
         ShapeError: an output has another shape than the reference.
     """
-    outputs = (*tensors.HEAD_OUTPUTS, *([tensors.QUALITY] if predictor.quality else []))
+    members = [member for member in ensemble.members if isinstance(member, Predictor)]
+    outputs = (*tensors.HEAD_OUTPUTS, *([tensors.QUALITY] if members[0].quality else []))
+    names = [tensors.of_each_clip(spec, len(encoders)) for spec in (tensors.IMAGE_FEATURES, tensors.TEXT_FEATURES)]
     comparisons = []
-    for inputs, photos in images.items():
-        questions = texts[inputs]
-        photo_of = np.arange(len(questions.reference)) % len(photos.reference)  # of each question
-        chain = reference_answers(predictor, photos.reference[photo_of], questions.reference)
-        head_alone = reference_answers(predictor, photos.measured[photo_of], questions.measured)
+    for inputs in [name for name in encoders[0][0] if all(name in images for images, _ in encoders)]:
+        pairs = [_features_of_questions(images[inputs], texts[inputs]) for images, texts in encoders]
+        chain = reference_answers(ensemble, [(image.reference, text.reference) for image, text in pairs])
+        head_alone = reference_answers(ensemble, [(image.measured, text.measured) for image, text in pairs])
         feed = {
-            tensors.IMAGE_FEATURES.name: photos.measured[photo_of],
-            tensors.TEXT_FEATURES.name: questions.measured,
+            spec.name: features.measured
+            for specs, each in zip(names, zip(*pairs, strict=True), strict=True)
+            for spec, features in zip(specs, each, strict=True)
         }
-        parts = [
-            head({name: array[start:end] for name, array in feed.items()}) for start, end in _batches(len(photo_of))
-        ]
+        rows = len(pairs[0][1].measured)
+        parts = [head({name: array[start:end] for name, array in feed.items()}) for start, end in _batches(rows)]
         if len(parts[0]) != len(outputs):
             expected = ", ".join(spec.name for spec in outputs)
             raise OutputError(f"the head's graph has {len(parts[0])} outputs, expected {expected}; {REPORT_BUG}")
@@ -193,23 +202,38 @@ def compare_answers(
     return comparisons
 
 
+def _features_of_questions(photos: Features, questions: Features) -> tuple[Features, Features]:
+    """Image and text features of each question: question i is asked about photo i modulo the number of photos."""
+    photo_of = np.arange(len(questions.reference)) % len(photos.reference)
+    return Features(photos.reference[photo_of], photos.measured[photo_of]), questions
+
+
 @torch.inference_mode()
 def reference_answers(
-    predictor: Predictor, image_features: Array, text_features: Array
+    ensemble: ClipEnsemble, features: Sequence[tuple[Array, Array]]
 ) -> dict[tensors.TensorSpec, Array]:
     """Outputs of the fitted heads, fp64: answer [B, V], answer type [B, K], answerable [B, 1], quality [B, Q] if any.
 
-    Averages in fp64, unlike :class:`Predictor`: over many folds fp32 would round the mean.
+    Averages in fp64, unlike :class:`ClipEnsemble`: over many folds fp32 would round the mean. All CLIPs have as many
+    heads, so the mean of all heads is that of the CLIPs.
+
+    Args:
+        ensemble: the fitted heads.
+        features: image and text features, fp32 [B, D] each, of each CLIP.
     """
-    image, text = torch.from_numpy(image_features), torch.from_numpy(text_features)
-    logits = [head(text, image) for head in predictor.heads]
+    logits, quality = [], []
+    for member, pair in zip(ensemble.members, features, strict=True):
+        image, text = map(torch.from_numpy, pair)
+        assert isinstance(member, Predictor)
+        logits += [head(text, image) for head in member.heads]
+        quality += [head(image) for head in member.quality]
     outputs = {
         tensors.ANSWER: _mean([functional.softmax(each.answer.double(), dim=1) for each in logits]),
         tensors.ANSWER_TYPE: _mean([functional.softmax(each.answer_type.double(), dim=1) for each in logits]),
         tensors.ANSWERABLE: _mean_of_sigmoids([each.answerable.unsqueeze(1) for each in logits]),
     }
-    if predictor.quality:
-        outputs[tensors.QUALITY] = _mean_of_sigmoids([head(image) for head in predictor.quality])
+    if quality:
+        outputs[tensors.QUALITY] = _mean_of_sigmoids(quality)
     return {spec: output.numpy() for spec, output in outputs.items()}
 
 
@@ -267,9 +291,9 @@ def parity_table(comparisons: Sequence[Comparison], tolerance: Tolerance, kind: 
     )
     lines = [
         f"parity with PyTorch, {kind}, computed in {computed}",
-        f"  {'inputs':<8}{'tensor':<16}{'rows':>5}{'error':>10}{'1 - cos':>10}{'centred':>10}{'log':>10}"
+        f"  {'inputs':<8}{'tensor':<18}{'rows':>5}{'error':>10}{'1 - cos':>10}{'centred':>10}{'log':>10}"
         f"{'same best':>11}{'same 5 best':>13}",
-        f"  {'allowed':<29} {allowed}",
+        f"  {'allowed':<31} {allowed}",
     ]
     for row in comparisons:
         measures = (row.relative_error, row.cosine_error, row.centred_error, row.log_error)
@@ -277,7 +301,7 @@ def parity_table(comparisons: Sequence[Comparison], tolerance: Tolerance, kind: 
         agreement = ["" if share is None else f"{share:.1%}" for share in (row.top1_agree, row.top5_agree)]
         verdict = "" if row.passes(tolerance) else "  FAILED"
         lines.append(
-            f"  {row.inputs:<8}{row.tensor:<16}{row.rows:>5}{errors}{agreement[0]:>11}{agreement[1]:>13}{verdict}"
+            f"  {row.inputs:<8}{row.tensor:<18}{row.rows:>5}{errors}{agreement[0]:>11}{agreement[1]:>13}{verdict}"
         )
     if not computed.as_requested:
         lines.append(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import astuple
+from dataclasses import dataclass
 from pathlib import Path
 from shutil import copyfile
 from typing import Any
@@ -18,13 +18,14 @@ import torch
 
 from export import repository, triton_config
 from export.clip_graph import write_image_encoder, write_text_encoder
-from export.comparison import TOLERANCES, Comparison, Tolerance
+from export.comparison import TOLERANCES, Tolerance
 from export.head_graph import write_head
 from export.parity import (
     PARITY_FILE,
     ParityResult,
     check_parity,
     compare_answers,
+    encoder_comparisons,
     parity_report,
     parity_table,
     reference_answers,
@@ -40,13 +41,13 @@ from export.parity_inputs import (
     run_inputs,
 )
 from export.targets import GraphKind, execution, open_graph
-from export.triton_config import ModelNames, Sample, Sizes
+from export.triton_config import ClipSizes, HeadSizes, ModelNames, Sample
 from serving import golden
-from serving.repository import GRAPH_FILE, MADE_FROM_FILE, VERSION
+from serving.repository import ENCODERS_KEY, GRAPH_FILE, MADE_FROM_FILE, VERSION, ensemble_config
 from training.artifacts import digest_of, explain_full_disk, write_json
 from training.backbone import FrozenClip, clip_name, load_clip
 from training.dataset import DatasetError, read_split
-from training.model import Predictor
+from training.model import ClipEnsemble
 from training.run import CARD_FILE, Run
 from vizwiz_client.contract import tensors
 from vizwiz_client.contract.image import load_photo, to_pixels
@@ -54,7 +55,7 @@ from vizwiz_client.contract.tensors import CONTRACT_VERSION, DIGEST_LENGTH, Tens
 
 # Part of every model's name. Raise it when the same weights become another graph, when parity inputs change, or when
 # this version cannot read the files beside a published graph.
-EXPORT_FORMAT = "18"
+EXPORT_FORMAT = "19"
 DEFAULT_KIND = GraphKind("portable", "fp32")
 HEAD_KIND = GraphKind("portable", "fp32")  # of every head: it is small, so it can be exact
 _GOLDEN_CANDIDATES = 5
@@ -66,7 +67,12 @@ class ExportError(Exception):
 
 
 def export_run(
-    run: Run, clip: FrozenClip | str, folder: Path, kind: GraphKind = DEFAULT_KIND, *, recheck: bool = False
+    run: Run,
+    clips: Sequence[FrozenClip] | Sequence[str] | FrozenClip | str,
+    folder: Path,
+    kind: GraphKind = DEFAULT_KIND,
+    *,
+    recheck: bool = False,
 ) -> ModelNames:
     """Export a run and publish it into a Triton model repository.
 
@@ -76,8 +82,8 @@ def export_run(
 
     Args:
         run: the fitted run, from :func:`training.run.read_run`.
-        clip: the CLIP of the fit, on the CPU in fp32; or its name or checkpoint file, which is loaded only to write or
-            check an encoder.
+        clips: the CLIPs of the fit, in its order: each on the CPU in fp32, or its name or checkpoint file. A named one
+            is loaded only to write or check its encoders, one after the other.
         folder: the model repository; created if missing.
         kind: variant and precision of the encoders. The head is always portable fp32.
         recheck: compare published encoders with PyTorch again, on this machine.
@@ -86,48 +92,33 @@ def export_run(
         The names of the models that the ensemble now references.
 
     Raises:
-        ExportError: the run was fitted on another CLIP, or under another contract version, or ``clip`` is not on the
-            CPU in fp32.
+        ExportError: the run was fitted on other CLIPs, or under another contract version, or a CLIP is not on the CPU
+            in fp32.
         RunError: the heads of ``run`` cannot be read.
         ParityError: a graph's outputs differ from PyTorch's; the subclasses are in :mod:`export.comparison`.
         GraphError: a graph has operators that its variant does not allow.
         GraphKindError: the runtime of ``kind`` is not installed here.
         RepositoryError: ``folder`` cannot be written, or its disk has too little space.
-        ClipError: ``clip`` cannot be loaded.
+        ClipError: a CLIP cannot be loaded.
         OSError: a file cannot be read or written, for example because the disk is full.
     """
     check_contract(run)
-    predictor = run.load_predictor()
+    sources: list[FrozenClip | str] = [clips] if isinstance(clips, FrozenClip | str) else [*clips]
+    if len(sources) != len(run.clips):
+        fitted = " and ".join(clip["source"] for clip in run.clips)
+        raise ExportError(f"{run.folder} was fitted on {fitted}, got {len(sources)} CLIP(s): give each, in this order")
+    ensemble = run.load_ensemble()
     folder = folder.resolve()  # staging folders lie beside it, on the same file system
     names = model_names(run, kind)
-    tolerance = TOLERANCES[kind.precision]
     with explain_full_disk(folder, "--repository"), repository.lock(folder):
-        missing = [name for name in astuple(names) if not repository.is_published(folder, name)]
-        result = None
-        if not recheck and not {names.image, names.text} & {*missing}:
-            result = ParityResult.load(folder / names.image, folder / names.text, kind)
-        model = _load_matching_clip(run, clip) if result is None or isinstance(clip, FrozenClip) else None
-        repository.check_free_space(folder, _bytes_needed(missing, names, model, predictor, kind))
+        missing = [name for name in names.all if not repository.is_published(folder, name)]
         with repository.staging_folder(folder) as staging:
-            folders = {name: (staging if name in missing else folder) / name for name in astuple(names)}
-            for name in missing:
-                _write_graph(name, folders[name], names, model, predictor, kind)
-            if result is not None:
-                print("the published encoders passed parity already; --recheck compares them again")
-            else:
-                assert model is not None
-                result = _check_encoders(folders, names, run, model, kind)
-            head = open_graph(_graph(folders[names.head]), HEAD_KIND)
-            answers = compare_answers(head, predictor, result.images, result.texts, tolerance)
-            comparisons = [*result.comparisons, *answers]
-            print(parity_table(comparisons, tolerance, kind.name, result.execution))
-            require_tolerance(comparisons, tolerance, kind.name)
-            if names.head in missing:
-                _write_head_files(folders, names, run, predictor, result, comparisons, kind)
-            for name in missing:
-                _finish_model(name, folders, names, run, result, kind)
+            folders = {name: (staging if name in missing else folder) / name for name in names.all}
+            plan = _Plan(run, kind, names, folders, frozenset(missing), recheck)
+            results = [_export_encoders(plan, number, source) for number, source in enumerate(sources)]
+            _export_head(plan, ensemble, results)
             repository.publish_models(folder, {name: folders[name] for name in missing}, staging)
-            repository.commit(folder, ensemble_config(names, run), staging)
+            repository.commit(folder, ensemble_config(folder, names.head), staging)
     return names
 
 
@@ -149,18 +140,12 @@ def model_names(run: Run, kind: GraphKind = DEFAULT_KIND) -> ModelNames:
 
     A head's digest covers the kind of the encoders, on which its golden request and its parity report depend.
     """
-    encoders = digest_of(run.clip["sha256"], EXPORT_FORMAT, kind.name)[:DIGEST_LENGTH]
-    head = digest_of(run.digest, EXPORT_FORMAT, kind.name)[:DIGEST_LENGTH]
+    encoders = [digest_of(clip["sha256"], EXPORT_FORMAT, kind.name)[:DIGEST_LENGTH] for clip in run.clips]
     return ModelNames(
-        tensors.IMAGE_ENCODER_PREFIX + encoders,
-        tensors.TEXT_ENCODER_PREFIX + encoders,
-        tensors.HEAD_PREFIX + head,
+        tuple(tensors.IMAGE_ENCODER_PREFIX + digest for digest in encoders),
+        tuple(tensors.TEXT_ENCODER_PREFIX + digest for digest in encoders),
+        tensors.HEAD_PREFIX + digest_of(run.digest, EXPORT_FORMAT, kind.name)[:DIGEST_LENGTH],
     )
-
-
-def ensemble_config(names: ModelNames, run: Run) -> Any:
-    """Configuration of the ensemble that serves ``run`` with the models ``names``."""
-    return triton_config.ensemble_config(names, _sizes(run), _parameters(run))
 
 
 def labels(run: Run) -> dict[TensorSpec, list[str]]:
@@ -170,7 +155,7 @@ def labels(run: Run) -> dict[TensorSpec, list[str]]:
 
 
 def write_golden_request(
-    folder: Path, run: Run, predictor: Predictor, result: ParityResult, digest: str, tolerance: Tolerance
+    folder: Path, run: Run, ensemble: ClipEnsemble, results: Sequence[ParityResult], digest: str, tolerance: Tolerance
 ) -> None:
     """Write ``golden.json``: a question about ``golden.jpg``, and PyTorch's answer to it.
 
@@ -181,13 +166,13 @@ def write_golden_request(
     Args:
         folder: the head's model folder.
         run: the run of the head.
-        predictor: the fitted head.
-        result: features of the golden request, the first of the drawn inputs.
+        ensemble: the fitted heads.
+        results: features of the golden request, the first of the drawn inputs, of each CLIP.
         digest: the digest in the head's name.
         tolerance: of the encoders' precision.
     """
-    features = [each["drawn"].reference[:1] for each in (result.images, result.texts)]
-    outputs = {spec: output[0] for spec, output in reference_answers(predictor, *features).items()}
+    features = [(result.images["drawn"].reference[:1], result.texts["drawn"].reference[:1]) for result in results]
+    outputs = {spec: output[0] for spec, output in reference_answers(ensemble, features).items()}
     expected = {
         "candidates": _most_probable("answer", run.answers, outputs[tensors.ANSWER])[:_GOLDEN_CANDIDATES],
         "answer_types": _most_probable("answer_type", run.answer_types, outputs[tensors.ANSWER_TYPE]),
@@ -200,11 +185,153 @@ def write_golden_request(
     write_json(folder / golden.REQUEST_FILE, request)
 
 
-def _load_matching_clip(run: Run, clip: FrozenClip | str) -> FrozenClip:
+@dataclass(frozen=True)
+class _Plan:
+    """What one export writes, and where."""
+
+    run: Run
+    kind: GraphKind
+    names: ModelNames
+    folders: Mapping[str, Path]  # of every model: in the repository, or staged if it is missing there
+    missing: frozenset[str]
+    recheck: bool
+
+    @property
+    def tolerance(self) -> Tolerance:
+        """Largest accepted differences from PyTorch."""
+        return TOLERANCES[self.kind.precision]
+
+    def graph(self, name: str) -> Path:
+        """The ONNX file of a model."""
+        return self.folders[name] / VERSION / GRAPH_FILE
+
+    def check_free_space(self, parameters: int) -> None:
+        """Check that graphs of this many fp32 parameters fit. Raises RepositoryError."""
+        repository.check_free_space(self.folders[self.names.head].parent, int(4 * parameters * _SIZE_OVERHEAD))
+
+
+def _export_encoders(plan: _Plan, number: int, source: FrozenClip | str) -> ParityResult:
+    """Write the encoders of a CLIP where they are missing, and compare them with PyTorch unless that was done."""
+    image, text = plan.names.encoders[number]
+    written = [name for name in (image, text) if name in plan.missing]
+    result = None
+    if not plan.recheck and not written:
+        result = ParityResult.load(plan.folders[image], plan.folders[text], plan.kind)
+    if isinstance(source, FrozenClip) or result is None:
+        model = _load_matching_clip(plan.run, number, source)
+    if result is not None:
+        print(f"{image}, {text}: passed parity already; --recheck compares them again")
+        return result
+    if written:
+        copies = 2 if plan.kind.precision == "int8" else 1  # calibration writes a second graph
+        plan.check_free_space(copies * sum(weights.numel() for weights in model.model.parameters()))
+    for name, write in ((image, write_image_encoder), (text, write_text_encoder)):
+        if name in written:
+            print(f"writing {name}")
+            plan.graph(name).parent.mkdir(parents=True)
+            write(model, plan.kind, plan.graph(name))
+    photo = plan.folders[image] / golden.PHOTO_FILE
+    if image in written:
+        photo.write_bytes(draw_golden_photo())
+    inputs = [random_inputs(model), drawn_inputs(model, photo.read_bytes())]
+    if validation := _validation_inputs(plan.run, model):
+        inputs.append(validation)
+    result = check_parity(plan.graph(image), plan.graph(text), plan.kind, model, inputs)
+    for name in written:
+        _finish_encoder(plan, number, name, result)
+    return result
+
+
+def _export_head(plan: _Plan, ensemble: ClipEnsemble, results: Sequence[ParityResult]) -> None:
+    """Write the head where it is missing, and compare the whole chain with PyTorch.
+
+    Raises:
+        ToleranceError: an encoder or the chain is out of tolerance.
+    """
+    name, run = plan.names.head, plan.run
+    if name in plan.missing:
+        print(f"writing {name}")
+        plan.check_free_space(sum(weights.numel() for weights in ensemble.parameters()))
+        plan.graph(name).parent.mkdir(parents=True)
+        write_head(ensemble, name.removeprefix(tensors.HEAD_PREFIX), plan.graph(name))
+    graph, features = open_graph(plan.graph(name), HEAD_KIND), [(result.images, result.texts) for result in results]
+    comparisons = encoder_comparisons(results) + compare_answers(graph, ensemble, features, plan.tolerance)
+    print(parity_table(comparisons, plan.tolerance, plan.kind.name, results[0].execution))
+    require_tolerance(comparisons, plan.tolerance, plan.kind.name)
+    if name not in plan.missing:
+        return
+    folder = plan.folders[name]
+    for spec, of_output in labels(run).items():
+        (folder / f"{spec.name}.txt").write_bytes(repository.label_file(of_output))
+    if (run.folder / CARD_FILE).is_file():
+        copyfile(run.folder / CARD_FILE, folder / CARD_FILE)
+    copyfile(plan.folders[plan.names.images[0]] / golden.PHOTO_FILE, folder / golden.PHOTO_FILE)
+    digest = name.removeprefix(tensors.HEAD_PREFIX)
+    write_golden_request(folder, run, ensemble, results, digest, plan.tolerance)
+    report = parity_report(comparisons, plan.tolerance, plan.kind.name, results[0].execution, execution(HEAD_KIND))
+    write_json(folder / PARITY_FILE, report)
+    _finish_head(plan, results)
+
+
+def _finish_encoder(plan: _Plan, number: int, name: str, result: ParityResult) -> None:
+    """Write an encoder's parity results, origin, warm-up samples and configuration."""
+    folder, clip = plan.folders[name], plan.run.clips[number]
+    sizes = ClipSizes(clip["image_size"], clip["embed_dim"], clip.get("squash", False))
+    samples: dict[str, Sample]
+    if name in plan.names.images:
+        result.save(folder, result.images)
+        config = triton_config.image_config(name, sizes, plan.graph(name), plan.kind)
+        photo = load_photo((folder / golden.PHOTO_FILE).read_bytes())
+        samples = {"golden": {tensors.IMAGE: to_pixels(photo, sizes.image_size, squash=sizes.squash)}}
+    else:
+        result.save(folder, result.texts)
+        config = triton_config.text_config(name, sizes, plan.graph(name), plan.kind)
+        samples = triton_config.text_samples(GOLDEN_QUESTION)
+    origin = {"clip": clip_name(clip["source"]), "clip_sha256": clip["sha256"]}
+    _finish(folder, config, samples, origin | _format(plan.kind))
+
+
+def _finish_head(plan: _Plan, results: Sequence[ParityResult]) -> None:
+    """Write the head's origin, warm-up sample and configuration."""
+    run, name = plan.run, plan.names.head
+    embed_dims = tuple(clip["embed_dim"] for clip in run.clips)
+    sizes = HeadSizes(embed_dims, len(run.answers), len(run.answer_types), len(run.quality_issues))
+    config = triton_config.head_config(name, sizes, plan.graph(name), plan.kind, _parameters(run))
+    sample = {
+        spec: features["drawn"].measured[0]
+        for tensor, by_clip in (
+            (tensors.IMAGE_FEATURES, [result.images for result in results]),
+            (tensors.TEXT_FEATURES, [result.texts for result in results]),
+        )
+        for spec, features in zip(tensors.of_each_clip(tensor, len(results)), by_clip, strict=True)
+    }
+    origin = {
+        "run": run.folder.name,
+        "run_sha256": run.digest,
+        "answers": len(run.answers),
+        **({"quality_issues": sizes.quality_issues} if sizes.quality_issues else {}),
+        "clip": " and ".join(clip_name(clip["source"]) for clip in run.clips),
+        ENCODERS_KEY: plan.names.encoders,
+    }
+    _finish(plan.folders[name], config, {"golden": sample}, origin | _format(plan.kind))
+
+
+def _finish(folder: Path, config: Any, samples: Mapping[str, Sample], made_from: Mapping[str, Any]) -> None:
+    write_json(folder / MADE_FROM_FILE, dict(made_from))
+    triton_config.add_warmup(folder, config, samples)
+    repository.finish_model(folder, config)
+
+
+def _format(kind: GraphKind) -> dict[str, str]:
+    return {"target": kind.name, "export_format": EXPORT_FORMAT}
+
+
+def _load_matching_clip(run: Run, number: int, clip: FrozenClip | str) -> FrozenClip:
     model = load_clip(clip) if isinstance(clip, str) else clip
-    if model.digest != run.clip["sha256"]:
+    fitted = run.clips[number]
+    if model.digest != fitted["sha256"]:
         raise ExportError(
-            f"{run.folder} was fitted on the CLIP {run.clip['sha256'][:12]} ({run.clip['source']}), but "
+            f"{run.folder} was fitted on the CLIP {fitted['sha256'][:12]} ({fitted['source']}), but "
             f"{model.source} is {model.digest[:12]}: give the CLIP of the fit with --clip, or fit again"
         )
     weights = model.model.text_projection
@@ -214,44 +341,6 @@ def _load_matching_clip(run: Run, clip: FrozenClip | str) -> FrozenClip:
             "torch.float32: load it with `training.backbone.load_clip(source)`"
         )
     return model
-
-
-def _bytes_needed(
-    missing: Sequence[str], names: ModelNames, model: FrozenClip | None, predictor: Predictor, kind: GraphKind
-) -> int:
-    modules: list[torch.nn.Module] = [predictor] if names.head in missing else []
-    if model is not None and {names.image, names.text} & {*missing}:
-        copies = 2 if kind.precision == "int8" else 1  # calibration writes a second graph
-        modules += copies * [model.model]
-    return int(sum(4 * weights.numel() for module in modules for weights in module.parameters()) * _SIZE_OVERHEAD)
-
-
-def _write_graph(
-    name: str, folder: Path, names: ModelNames, model: FrozenClip | None, predictor: Predictor, kind: GraphKind
-) -> None:
-    """Write the graph of a model, and with the image encoder's the photo of the golden request."""
-    path = _graph(folder)
-    path.parent.mkdir(parents=True)
-    print(f"writing {name}")
-    if name == names.head:
-        write_head(predictor, name.removeprefix(tensors.HEAD_PREFIX), path)
-        return
-    assert model is not None
-    if name == names.image:
-        write_image_encoder(model, kind, path)
-        (folder / golden.PHOTO_FILE).write_bytes(draw_golden_photo())
-    else:
-        write_text_encoder(model, kind, path)
-
-
-def _check_encoders(
-    folders: Mapping[str, Path], names: ModelNames, run: Run, model: FrozenClip, kind: GraphKind
-) -> ParityResult:
-    image, text = folders[names.image], folders[names.text]
-    inputs = [random_inputs(model), drawn_inputs(model, (image / golden.PHOTO_FILE).read_bytes())]
-    if validation := _validation_inputs(run, model):
-        inputs.append(validation)
-    return check_parity(_graph(image), _graph(text), kind, model, inputs)
 
 
 def _validation_inputs(run: Run, model: FrozenClip) -> Inputs | None:
@@ -264,70 +353,6 @@ def _validation_inputs(run: Run, model: FrozenClip) -> Inputs | None:
         return None
 
 
-def _write_head_files(
-    folders: Mapping[str, Path],
-    names: ModelNames,
-    run: Run,
-    predictor: Predictor,
-    result: ParityResult,
-    comparisons: Sequence[Comparison],
-    kind: GraphKind,
-) -> None:
-    """Write the files beside a head's graph: labels, model card, golden request and parity report."""
-    folder, tolerance = folders[names.head], TOLERANCES[kind.precision]
-    for spec, of_output in labels(run).items():
-        (folder / f"{spec.name}.txt").write_bytes(repository.label_file(of_output))
-    if (run.folder / CARD_FILE).is_file():
-        copyfile(run.folder / CARD_FILE, folder / CARD_FILE)
-    copyfile(folders[names.image] / golden.PHOTO_FILE, folder / golden.PHOTO_FILE)
-    digest = names.head.removeprefix(tensors.HEAD_PREFIX)
-    write_golden_request(folder, run, predictor, result, digest, tolerance)
-    report = parity_report(comparisons, tolerance, kind.name, result.execution, execution(HEAD_KIND))
-    write_json(folder / PARITY_FILE, report)
-
-
-def _finish_model(
-    name: str, folders: Mapping[str, Path], names: ModelNames, run: Run, result: ParityResult, kind: GraphKind
-) -> None:
-    """Write the origin, warm-up samples and configuration of a model; of an encoder also its parity results."""
-    folder, shape = folders[name], _sizes(run)
-    photo_bytes = (folders[names.image] / golden.PHOTO_FILE).read_bytes()
-    made_from: dict[str, Any] = {
-        "clip": clip_name(run.clip["source"]),
-        "clip_sha256": run.clip["sha256"],
-        "target": kind.name,
-        "export_format": EXPORT_FORMAT,
-    }
-    samples: dict[str, Sample]
-    if name == names.image:
-        result.save(folder, result.images)
-        config = triton_config.image_config(name, shape, _graph(folder), kind)
-        samples = {"golden": {tensors.IMAGE: to_pixels(load_photo(photo_bytes), shape.image_size)}}
-    elif name == names.text:
-        result.save(folder, result.texts)
-        config = triton_config.text_config(name, shape, _graph(folder), kind)
-        samples = triton_config.text_samples(GOLDEN_QUESTION)
-    else:
-        made_from = {"run": run.folder.name, "run_sha256": run.digest, "answers": len(run.answers), **made_from}
-        made_from |= {"quality_issues": shape.quality_issues} if shape.quality_issues else {}
-        config = triton_config.head_config(name, shape, _graph(folder), kind, _parameters(run))
-        samples = {
-            "golden": {
-                tensors.IMAGE_FEATURES: result.images["drawn"].measured[0],
-                tensors.TEXT_FEATURES: result.texts["drawn"].measured[0],
-            }
-        }
-    write_json(folder / MADE_FROM_FILE, made_from)
-    triton_config.add_warmup(folder, config, samples)
-    repository.finish_model(folder, config)
-
-
-def _sizes(run: Run) -> Sizes:
-    """Dimensions of the tensors of a run's models."""
-    size = run.clips[0]["image_size"], run.clips[0]["embed_dim"]
-    return Sizes(*size, len(run.answers), len(run.answer_types), len(run.quality_issues))
-
-
 def _parameters(run: Run) -> dict[str, str]:
     """Parameters of the ensemble for clients: whether pictures were drawn, and thresholds of sentences."""
     demo = {tensors.DEMO_PARAMETER: "true"} if run.config["data"].get("is_demo", False) else {}
@@ -338,7 +363,3 @@ def _most_probable(key: str, labels: Sequence[str], probabilities: npt.NDArray[n
     """Labels, the most probable first."""
     best = np.argsort(-probabilities, kind="stable")
     return [{key: labels[index], "confidence": float(probabilities[index])} for index in best]
-
-
-def _graph(folder: Path) -> Path:
-    return folder / VERSION / GRAPH_FILE

@@ -48,7 +48,11 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--run", type=Path, help="run folder (default: the newest in --runs)")
     parser.add_argument("--runs", type=Path, default=DEFAULT_RUNS, help="folder of runs (default: runs)")
-    parser.add_argument("--clip", help="name or checkpoint of the CLIP of the fit (default: as in the run)")
+    parser.add_argument(
+        "--clip",
+        action="append",
+        help="name or checkpoint of a CLIP of the fit; for each, in the order of the fit (default: as in the run)",
+    )
     parser.add_argument(
         "--repository", type=Path, default=DEFAULT_REPOSITORY, help="model repository (default: triton_models)"
     )
@@ -95,12 +99,13 @@ def run_command(arguments: argparse.Namespace) -> int:
         print(f"{sum(entry.bytes for entry in removed) / (1 << 20):.1f} MiB freed")
         return 0
     run = read_run(arguments.run or newest_run(arguments.runs))
-    print(f"run: {run.folder} ({len(run.answers)} answers, CLIP {run.clip['source']})")
-    clip = load_clip(arguments.clip) if arguments.clip else run.clip["source"]
+    fitted = [clip["source"] for clip in run.clips]
+    print(f"run: {run.folder} ({len(run.answers)} answers, CLIP {' and '.join(fitted)})")
     kind = choose_kind(arguments.variant, arguments.precision, this_machine(), arguments.target)
     print(f"graphs: {kind.device} {kind.variant} {kind.precision}: {GRAPH_KINDS[kind]} (--help lists the others)")
-    names = export_run(run, clip, arguments.repository, kind, recheck=arguments.recheck)
-    print(f"published in {arguments.repository}/: {tensors.ENSEMBLE} = {names.image} + {names.text} + {names.head}")
+    clips = [load_clip(source) for source in arguments.clip] if arguments.clip else fitted  # a named one is verified
+    names = export_run(run, clips, arguments.repository, kind, recheck=arguments.recheck)
+    print(f"published in {arguments.repository}/: {tensors.ENSEMBLE} = {' + '.join(names.all)}")
     place = "" if arguments.repository == DEFAULT_REPOSITORY else f" --repository {arguments.repository}"
     print(f"next: python -m serving{place}, or python -m serving reload where a server runs from there already")
     return 0

@@ -61,37 +61,58 @@ Sample = Mapping[TensorSpec, npt.NDArray[Any]]  # one warm-up request: inputs wi
 
 @dataclass(frozen=True)
 class ModelNames:
-    """Names of the three models that the ensemble references, each with the first 12 hex digits of a SHA-256.
+    """Names of the models that the ensemble references, each with the first 12 hex digits of a SHA-256.
 
     Attributes:
-        image: the image encoder, such as ``clip_image_0123456789ab``.
-        text: the text encoder, such as ``clip_text_0123456789ab``.
+        images: the image encoder of each CLIP, such as ``clip_image_0123456789ab``.
+        texts: the text encoder of each CLIP, such as ``clip_text_0123456789ab``.
         head: the head, such as ``gated_head_ba9876543210``.
     """
 
-    image: str
-    text: str
+    images: tuple[str, ...]
+    texts: tuple[str, ...]
     head: str
+
+    @property
+    def encoders(self) -> list[tuple[str, str]]:
+        """The image and the text encoder of each CLIP."""
+        return list(zip(self.images, self.texts, strict=True))
+
+    @property
+    def all(self) -> list[str]:
+        """Every name, in the order of the ensemble's steps."""
+        return [*(name for pair in self.encoders for name in pair), self.head]
 
 
 @dataclass(frozen=True)
-class Sizes:
-    """Dimensions that a CLIP and a head decide."""
+class ClipSizes:
+    """What a CLIP decides about its encoders' tensors."""
 
     image_size: int  # S, pixels
     embed_dim: int  # D
+    squash: bool = False  # photos lose their aspect ratio, not their edges
+
+
+@dataclass(frozen=True)
+class HeadSizes:
+    """Dimensions of a head's tensors."""
+
+    embed_dims: tuple[int, ...]  # D of each CLIP
     answers: int  # V
     answer_types: int  # K
     quality_issues: int = 0  # Q; 0: the head has no output `quality`
 
 
-def image_config(name: str, sizes: Sizes, graph: Path, kind: GraphKind) -> Any:
+def image_config(name: str, sizes: ClipSizes, graph: Path, kind: GraphKind) -> Any:
     """Configuration of the image encoder ``name`` with the ONNX file ``graph``."""
     inputs = {tensors.IMAGE: (sizes.image_size, sizes.image_size, 3)}
-    return _encoder_config(name, inputs, {tensors.IMAGE_FEATURES: (sizes.embed_dim,)}, graph, kind)
+    config = _encoder_config(name, inputs, {tensors.IMAGE_FEATURES: (sizes.embed_dim,)}, graph, kind)
+    if sizes.squash:
+        config.parameters[tensors.RESIZE_PARAMETER].string_value = tensors.SQUASH
+    return config
 
 
-def text_config(name: str, sizes: Sizes, graph: Path, kind: GraphKind) -> Any:
+def text_config(name: str, sizes: ClipSizes, graph: Path, kind: GraphKind) -> Any:
     """Configuration of the text encoder ``name`` with the ONNX file ``graph``."""
     inputs = {tensors.TOKENS: tensors.TOKENS.shape}
     config = _encoder_config(name, inputs, {tensors.TEXT_FEATURES: (sizes.embed_dim,)}, graph, kind)
@@ -101,12 +122,17 @@ def text_config(name: str, sizes: Sizes, graph: Path, kind: GraphKind) -> Any:
     return config
 
 
-def head_config(name: str, sizes: Sizes, graph: Path, kind: GraphKind, parameters: Mapping[str, str] = {}) -> Any:
+def head_config(name: str, sizes: HeadSizes, graph: Path, kind: GraphKind, parameters: Mapping[str, str] = {}) -> Any:
     """Configuration of the head ``name``, with labels, beside encoders of ``kind``.
 
-    ``parameters`` of the ensemble that references it: a rollout to the head copies them from here.
+    ``parameters`` for clients: :func:`serving.repository.ensemble_config` copies them into the ensemble.
     """
-    inputs = {tensors.IMAGE_FEATURES: (sizes.embed_dim,), tensors.TEXT_FEATURES: (sizes.embed_dim,)}
+    clips = len(sizes.embed_dims)
+    inputs = {
+        spec: (embed_dim,)
+        for both in (tensors.IMAGE_FEATURES, tensors.TEXT_FEATURES)
+        for spec, embed_dim in zip(tensors.of_each_clip(both, clips), sizes.embed_dims, strict=True)
+    }
     outputs = {
         tensors.ANSWER: (sizes.answers,),
         tensors.ANSWER_TYPE: (sizes.answer_types,),
@@ -123,32 +149,6 @@ def head_config(name: str, sizes: Sizes, graph: Path, kind: GraphKind, parameter
     _set_cuda_parameters(config, kind)
     _set_parameters(config, parameters)
     config.parameters["intra_op_thread_count"].string_value = HEAD_THREADS
-    return config
-
-
-def ensemble_config(names: ModelNames, sizes: Sizes, parameters: Mapping[str, str] = {}) -> Any:
-    """Configuration of the ensemble, with ``parameters`` for clients.
-
-    The answer's length stays open, so that a head with another vocabulary fits.
-    """
-    config = pb.ModelConfig(name=tensors.ENSEMBLE, platform="ensemble", max_batch_size=tensors.MAX_BATCH_SIZE)
-    _add_tensors(
-        config.input,
-        {tensors.IMAGE: (sizes.image_size, sizes.image_size, 3), tensors.TOKENS: tensors.TOKENS.shape},
-    )
-    head_outputs = (*tensors.HEAD_OUTPUTS, *([tensors.QUALITY] if sizes.quality_issues else []))
-    _add_tensors(config.output, {spec: spec.shape for spec in head_outputs})
-    steps: list[tuple[str, Sequence[TensorSpec], Sequence[TensorSpec]]] = [  # model, inputs, outputs
-        (names.image, [tensors.IMAGE], [tensors.IMAGE_FEATURES]),
-        (names.text, [tensors.TOKENS], [tensors.TEXT_FEATURES]),
-        (names.head, [tensors.IMAGE_FEATURES, tensors.TEXT_FEATURES], head_outputs),
-    ]
-    for model, inputs, outputs in steps:
-        step = config.ensemble_scheduling.step.add(model_name=model, model_version=-1)
-        step.input_map.update({spec.name: spec.name for spec in inputs})
-        step.output_map.update({spec.name: spec.name for spec in outputs})
-    config.parameters[tensors.CONTRACT_VERSION_PARAMETER].string_value = str(tensors.CONTRACT_VERSION)
-    _set_parameters(config, parameters)
     return config
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,8 @@ from serving import ServingError
 from serving.repository import read_config
 from vizwiz_client.contract import tensors
 from vizwiz_client.contract.errors import VizwizError
-from vizwiz_client.contract.image import load_photo, to_pixels
-from vizwiz_client.contract.tensors import TensorSpec, parse_label
+from vizwiz_client.contract.prepared import prepare
+from vizwiz_client.contract.tensors import ImageInput, TensorSpec, parse_label
 from vizwiz_client.contract.tokenizer import pad, tokenize
 
 PHOTO_FILE = "golden.jpg"
@@ -45,24 +45,18 @@ class GoldenRequest:
     answers: int  # V; all are requested, because a NaN may be in any of them
     quality: Mapping[str, float]  # each quality issue -> its probability; empty for a head without the output
 
-    def feed(self, image_size: int) -> Feed:
-        """Inputs of the ensemble, a batch of one: image uint8 [1, S, S, 3] and tokens int32 [1, 77].
-
-        Args:
-            image_size: S, in pixels.
+    def feed(self, images: Sequence[ImageInput]) -> Feed:
+        """Inputs of the ensemble, a batch of one: uint8 [1, S, S, 3] for each of ``images``, and tokens int32 [1, 77].
 
         Raises:
             ServingError: the photo or the question cannot be used.
         """
         try:
-            pixels = to_pixels(load_photo(self.photo), image_size)
+            pixels = prepare(self.photo, images).pixels
             tokens = pad(tokenize(self.question).ids, tensors.CONTEXT_LENGTH)
         except VizwizError as error:
             raise ServingError(f"the golden request of {self.head} cannot be used: {error}") from error
-        return {
-            tensors.IMAGE.name: pixels[None],
-            tensors.TOKENS.name: tokens[None],
-        }
+        return {**{name: array[None] for name, array in pixels.items()}, tensors.TOKENS.name: tokens[None]}
 
     def outputs(self) -> list[Any]:
         """The head's outputs: every label of those that have some, values of the others."""

@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,8 @@ CONFIG_FILE = "config.pbtxt"
 GRAPH_FILE = "model.onnx"
 VERSION = "1"  # the only one: models are immutable
 DIGESTS_FILE = "SHA256SUMS"  # of a model's files but config.pbtxt, which may be tuned; `sha256sum --check` reads it
-MADE_FROM_FILE = "made_from.json"  # of an immutable model; a head's holds all keys of its encoders'
+MADE_FROM_FILE = "made_from.json"  # of an immutable model
+ENCODERS_KEY = "encoders"  # in a head's: names of the image and the text encoder of each of its CLIPs
 IMMUTABLE_MODEL = re.compile(
     f"({tensors.IMAGE_ENCODER_PREFIX}|{tensors.TEXT_ENCODER_PREFIX}|{tensors.HEAD_PREFIX})[0-9a-f]{{12}}"
 )
@@ -52,7 +53,7 @@ def check_repository(repository: Path) -> None:
 
 
 def read_ensemble(repository: Path) -> Any:
-    """Configuration of the ensemble that clients ask: one image encoder, one text encoder and one head.
+    """Configuration of the ensemble that clients ask: one head, and an image and a text encoder of each of its CLIPs.
 
     Raises:
         RepositoryError: it is missing, cannot be parsed, or lacks one of these models.
@@ -62,12 +63,14 @@ def read_ensemble(repository: Path) -> Any:
         config = read_config(repository / tensors.ENSEMBLE)
     except RepositoryError as error:
         raise RepositoryError(f"{error}: {remedy}") from None
-    for prefix in (tensors.IMAGE_ENCODER_PREFIX, tensors.TEXT_ENCODER_PREFIX, tensors.HEAD_PREFIX):
-        if sum(name.startswith(prefix) for name in steps(config)) != 1:
-            raise RepositoryError(
-                f"{repository / tensors.ENSEMBLE} references {', '.join(steps(config)) or 'no models'}, expected one "
-                f"{prefix}<digest>: {remedy}"
-            )
+    prefixes = (tensors.IMAGE_ENCODER_PREFIX, tensors.TEXT_ENCODER_PREFIX, tensors.HEAD_PREFIX)
+    images, texts, heads = (sum(name.startswith(prefix) for name in steps(config)) for prefix in prefixes)
+    if heads != 1 or images < 1 or images != texts:
+        raise RepositoryError(
+            f"{repository / tensors.ENSEMBLE} references {', '.join(steps(config)) or 'no models'}, expected one "
+            f"{tensors.HEAD_PREFIX}<digest>, and {' and '.join(f'{prefix}<digest>' for prefix in prefixes[:2])} of "
+            f"each of its CLIPs: {remedy}"
+        )
     return config
 
 
@@ -163,21 +166,47 @@ def find_head(repository: Path, wanted: str) -> str:
     return found[0]
 
 
-def with_head(repository: Path, ensemble: Any, head: str) -> Any:
-    """Configuration of an ``ensemble`` with ``head`` and the encoders that it was fitted on.
+def ensemble_config(repository: Path, head: str) -> Any:
+    """Configuration of the ensemble of ``head`` and the encoders that it was fitted on, built from theirs.
+
+    The lengths of answers and quality issues stay open, so that clients see no change between two heads.
 
     Raises:
-        RepositoryError: those encoders are no longer in ``repository``.
+        RepositoryError: the head, or an encoder of it, is missing or cannot be read.
     """
-    changed = pb.ModelConfig()
-    changed.CopyFrom(ensemble)
-    for step in changed.ensemble_scheduling.step:
-        step.model_name = _replacement(repository, step.model_name, head)
-    _copy_dims(repository, changed)
     config = read_config(repository / head)
-    _copy_optional_outputs(config, changed)
-    _copy_parameters(config, changed)
-    return changed
+    encoders = _encoders(repository, head)
+    images, texts = ([read_config(repository / names[kind]) for names in encoders] for kind in range(2))
+    ensemble = pb.ModelConfig(name=tensors.ENSEMBLE, platform="ensemble", max_batch_size=tensors.MAX_BATCH_SIZE)
+    resizings = [_resizing(image) for image in images]
+    for resized in tensors.image_inputs(resizings):
+        shape = (resized.image_size, resized.image_size, 3)
+        ensemble.input.add(name=resized.name, data_type=pb.TYPE_UINT8, dims=shape)
+    ensemble.input.add(name=tensors.TOKENS.name, data_type=pb.TYPE_INT32, dims=texts[0].input[0].dims)
+    outputs = {spec.name: spec for spec in (*tensors.HEAD_OUTPUTS, *tensors.OPTIONAL_OUTPUTS)}
+    for tensor in config.output:
+        dims = outputs[tensor.name].shape
+        ensemble.output.add(name=tensor.name, data_type=tensor.data_type, dims=dims)
+
+    def add_step(model: str, inputs: Mapping[str, str], outputs: Mapping[str, str]) -> None:
+        step = ensemble.ensemble_scheduling.step.add(model_name=model, model_version=-1)
+        step.input_map.update(inputs)
+        step.output_map.update(outputs)
+
+    image_names = {(each.image_size, each.squash): each.name for each in tensors.image_inputs(resizings)}
+    features = [tensors.of_each_clip(spec, len(encoders)) for spec in (tensors.IMAGE_FEATURES, tensors.TEXT_FEATURES)]
+    for resizing, (image, text), image_features, text_features in zip(resizings, encoders, *features, strict=True):
+        image_input, image_output = {tensors.IMAGE.name: image_names[resizing]}, image_features.name
+        add_step(image, image_input, {tensors.IMAGE_FEATURES.name: image_output})
+        tokens = {tensors.TOKENS.name: tensors.TOKENS.name}
+        add_step(text, tokens, {tensors.TEXT_FEATURES.name: text_features.name})
+    names = [spec.name for pair in zip(*features, strict=True) for spec in pair]
+    add_step(head, dict(zip(names, names, strict=True)), {tensor.name: tensor.name for tensor in config.output})
+    ensemble.parameters[tensors.CONTRACT_VERSION_PARAMETER].string_value = str(tensors.CONTRACT_VERSION)
+    for name in (tensors.DEMO_PARAMETER, tensors.WORDING_PARAMETER):  # what the head's says about the fit
+        if name in config.parameters:
+            ensemble.parameters[name].CopyFrom(config.parameters[name])
+    return ensemble
 
 
 def write_config(folder: Path, config: Any) -> None:
@@ -230,57 +259,30 @@ def _sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _replacement(repository: Path, name: str, head: str) -> str:
-    """The model that replaces ``name`` in an ensemble whose head becomes ``head``."""
-    if name.startswith(tensors.HEAD_PREFIX):
-        return head
-    for prefix in (tensors.IMAGE_ENCODER_PREFIX, tensors.TEXT_ENCODER_PREFIX):
-        if name.startswith(prefix):
-            return _encoder(repository, prefix, name, head)
-    return name
+def _resizing(image_encoder: Any) -> tuple[int, bool]:
+    """Image size in pixels of an image encoder, and whether photos are squashed to it."""
+    resize = image_encoder.parameters[tensors.RESIZE_PARAMETER].string_value
+    return int(image_encoder.input[0].dims[0]), resize == tensors.SQUASH
 
 
-def _encoder(repository: Path, prefix: str, current: str, head: str) -> str:
-    """The encoder that ``head`` was fitted on; the current one if the repository does not record it."""
-    wanted = read_object(repository / head / MADE_FROM_FILE)
-    candidates = [repository / current, *sorted(repository.glob(f"{prefix}*"))]
-    for candidate in candidates:
-        record = read_object(candidate / MADE_FROM_FILE)
-        if record and record.items() <= wanted.items():
-            return candidate.name
-    if not read_object(repository / current / MADE_FROM_FILE):
-        return current
-    raise RepositoryError(
-        f"the encoder {prefix}... that {head} was fitted on is no longer in {repository}: export its run again"
-    )
+def _encoders(repository: Path, head: str) -> list[tuple[str, str]]:
+    """Names of the image and the text encoder of each CLIP that ``head`` was fitted on."""
+    made_from = read_object(repository / head / MADE_FROM_FILE)
+    recorded = made_from.get(ENCODERS_KEY)
+    pairs = [tuple(pair) for pair in recorded] if recorded else [_recorded_alike(repository, made_from)]
+    for name in (name for pair in pairs for name in pair):
+        if not name or not (repository / name / CONFIG_FILE).is_file():
+            raise RepositoryError(
+                f"the encoder {name or ''} that {head} was fitted on is no longer in {repository}: export its run again"
+            )
+    return [(image, text) for image, text in pairs]
 
 
-def _copy_optional_outputs(head: Any, ensemble: Any) -> None:
-    """Give ``ensemble`` those optional outputs that the configuration of its ``head`` has, and no others."""
-    step = next(step for step in ensemble.ensemble_scheduling.step if step.model_name.startswith(tensors.HEAD_PREFIX))
-    in_head = {tensor.name: tensor for tensor in head.output}
-    for spec in tensors.OPTIONAL_OUTPUTS:
-        step.output_map.pop(spec.name, None)
-        for tensor in [tensor for tensor in ensemble.output if tensor.name == spec.name]:
-            ensemble.output.remove(tensor)
-        if spec.name in in_head:
-            step.output_map[spec.name] = spec.name
-            ensemble.output.add(name=spec.name, data_type=in_head[spec.name].data_type, dims=spec.shape)
+def _recorded_alike(repository: Path, made_from: Mapping[str, Any]) -> tuple[str, ...]:
+    """The encoders of a head that an earlier version exported: all that they were made from is in ``made_from``."""
 
+    def find(prefix: str) -> str:
+        records = ((path.name, read_object(path / MADE_FROM_FILE)) for path in sorted(repository.glob(f"{prefix}*")))
+        return next((name for name, record in records if record and record.items() <= made_from.items()), "")
 
-def _copy_parameters(head: Any, ensemble: Any) -> None:
-    """Give ``ensemble`` what the configuration of its ``head`` says about the fit, and nothing of another head."""
-    for name in (tensors.DEMO_PARAMETER, tensors.WORDING_PARAMETER):
-        ensemble.parameters.pop(name, None)
-        if name in head.parameters:
-            ensemble.parameters[name].CopyFrom(head.parameters[name])
-
-
-def _copy_dims(repository: Path, ensemble: Any) -> None:
-    """Set the dimensions of each input of ``ensemble`` to those of the model that takes it."""
-    for step in ensemble.ensemble_scheduling.step:
-        inputs = {tensor.name: tensor for tensor in read_config(repository / step.model_name).input}
-        for name, key in step.input_map.items():
-            for tensor in ensemble.input:
-                if tensor.name == key and name in inputs:
-                    tensor.dims[:] = inputs[name].dims
+    return find(tensors.IMAGE_ENCODER_PREFIX), find(tensors.TEXT_ENCODER_PREFIX)

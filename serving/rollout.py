@@ -26,6 +26,7 @@ from serving.access import GRPC_HEADER, KEY_VARIABLE, find_server, find_servers
 from serving.golden import Feed, GoldenRequest, input_tensors, read_golden
 from serving.repository import (
     IMMUTABLE_MODEL,
+    ensemble_config,
     find_head,
     locked,
     read_config,
@@ -33,10 +34,9 @@ from serving.repository import (
     step_of,
     steps,
     verify_digests,
-    with_head,
     write_config,
 )
-from vizwiz_client.contract.tensors import ENSEMBLE, HEAD_PREFIX, IMAGE_ENCODER_PREFIX
+from vizwiz_client.contract.tensors import ENSEMBLE, HEAD_PREFIX, parse_image_input
 
 LOAD_TIMEOUT_S = 600  # a large CLIP's file takes a while to read and optimise
 INFER_TIMEOUT_S = 120  # of one request, to a model that has never answered
@@ -106,7 +106,7 @@ def rollout(
     start = time.monotonic()
     with locked(folder, report), Control(url or (server.grpc if server else ""), key) as control:
         before = read_ensemble(folder)
-        after = with_head(folder, before, find_head(folder, to)) if to else before
+        after = ensemble_config(folder, find_head(folder, to)) if to else before
         served = control.config(ENSEMBLE) if control.states().get(ENSEMBLE) == "READY" else None
         loaded: list[str] = []
         committing = False
@@ -316,8 +316,8 @@ def _stale_models(control: Control, after: Any) -> list[str]:
 def _golden(repository: Path, ensemble: Any) -> tuple[GoldenRequest, Feed]:
     """The golden request of the head of ``ensemble``, and its tensors."""
     golden = read_golden(repository, step_of(ensemble, HEAD_PREFIX))
-    image_encoder = read_config(repository / step_of(ensemble, IMAGE_ENCODER_PREFIX))
-    return golden, golden.feed(int(image_encoder.input[0].dims[0]))
+    parsed = (parse_image_input(tensor.name, tensor.dims) for tensor in ensemble.input)
+    return golden, golden.feed([image for image in parsed if image])
 
 
 def _check_answer(golden: GoldenRequest, result: Any, model: str) -> None:

@@ -109,11 +109,13 @@ def as_train_and_val(records: Path, photos: Path, folder: Path) -> Path:
     return folder
 
 
-def write_checkpoint(path: Path, vision_layers: int | tuple[int, ...], seed: int = 0) -> Path:
+def write_checkpoint(
+    path: Path, vision_layers: int | tuple[int, ...], seed: int = 0, *, image_size: int = 64, embed_dim: int = 64
+) -> Path:
     """A checkpoint of OpenAI's architecture at small width with random, non-trivial weights."""
     torch.manual_seed(seed)
     patch = 16 if isinstance(vision_layers, int) else None
-    model = clip.model.CLIP(64, 64, vision_layers, 128 if patch else 16, patch, 77, 49408, 64, 1, 2)
+    model = clip.model.CLIP(embed_dim, image_size, vision_layers, 128 if patch else 16, patch, 77, 49408, 64, 1, 2)
     model.initialize_parameters()
     torch.nn.init.normal_(model.token_embedding.weight, std=0.5)  # so that questions differ enough to tell apart
     norms = [module for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d)]
@@ -123,7 +125,7 @@ def write_checkpoint(path: Path, vision_layers: int | tuple[int, ...], seed: int
         norm.momentum = None  # keep the mean statistics
     if norms:
         coarse = torch.randn(16, 3, 8, 8)  # as smooth as photos
-        model.visual(torch.nn.functional.interpolate(coarse, 64, mode="bilinear"))  # leaves its statistics
+        model.visual(torch.nn.functional.interpolate(coarse, image_size, mode="bilinear"))  # leaves its statistics
     torch.save(model.state_dict(), path)
     return path
 

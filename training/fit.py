@@ -279,7 +279,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         "--clip",
         action="append",
         help="OpenAI's name, such as ViT-L/14@336px or RN50x64, or a checkpoint file; if given twice, heads are fitted "
-        "on both and averaged (such a run can be evaluated, not exported)",
+        "on both and averaged",
     )
     parser.add_argument("--device", default="auto", help="auto (CUDA where there is one), cpu, cuda, cuda:1, ...")
     parser.add_argument("--runs", type=Path, default=DEFAULT_RUNS, help="where the run folder goes (default: runs)")

@@ -87,38 +87,12 @@ class Run:
         return list(self.config["clips"])
 
     @property
-    def clip(self) -> dict[str, Any]:
-        """``source``, ``sha256``, ``image_size`` and ``embed_dim`` of the run's only CLIP.
-
-        Raises:
-            RunError: the run was fitted on several CLIPs.
-        """
-        if len(self.clips) > 1:
-            sources = " and ".join(clip["source"] for clip in self.clips)
-            raise RunError(
-                f"{self.folder} was fitted on {len(self.clips)} CLIPs ({sources}): such a run can be evaluated, but "
-                "not exported; fit on one --clip to export"
-            )
-        return self.clips[0]
-
-    @property
     def digest(self) -> str:
         """Identity of the fitted heads: digest of their weights, labels, thresholds and CLIPs."""
         files = self.config["files"]
         clips = [clip["sha256"] for clip in self.clips]
         labels = [*self.answer_types, *self.quality_issues, json.dumps(self.wording, sort_keys=True)]
         return digest_of(files[HEAD_FILE], files[ANSWERS_FILE], *labels, *clips)
-
-    def load_predictor(self) -> Predictor:
-        """Load the heads of the run's only CLIP, in evaluation mode.
-
-        Raises:
-            RunError: the run was fitted on several CLIPs, or the weights do not match the configuration.
-        """
-        _ = self.clip  # refuses several
-        predictor = self.load_ensemble().members[0]
-        assert isinstance(predictor, Predictor)
-        return predictor
 
     def load_ensemble(self) -> ClipEnsemble:
         """Load the heads of all CLIPs of the run, in the order of ``clips``, in evaluation mode.

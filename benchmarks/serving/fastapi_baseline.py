@@ -25,7 +25,7 @@ def create_app(checkpoint: Path, run_folder: Path, bf16: bool) -> FastAPI:
     """CLIP's own model and preprocess, and the head of a run, as an application."""
     model, preprocess = clip.load(str(checkpoint), device="cpu")
     run = read_run(run_folder)
-    head = run.load_predictor()
+    heads = run.load_ensemble()
     app = FastAPI()
 
     @app.get("/health")
@@ -39,7 +39,7 @@ def create_app(checkpoint: Path, run_folder: Path, bf16: bool) -> FastAPI:
         with torch.inference_mode():
             with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
                 image_features, text_features = model.encode_image(image), model.encode_text(tokens)
-            outputs = head(text_features.float(), image_features.float())
+            outputs = heads([(text_features.float(), image_features.float())])
         best = int(outputs.answer[0].argmax())
         return {
             "answer": run.answers[best],

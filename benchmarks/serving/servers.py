@@ -90,7 +90,9 @@ def _fit_full_vocabulary(clip: FrozenClip, folder: Path, data: Path) -> None:
 
 
 def _with_full_vocabulary(run: Run) -> GatedHead:
-    weights = run.load_predictor().heads[0].state_dict()
+    state = run.load_ensemble().state_dict()
+    first = "members.0.heads.0."
+    weights = {name.removeprefix(first): tensor for name, tensor in state.items() if name.startswith(first)}
     head = GatedHead(run.clips[0]["embed_dim"], ANSWERS, len(run.answer_types)).eval().requires_grad_(False)
     with torch.no_grad():
         for name, parameter in head.state_dict().items():

@@ -21,7 +21,7 @@ from vizwiz_client._threads import ThreadIo, iterate, run, to_async_iterator
 from vizwiz_client.contract.errors import VizwizError
 
 if TYPE_CHECKING:
-    from vizwiz_client.contract.image import Photo
+    from vizwiz_client._prepare import AnyPhoto as Photo
 
     Pairs = Iterable[tuple[Photo, str]]
     AsyncPairs = Pairs | AsyncIterable[tuple[Photo, str]]
@@ -31,8 +31,9 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 _ARGUMENTS = f"""
     A photo (``Photo`` in signatures) is str | os.PathLike[str] (a path), bytes | bytearray | memoryview (a file's
-    content), BinaryIO, PIL.Image.Image, or a NumPy array uint8 [H, W, 3] (RGB) or [H, W] (grey). A question is text of
-    at most 5,000 characters; the model reads the first 75 tokens, about 50 words.
+    content), BinaryIO, PIL.Image.Image, a NumPy array uint8 [H, W, 3] (RGB) or [H, W] (grey), or what
+    ``vizwiz_client.contract.prepared.prepare`` returns. A question is text of at most 5,000 characters; the model reads
+    the first 75 tokens, about 50 words.
 
     Args:
         url: "host:port", Triton's gRPC port; by default "{DEFAULT_URL}".
@@ -102,9 +103,9 @@ class VizwizClient:
         """Read the served model's configuration and verify that it fits this client.
 
         Returns:
-            The configuration: ``model`` (name of the ensemble), ``contract_version``, ``image_size`` (pixels),
-            ``max_batch_size`` (questions in a request), ``models`` (names of encoders and head), and ``demo`` (whether
-            the head was fitted on drawn pictures alone).
+            The configuration: ``model`` (name of the ensemble), ``contract_version``, ``images`` (inputs, each with its
+            ``image_size`` in pixels), ``max_batch_size`` (questions in a request), ``models`` (names of encoders and
+            head), and ``demo`` (whether the head was fitted on drawn pictures alone).
 
         Raises:
             ServerError: the server is unavailable, or its model does not fit (ContractMismatch, ModelMissing).

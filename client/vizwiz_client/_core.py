@@ -13,21 +13,19 @@ import os
 import re
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 
 from vizwiz_client._failures import Failure, backoff_delays, to_exception
-from vizwiz_client._prepare import Item, Pixels, catch, decode, to_item_pixels, tokenize_all
+from vizwiz_client._prepare import AnyPhoto, Item, copy_photo, decode, prepare_timed, tokenize_all
 from vizwiz_client._results import Answer, ModelInfo, Timings
 from vizwiz_client._settings import Settings
 from vizwiz_client.contract import tensors
 from vizwiz_client.contract.errors import ContractMismatch, ImageError, QuestionError, ServerError, VizwizError
-from vizwiz_client.contract.image import Photo, materialize
 from vizwiz_client.contract.tokenizer import pad
 
 STREAM_BATCH = 16  # questions in a request of ask_many: enough to keep a server busy, few enough to hold in memory
@@ -36,9 +34,8 @@ MAX_GROUPS = 3  # requests of ask_many in progress: one computed, one queued at 
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
-Pair = tuple[Photo, str]
-Materialized = tuple[Photo | ImageError, str]
-TokenIds = npt.NDArray[np.int32]
+Pair = tuple[AnyPhoto, str]
+Copied = tuple[AnyPhoto | ImageError, str]
 Outcome = Answer | VizwizError
 
 
@@ -105,7 +102,7 @@ class Core:
         reply, _ = await self._call(method, arguments, self._deadline())
         return reply
 
-    async def ask(self, image: Photo, question: str, top: int, request_id: str | None = None) -> Answer:
+    async def ask(self, image: AnyPhoto, question: str, top: int, request_id: str | None = None) -> Answer:
         """Ask one question."""
         request = Request(top, request_id)
         (outcome,) = await self._ask_group([(image, question)], request, self._deadline(), strict=True)
@@ -156,12 +153,12 @@ class Core:
 
     async def _groups(
         self, pairs: AsyncIterator[Pair], size: int | None, deadline: float | None
-    ) -> AsyncGenerator[list[Materialized], None]:
-        group: list[Materialized] = []
+    ) -> AsyncGenerator[list[Copied], None]:
+        group: list[Copied] = []
         async for image, question in pairs:
             if size is None:
                 size = (await self._get_model_info(deadline or self._deadline())).max_batch_size
-            group.append((catch(materialize, image), question))
+            group.append((copy_photo(image), question))
             if len(group) == size:
                 yield group
                 group = []
@@ -169,7 +166,7 @@ class Core:
             yield group
 
     async def _ask_group(
-        self, pairs: Sequence[Materialized], request: Request, deadline: float | None, *, strict: bool
+        self, pairs: Sequence[Copied], request: Request, deadline: float | None, *, strict: bool
     ) -> list[Outcome]:
         """Ask about ``pairs``; an error takes the place of every answer that it prevents.
 
@@ -178,46 +175,57 @@ class Core:
         start = time.perf_counter()
         deadline = deadline or self._deadline()
         prepared: Sequence[Item | VizwizError | None] = [None] * len(pairs)
+        retries = max(self.settings.retries, 1)
         try:
-            prepared = await self._prepare(pairs, deadline)
-            if strict and (refused := [item for item in prepared if isinstance(item, VizwizError)]):
-                return [refused[0]]
-            items = [item for item in prepared if isinstance(item, Item)]
-            answers = iter(await self._infer(items, request, deadline, start))
+            while True:
+                prepared = await self._prepare(pairs, deadline)
+                if strict and (refused := [item for item in prepared if isinstance(item, VizwizError)]):
+                    return [refused[0]]
+                items = [item for item in prepared if isinstance(item, Item)]
+                try:
+                    answers = iter(await self._infer(items, request, deadline, start))
+                    break
+                except ContractMismatch:
+                    retries -= 1
+                    if retries < 0 or not await self._takes_other_inputs(items, deadline):
+                        raise
         except ServerError as error:
             return [item if isinstance(item, VizwizError) else error for item in prepared]
         return [item if isinstance(item, VizwizError) else next(answers) for item in prepared]
 
-    async def _prepare(self, pairs: Sequence[Materialized], deadline: float) -> Sequence[Item | VizwizError]:
+    async def _takes_other_inputs(self, items: Sequence[Item], deadline: float) -> bool:
+        """Whether the model was replaced by one of other image inputs than those of the refused request."""
+        return items[0].photo.inputs != (await self._get_model_info(deadline)).images
+
+    async def _prepare(self, pairs: Sequence[Copied], deadline: float) -> Sequence[Item | VizwizError]:
         """Tokenise the questions and turn the photos into pixels; a refused pair becomes its error."""
         start = time.perf_counter()
         (tokens,) = await self._io.work([partial(tokenize_all, [question for _, question in pairs])])
         tokenize_s = time.perf_counter() - start
         photos = {id(image): image for image, _ in pairs}  # a photo with several questions is decoded once
-        # A single photo is decoded before the model's image size is known: a refused one never waits for the server.
-        # fast_decode needs the image size to decode.
+        # A single photo is decoded before the model's image inputs are known: a refused one never waits for the server.
+        # fast_decode needs the image sizes to decode.
         if self._model_info is None and len(pairs) == 1 and not self.settings.fast_decode:
             photos = dict(zip(photos, await self._io.work([partial(decode, *photos.values())]), strict=True))
         refusals = [_first_error(ids, photos[id(image)]) for ids, (image, _) in zip(tokens, pairs, strict=True)]
         if all(refusals):
             return [error for error in refusals if error]
-        image_size = (await self._get_model_info(deadline)).image_size
-        tasks = [
-            partial(to_item_pixels, photo, image_size, self.settings.fast_decode, deadline) for photo in photos.values()
-        ]
+        inputs = (await self._get_model_info(deadline)).images
+        fast = self.settings.fast_decode
+        tasks = [partial(prepare_timed, photo, inputs, fast, deadline) for photo in photos.values()]
         try:
             timed = dict(zip(photos, await self._io.work(tasks), strict=True))
         except Failure as failure:
             raise self._to_exception(failure, None) from None
         items: list[Item | VizwizError] = []
         for ids, (image, _) in zip(tokens, pairs, strict=True):
-            pixels, seconds = timed[id(image)]
+            photo, seconds = timed[id(image)]
             if isinstance(ids, QuestionError):
                 items.append(ids)
-            elif isinstance(pixels, ImageError):
-                items.append(pixels)
+            elif isinstance(photo, ImageError):
+                items.append(photo)
             else:
-                items.append(Item(pixels, ids, seconds + tokenize_s))
+                items.append(Item(photo, ids, seconds + tokenize_s))
         return items
 
     async def _infer(self, items: Sequence[Item], request: Request, deadline: float, start: float) -> list[Answer]:
@@ -227,10 +235,10 @@ class Core:
         size = (await self._get_model_info(deadline)).max_batch_size if items else 1
         for first in range(0, len(items), size):
             batch, request_id = items[first : first + size], request.id or os.urandom(8).hex()
-            image = np.stack([item.pixels for item in batch])
-            tokens = np.stack([pad(item.tokens.ids, tensors.CONTEXT_LENGTH) for item in batch])
+            inputs = {name: np.stack([item.photo.pixels[name] for item in batch]) for name in batch[0].photo.pixels}
+            inputs[tensors.TOKENS.name] = np.stack([pad(item.tokens.ids, tensors.CONTEXT_LENGTH) for item in batch])
             info = await self._get_model_info(deadline)
-            result, request_s = await self._request(image, tokens, request.top, info, deadline, request_id)
+            result, request_s = await self._request(inputs, request.top, info, deadline, request_id)
             replies = _protocol.read_reply(result, self.settings.url, request.top)
             info = await self._refresh(info, replies[0]["head_id"], deadline)
             total_s = time.perf_counter() - start
@@ -247,7 +255,7 @@ class Core:
         return answers
 
     async def _request(
-        self, image: Pixels, tokens: TokenIds, top: int, info: ModelInfo, deadline: float, request_id: str
+        self, inputs: Mapping[str, Any], top: int, info: ModelInfo, deadline: float, request_id: str
     ) -> tuple[Any, float]:
         """Send one request; return the reply and its seconds.
 
@@ -256,13 +264,13 @@ class Core:
         """
         from vizwiz_client._protocol import infer_arguments
 
-        arguments = infer_arguments(image, tokens, top, info.serves_quality) | {"request_id": request_id}
+        arguments = infer_arguments(inputs, top, info.serves_quality) | {"request_id": request_id}
         try:
             return await self._call("infer", arguments, deadline, request_id)
         except ContractMismatch as error:
             if not info.serves_quality or f"{tensors.QUALITY.name!r}" not in str(error):
                 raise
-        arguments = infer_arguments(image, tokens, top, with_quality=False) | {"request_id": request_id}
+        arguments = infer_arguments(inputs, top, with_quality=False) | {"request_id": request_id}
         return await self._call("infer", arguments, deadline, request_id)
 
     async def _get_model_info(self, deadline: float) -> ModelInfo:

@@ -6,12 +6,13 @@ Imported with the first request only, because the gRPC stack takes longer to imp
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import grpc
-import numpy as np
 import numpy.typing as npt
 from tritonclient.grpc import MAX_GRPC_MESSAGE_SIZE, InferInput, InferRequestedOutput, model_config_pb2
+from tritonclient.utils import np_to_triton_dtype
 
 from vizwiz_client._failures import is_loopback
 from vizwiz_client._results import Candidate, ModelInfo
@@ -47,18 +48,16 @@ def connection_arguments(settings: Settings) -> dict[str, Any]:
     return arguments
 
 
-def infer_arguments(
-    image: npt.NDArray[np.uint8], tokens: npt.NDArray[np.int32], top: int, with_quality: bool
-) -> dict[str, Any]:
-    """Arguments of ``infer`` for uint8 [B, S, S, 3] and int32 [B, 77].
+def infer_arguments(arrays: Mapping[str, npt.NDArray[Any]], top: int, with_quality: bool) -> dict[str, Any]:
+    """Arguments of ``infer`` for the ensemble's inputs: pixels uint8 [B, S, S, 3], and ``tokens`` int32 [B, 77].
 
     ``answer`` [B, top or more], ``answer_type`` [B, 1] and ``quality`` [B, Q] are requested as text, best first,
     ``b"probability:index:label"``:
     https://github.com/triton-inference-server/server/blob/main/docs/protocol/extension_classification.md
     """
     inputs = []
-    for spec, array in ((tensors.IMAGE, image), (tensors.TOKENS, tokens)):
-        inputs.append(InferInput(spec.name, list(array.shape), spec.datatype))
+    for name, array in arrays.items():
+        inputs.append(InferInput(name, list(array.shape), np_to_triton_dtype(array.dtype)))
         inputs[-1].set_data_from_numpy(array)
     outputs = [
         InferRequestedOutput(tensors.ANSWER.name, class_count=max(top, RUNNER_UP_TOP)),
@@ -120,11 +119,12 @@ def read_model_info(config: Any, url: str) -> ModelInfo:
             f"{tensors.CONTRACT_VERSION}; install the vizwiz-client that was released with the server"
         )
     models = tuple(step.model_name for step in config.ensemble_scheduling.step)
-    image_size = next((tensor.dims[0] for tensor in config.input if tensor.name == "image" and tensor.dims), 0)
+    parsed = (tensors.parse_image_input(tensor.name, tensor.dims) for tensor in config.input)
+    images = tuple(image for image in parsed if image)
     # earlier exports accept any number of tokens, which includes the contract's 77
     is_open = any(tensor.name == "tokens" and list(tensor.dims) == [-1] for tensor in config.input)
     inputs = {
-        tensors.IMAGE: (image_size, image_size, 3),
+        **{replace(tensors.IMAGE, name=image.name): (image.image_size, image.image_size, 3) for image in images},
         tensors.TOKENS: (-1,) if is_open else tensors.TOKENS.shape,
     }
     outputs = {spec: spec.shape for spec in tensors.HEAD_OUTPUTS}
@@ -136,8 +136,17 @@ def read_model_info(config: Any, url: str) -> ModelInfo:
         *_differences("output", config.output, outputs),
         *_missing_models(models),
     ]
-    if image_size < 1:
-        differences.append(f"image size {image_size}, expected at least 1 pixel")
+    if not images:
+        differences.append("there is no image input")
+    differences += [
+        f"input {image.name!r} has the image size {image.image_size}, expected at least 1 pixel"
+        for image in images
+        if image.image_size < 1
+    ]
+    known = {spec.name for spec in inputs}
+    differences += [
+        f"input {tensor.name!r} is unknown to this client" for tensor in config.input if tensor.name not in known
+    ]
     if config.max_batch_size < 1:
         differences.append(f"max_batch_size {config.max_batch_size}, expected at least 1")
     if differences:
@@ -150,7 +159,7 @@ def read_model_info(config: Any, url: str) -> ModelInfo:
     return ModelInfo(
         config.name,
         int(version),
-        int(image_size),
+        images,
         int(config.max_batch_size),
         models,
         demo,

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vizwiz_client.contract.errors import VizwizError
 from vizwiz_client.contract.wording import QUESTION_TRUNCATED, Thresholds, Wording, advise, is_declined, to_words
+
+if TYPE_CHECKING:
+    from vizwiz_client.contract.tensors import ImageInput  # which imports NumPy
 
 
 class Candidate(NamedTuple):
@@ -134,7 +137,7 @@ class ModelInfo:
     Attributes:
         model: name of the ensemble.
         contract_version: version of the tensor contract; see ``vizwiz_client.contract.tensors``.
-        image_size: S in pixels; a photo is sent as uint8 [S, S, 3].
+        images: image inputs; a photo is sent to each as uint8 [S, S, 3], S being its ``image_size`` in pixels.
         max_batch_size: the largest number of questions in one request.
         models: names of the immutable models in the ensemble: encoders and head, each with its digest.
         demo: the head was fitted on the demo's drawn pictures; its answers to real photos mean nothing.
@@ -144,7 +147,7 @@ class ModelInfo:
 
     model: str
     contract_version: int
-    image_size: int
+    images: tuple[ImageInput, ...]
     max_batch_size: int
     models: tuple[str, ...]
     demo: bool = False

@@ -29,7 +29,8 @@ async def read_status(core: Core, max_latency_s: float) -> Status:
     except ServerError as error:
         return Status(url, (server, _skipped("models"), _failed("contract", error), _skipped("latency")))
     models = await _check_models(core, info)
-    contract = Check("contract", True, f"version {info.contract_version}, image size {info.image_size} pixels")
+    sizes = " and ".join(f"{image.image_size}" for image in info.images)
+    contract = Check("contract", True, f"version {info.contract_version}, image size {sizes} pixels")
     if not models.ok:
         return Status(url, (server, models, contract, _skipped("latency")))
     return await _check_latency(core, info, (server, models, contract), max_latency_s)

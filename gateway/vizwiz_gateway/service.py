@@ -10,12 +10,9 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from http import HTTPStatus
 
-import numpy as np
-import numpy.typing as npt
-
 from vizwiz_client import Answer, AsyncVizwizClient, ContractMismatch, ModelInfo, Timings, VizwizError
 from vizwiz_client.contract import tensors
-from vizwiz_client.contract.image import load_photo, to_pixels
+from vizwiz_client.contract.prepared import PreparedPhoto, prepare
 from vizwiz_gateway.metrics import Metrics
 from vizwiz_gateway.problems import ProblemError, from_client, problem
 from vizwiz_gateway.settings import Settings
@@ -139,11 +136,14 @@ class Service:
             start = time.perf_counter()
             try:
                 info = self._info or await self.check()
-                pixels = await self._decode(photo, info.image_size)
-                del photo
+                prepared = await self._decode(photo, info)
                 decoded = time.perf_counter()
-                pairs = [(pixels, question) for question in upload.questions]
-                answers = await self._ask(pairs, upload.top, request_id)
+                try:
+                    answers = await self._ask(prepared, upload, request_id)
+                except ContractMismatch:  # a model of other image inputs was rolled out
+                    info = await self.check()
+                    prepared = await self._decode(photo, info)
+                    answers = await self._ask(prepared, upload, request_id)
                 self.metrics.triton.observe(time.perf_counter() - decoded)
                 if any(tensors.HEAD_PREFIX + answer.head_id not in info.models for answer in answers):
                     self._info = None  # another model was rolled out
@@ -154,27 +154,22 @@ class Service:
             prepare_s, total_s = decoded - start, time.perf_counter() - start
             return Reply([_with_timings(answer, prepare_s, total_s) for answer in answers], info.demo)
 
-    async def _ask(
-        self, pairs: Sequence[tuple[npt.NDArray[np.uint8], str]], top: int, request_id: str
-    ) -> Sequence[Answer]:
-        try:
-            return await self._client.ask_batch(pairs, top=top, request_id=request_id)
-        except ContractMismatch:  # a model of another image size was rolled out
-            self._info = None
-            return await self._client.ask_batch(pairs, top=top, request_id=request_id)
+    async def _ask(self, photo: PreparedPhoto, upload: Upload, request_id: str) -> Sequence[Answer]:
+        pairs = [(photo, question) for question in upload.questions]
+        return await self._client.ask_batch(pairs, top=upload.top, request_id=request_id)
 
-    async def _decode(self, photo: bytes, image_size: int) -> npt.NDArray[np.uint8]:
-        """Pixels [image_size, image_size, 3]: small, so that a request that waits for Triton holds no decoded photo."""
+    async def _decode(self, photo: bytes, info: ModelInfo) -> PreparedPhoto:
+        """The resized photo: small, so that a request that waits for Triton holds no decoded photo of full size."""
         submitted = time.perf_counter()
 
-        def decode() -> tuple[npt.NDArray[np.uint8], float, float]:
+        def decode() -> tuple[PreparedPhoto, float, float]:
             start = time.perf_counter()
-            return to_pixels(load_photo(photo), image_size), start, time.perf_counter()
+            return prepare(photo, info.images), start, time.perf_counter()
 
-        pixels, start, end = await asyncio.get_running_loop().run_in_executor(self._decoders, decode)
+        prepared, start, end = await asyncio.get_running_loop().run_in_executor(self._decoders, decode)
         self.metrics.queue.observe(start - submitted)
         self.metrics.decode.observe(end - start)
-        return pixels
+        return prepared
 
     def _release(self) -> None:
         self._admitted -= 1

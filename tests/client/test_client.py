@@ -13,8 +13,8 @@ from PIL import ExifTags, Image
 from tritonclient.grpc import InferenceServerClient
 
 from tests.client.fake_server import HEAD, MODELS, SIDE, FakeServer, serve
-from vizwiz_client import Answer, Candidate, ImageError, ModelInfo, QuestionError, Timings, _prepare
-from vizwiz_client.contract import tensors
+from vizwiz_client import Answer, Candidate, ImageError, ModelInfo, QuestionError, Timings
+from vizwiz_client.contract import prepared, tensors
 from vizwiz_client.contract.image import load_photo, to_pixels
 from vizwiz_client.contract.tokenizer import tokenize
 
@@ -98,7 +98,11 @@ class TestAsk:
 
     def test_what_is_served(self, client: Any) -> None:
         assert client.check() == ModelInfo(
-            tensors.ENSEMBLE, tensors.CONTRACT_VERSION, SIDE, tensors.MAX_BATCH_SIZE, MODELS
+            tensors.ENSEMBLE,
+            tensors.CONTRACT_VERSION,
+            (tensors.ImageInput("image", SIDE),),
+            tensors.MAX_BATCH_SIZE,
+            MODELS,
         )
 
     def test_headers_are_sent_with_every_call(self, connect: Any, fake_server: FakeServer, photos: list[Path]) -> None:
@@ -131,8 +135,8 @@ class TestBatch:
         self, client: Any, fake_server: FakeServer, photos: list[Path], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         decoded: list[object] = []
-        real = _prepare.load_photo
-        monkeypatch.setattr(_prepare, "load_photo", lambda *source: decoded.append(source[0]) or real(*source))
+        real = prepared.load_photo
+        monkeypatch.setattr(prepared, "load_photo", lambda *source: decoded.append(source[0]) or real(*source))
         answers = client.ask_batch([(photos[0], question) for question in ("what?", "is it ripe?", "what colour?")])
         assert (decoded, len(answers)) == ([photos[0]], 3)
 

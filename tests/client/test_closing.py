@@ -112,14 +112,14 @@ def test_in_the_pause_before_a_retry(
 def test_waiting_for_photos_to_be_decoded(
     connect: Connect, fake_server: FakeServer, photos: list[Path], monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
-    started, go_on, real = threading.Semaphore(0), threading.Event(), _core.to_item_pixels
+    started, go_on, real = threading.Semaphore(0), threading.Event(), _core.prepare_timed
 
     def slow(*arguments: Any) -> Any:
         started.release()
         go_on.wait(LIMIT_S)
         return real(*arguments)
 
-    monkeypatch.setattr(_core, "to_item_pixels", slow)
+    monkeypatch.setattr(_core, "prepare_timed", slow)
     fake_server.gate.clear()  # should all be decoded before the client is closed
     client = connect(fake_server.url, timeout_s=LONG_S)
     many = [(photos[0].read_bytes(), "what?") for _ in range(16)]

@@ -24,10 +24,9 @@ from vizwiz_client import (
     ServerUnavailable,
     VizwizError,
     WrongServer,
-    _prepare,
 )
 from vizwiz_client._failures import backoff_delays
-from vizwiz_client.contract import tensors
+from vizwiz_client.contract import prepared, tensors
 from vizwiz_client.contract.image import load_photo
 
 
@@ -229,7 +228,7 @@ def test_no_photo_is_decoded_after_the_deadline(
         time.sleep(0.3)
         return load_photo(photo, draft_size)
 
-    monkeypatch.setattr(_prepare, "load_photo", slow)
+    monkeypatch.setattr(prepared, "load_photo", slow)
     many = [(photos[0].read_bytes(), "what?") for _ in range(40)]  # different objects, each decoded
     with pytest.raises(DeadlineExceeded, match="before all photos were decoded"):
         connect(fake_server.url, timeout_s=0.5).ask_batch(many)

@@ -50,7 +50,7 @@ def busy_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SmallServe
 
 def test_its_answer(connect: Connect, server: SmallServer) -> None:
     client = connect(server.grpc_url)
-    assert (client.check().image_size, client.check().max_batch_size) == (SIDE, 64)
+    assert ([image.image_size for image in client.check().images], client.check().max_batch_size) == ([SIDE], 64)
     answer = client.ask(GREEN, QUESTION, top=3)
     assert {candidate.answer for candidate in answer.candidates} == {"red", "blue: dark", "green"}
     assert answer.head_id == "000000000007"

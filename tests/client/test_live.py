@@ -9,6 +9,7 @@ import pytest
 
 from vizwiz_client import ContractMismatch, VizwizClient
 from vizwiz_client.contract import tensors
+from vizwiz_client.contract.prepared import prepare
 
 QUESTIONS = ["what is this?", "what colour is it?", "what is this and what is it for and is it red " * 2, "what " * 90]
 
@@ -55,11 +56,22 @@ def test_a_batch_equals_single_questions(client: VizwizClient, photos: list[Path
         assert together.question_truncated == alone.question_truncated
 
 
-def test_a_model_of_another_picture_size_is_met_at_the_next_question(live_server, photos: list[Path]) -> None:
+def test_a_model_of_another_image_size_is_noticed_and_asked_again(live_server, photos: list[Path]) -> None:
     with VizwizClient(live_server.grpc_url) as client:
         expected = client.ask(photos[0], "what is this?")
         served = client.check()  # below: as if the server had served another one when its config was read
-        client._core._model_info = replace(served, image_size=served.image_size + 1)
-        with pytest.raises(ContractMismatch, match="was its model replaced by one of another shape"):
-            client.ask(photos[0], "what is this?")
+        (image,) = served.images
+        client._core._model_info = replace(served, images=(replace(image, image_size=image.image_size + 1),))
         assert client.ask(photos[0], "what is this?") == expected
+
+
+def test_a_prepared_photo_is_answered_as_the_photo(live_server, photos: list[Path]) -> None:
+    with VizwizClient(live_server.grpc_url) as client:
+        images = client.check().images
+        prepared = prepare(photos[0], images)
+        assert client.ask(prepared, "what is this?") == client.ask(photos[0], "what is this?")
+        assert client.ask_batch([(prepared, "what is this?")]) == [client.ask(photos[0], "what is this?")]
+        other = prepare(photos[0], [replace(images[0], image_size=images[0].image_size + 1)])
+        refusal = r"prepared for image \[97, 97, 3\], the served model takes image \[96, 96, 3\]; prepare it again"
+        with pytest.raises(ContractMismatch, match=refusal):
+            client.ask(other, "what is this?")

@@ -29,11 +29,11 @@ def asked(live_server: LiveServer) -> list[tuple[Path, str]]:
 @torch.inference_mode()
 def test_answers_are_what_pytorch_gives(live_server: LiveServer, asked: list[tuple[Path, str]]) -> None:
     """The reference is CLIP's own preprocessing, tokenizer and encoders, and the head as it was fitted."""
-    model = load_clip(live_server.run.clip["source"])
+    model = load_clip(live_server.run.clips[0]["source"])
     preprocess = model.reference_preprocess()
     images = model.model.encode_image(torch.stack([preprocess(load_photo(path)) for path, _ in asked]))
     texts = model.model.encode_text(clip_tokenize([question for _, question in asked]))
-    predicted = live_server.run.load_predictor()(texts, images)
+    predicted = live_server.run.load_ensemble()([(texts, images)])
     probabilities, best = predicted.answer.sort(dim=1, descending=True)
 
     with VizwizClient(live_server.grpc_url) as client:

@@ -26,7 +26,7 @@ TOP = 5
 
 @pytest.mark.slow
 def test_twenty_rollouts_fail_no_request_and_mix_no_vocabularies(live_server: LiveServer, tmp_path: Path) -> None:
-    model = load_clip(live_server.run.clip["source"])
+    model = load_clip(live_server.run.clips[0]["source"])
     train, val = read_split(live_server.data, "train", limit=100), read_split(live_server.data, "val")
     other = read_run(fit(train, val, model, Recipe(epochs=5), tmp_path / "runs", tmp_path / "cache"))
     repository = Path(shutil.copytree(live_server.repository, tmp_path / "triton_models"))
@@ -35,7 +35,7 @@ def test_twenty_rollouts_fail_no_request_and_mix_no_vocabularies(live_server: Li
     first, second = heads
 
     with EmbeddedTriton(repository) as server:
-        feed = read_golden(repository, second).feed(live_server.image_size)
+        feed = read_golden(repository, second).feed(tensors.image_inputs([(live_server.image_size, False)]))
         returned = [(0.0, second)]
         with Load(server.grpc_url, repository, feed, top=TOP, clients=2) as load:
             for number in range(20):

@@ -16,7 +16,7 @@ from training.artifacts import file_digest
 from training.backbone import FrozenClip
 from training.dataset import read_split
 from training.fit import fit
-from training.model import ClipEnsemble, Predictor, QualityHead
+from training.model import QualityHead
 from training.recipe import Recipe
 from training.run import Run, read_run, write_run
 from vizwiz_client import VizwizClient
@@ -63,10 +63,10 @@ def other_run(tiny_clip: FrozenClip, some_photos: Path, tmp_path_factory: pytest
 def quality_run(other_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """The other run, with quality heads: three, of random weights."""
     folder = tmp_path_factory.mktemp("quality")
-    predictor = other_run.load_predictor()
-    heads = [QualityHead(other_run.clip["embed_dim"], len(ISSUES)) for _ in range(3)]
+    heads = [QualityHead(other_run.clips[0]["embed_dim"], len(ISSUES)) for _ in range(3)]
     randomize(torch.nn.ModuleList(heads))
-    ensemble = ClipEnsemble([Predictor(list(predictor.heads), heads)])  # type: ignore[arg-type]
+    ensemble = other_run.load_ensemble()
+    ensemble.members[0].quality.extend(heads)
     quality = {"issues": ISSUES, "heads": len(heads)}
     write_run(folder, {**other_run.config, "quality": quality, "wording": WORDING}, ensemble, other_run.answers)
     return read_run(folder)
@@ -91,7 +91,7 @@ def both(run: Run, quality_run: Run, published: Path, tmp_path_factory: pytest.T
 def ask_golden(grpc_url: str, folder: Path) -> None:
     """Ask a live server the golden request of the head that the repository ``folder`` serves, and compare."""
     config = read_config(folder / "vizwiz_vqa")
-    head = folder / config.ensemble_scheduling.step[2].model_name
+    head = folder / config.ensemble_scheduling.step[-1].model_name
     golden = json.loads((head / "golden.json").read_text(encoding="utf-8"))
     expected = golden["expected"]
     with VizwizClient(grpc_url) as client:

@@ -81,7 +81,7 @@ def test_saved_features_of_another_machine_do_not_count(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Then a new head needs CLIP again."""
-    there = Execution(**read_report(own / publish.model_names(run).image)["encoders"])
+    there = Execution(**read_report(own / publish.model_names(run).images[0])["encoders"])
     assert there.device == cpu_name()
     change(monkeypatch)
     before = {path.name for path in own.iterdir()}

@@ -27,7 +27,7 @@ from export.publish import EXPORT_FORMAT
 from export.targets import GRAPH_KINDS
 from tests.conftest import write_checkpoint
 from training.backbone import FrozenClip, load_clip
-from training.model import GatedHead, Predictor, QualityHead
+from training.model import ClipEnsemble, GatedHead, Predictor, QualityHead
 from training.recipe import FEATURES, HIDDEN
 
 DIGESTS = Path(__file__).with_name("graph_digests.json")
@@ -90,11 +90,11 @@ def digests(folder: Path) -> dict[str, str]:
     for folds, source in ((1, HIDDEN), (1, FEATURES), (3, HIDDEN)):
         heads = [GatedHead(8, 5, 3, hidden=16, answerable_from=source) for _ in range(folds)]
         fill(torch.nn.ModuleList(heads))
-        write_head(Predictor(heads), "0123456789ab", path)
+        write_head(ClipEnsemble([Predictor(heads)]), "0123456789ab", path)
         found[f"head {folds} {source}"] = digest(onnx.load(path))
         quality = [QualityHead(8, 7) for _ in range(folds)]
         fill(torch.nn.ModuleList(quality))
-        write_head(Predictor(heads, quality), "0123456789ab", path)
+        write_head(ClipEnsemble([Predictor(heads, quality)]), "0123456789ab", path)
         found[f"head {folds} {source} with quality"] = digest(onnx.load(path))
     return found
 

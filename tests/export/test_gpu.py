@@ -34,7 +34,7 @@ def test_a_repository_for_a_gpu_is_served_by_a_cpu(
     assert check_repository(tmp_path / "triton_models", run) == []
     report = json.loads((tmp_path / "triton_models" / names.head / "parity.json").read_text(encoding="utf-8"))
     assert report["passed"] is (True if execution(target).as_requested else None)  # a CPU verifies no GPU
-    for name in (names.image, names.text, names.head):
+    for name in names.all:
         config = read_config(tmp_path / "triton_models" / name)
         assert config.parameters["do_copy_in_default_stream"].string_value == "1"
         accelerators = config.optimization.execution_accelerators.gpu_execution_accelerator

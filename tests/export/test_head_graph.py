@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from export.head_graph import write_head
 from export.targets import GraphKind, open_graph
 from tests.export.conftest import randomize
-from training.model import GatedHead, Predictor, QualityHead
+from training.model import ClipEnsemble, GatedHead, Predictor, QualityHead
 from vizwiz_client.contract.tensors import head_digest
 
 DIGEST = "0123456789ab"
@@ -33,7 +33,7 @@ def make_predictor(folds: int, answerable_from: str = "hidden", quality: int = 0
 
 def serve(predictor: Predictor, folder: Path, image: Tensor, text: Tensor) -> list[Tensor]:
     """The outputs of the graph of ``predictor``."""
-    write_head(predictor, DIGEST, path := folder / "head.onnx")
+    write_head(ClipEnsemble([predictor]), DIGEST, path := folder / "head.onnx")
     features = {"image_features": image.numpy(), "text_features": text.numpy()}
     return [torch.from_numpy(output) for output in open_graph(path, GraphKind("portable", "fp32"))(features)]
 

@@ -38,10 +38,10 @@ def test_a_new_fit_exports_the_head_alone(run: Run, other_run: Run, own: Path, m
     """Neither CLIP nor its graphs are needed: the CLIP that is named does not exist."""
     monkeypatch.setattr(publish, "write_image_encoder", pytest.fail)
     old, new = model_names(run), model_names(other_run)
-    before = [state(own / name) for name in (old.image, old.text, old.head)]
+    before = [state(own / name) for name in old.all]
     assert export_run(other_run, "no/such/clip.pt", own) == new
-    assert [state(own / name) for name in (old.image, old.text, old.head)] == before
-    assert (new.image, new.text) == (old.image, old.text)
+    assert [state(own / name) for name in old.all] == before
+    assert new.encoders == old.encoders
     assert new.head != old.head
     labels = (own / new.head / "answer.txt").read_text(encoding="utf-8").splitlines()
     assert labels == other_run.answers != run.answers
@@ -52,36 +52,36 @@ def test_encoders_are_compared_again_when_asked(run: Run, own: Path, monkeypatch
     asked = []
     original = publish.check_parity
     monkeypatch.setattr(publish, "check_parity", lambda *values: asked.append(values) or original(*values))
-    export_run(run, run.clip["source"], own)
+    export_run(run, run.clips[0]["source"], own)
     assert not asked
-    export_run(run, run.clip["source"], own, recheck=True)
+    export_run(run, run.clips[0]["source"], own, recheck=True)
     assert len(asked) == 1
     assert check_repository(own, run) == []
 
 
 def test_the_list_names_each_model_and_its_use(run: Run, other_run: Run, own: Path) -> None:
-    old, new = model_names(run), export_run(other_run, other_run.clip["source"], own)
+    old, new = model_names(run), export_run(other_run, other_run.clips[0]["source"], own)
     (own / "mine").mkdir()
     entries = {entry.name: entry for entry in list_models(own)}
     assert next(iter(entries)) == "vizwiz_vqa"
-    assert entries["vizwiz_vqa"].steps == [new.image, new.text, new.head]
-    assert [entries[name].kind for name in (new.image, new.text, new.head, "mine")] == [
+    assert entries["vizwiz_vqa"].steps == new.all
+    assert [entries[name].kind for name in (new.images[0], new.texts[0], new.head, "mine")] == [
         "image encoder",
         "text encoder",
         "head",
         "other",
     ]
     assert entries[new.head].referenced
-    assert entries[new.image].referenced
+    assert entries[new.images[0]].referenced
     assert not entries[old.head].referenced
     assert entries[old.head].made_from["run"] == run.folder.name
-    assert entries[new.image].made_from["clip_sha256"] == run.clip["sha256"]
-    assert entries[new.image].bytes == sum(size for *_, size in state(own / new.image).values())
+    assert entries[new.images[0]].made_from["clip_sha256"] == run.clips[0]["sha256"]
+    assert entries[new.images[0]].bytes == sum(size for *_, size in state(own / new.images[0]).values())
 
 
 def damaged_graph(own: Path, names: ModelNames) -> str:
-    (own / names.text / "1" / "model.onnx").write_bytes(b"x")
-    return f"{own / names.text / '1' / 'model.onnx'} is damaged or replaced: its SHA-256 differs"
+    (own / names.texts[0] / "1" / "model.onnx").write_bytes(b"x")
+    return f"{own / names.texts[0] / '1' / 'model.onnx'} is damaged or replaced: its SHA-256 differs"
 
 
 def missing_labels(own: Path, names: ModelNames) -> str:
@@ -90,8 +90,8 @@ def missing_labels(own: Path, names: ModelNames) -> str:
 
 
 def missing_encoder(own: Path, names: ModelNames) -> str:
-    shutil.rmtree(own / names.image)
-    return f"{own / names.image / 'config.pbtxt'} is missing"
+    shutil.rmtree(own / names.images[0])
+    return f"{own / names.images[0] / 'config.pbtxt'} is missing"
 
 
 def altered_photo(own: Path, names: ModelNames) -> str:
@@ -114,7 +114,7 @@ def edited_ensemble(own: Path, names: ModelNames) -> str:
 
 
 def altered_warmup(own: Path, names: ModelNames) -> str:
-    path = own / names.image / "warmup" / "golden.image"
+    path = own / names.images[0] / "warmup" / "golden.image"
     path.unlink()
     return f"{path} is missing"
 
@@ -184,7 +184,7 @@ def test_a_repository_is_checked_where_there_is_no_run(
 
 
 def test_prune_removes_unreferenced_models_and_nothing_else(run: Run, other_run: Run, own: Path) -> None:
-    old, new = model_names(run), export_run(other_run, other_run.clip["source"], own)
+    old, new = model_names(run), export_run(other_run, other_run.clips[0]["source"], own)
     for name in ("mine", "gated_head_mine", "clip_image_0123456789abc"):
         (own / name / "1").mkdir(parents=True)
     (own / "clip_text_00000000000a").mkdir()
@@ -194,7 +194,7 @@ def test_prune_removes_unreferenced_models_and_nothing_else(run: Run, other_run:
     (own / "README.md").write_text("kept")
     assert sorted(entry.name for entry in prune(own)) == sorted([old.head, "clip_text_00000000000a"])
     not_ours = ["README.md", "clip_image_0123456789abc", "gated_head_00000000000b", "gated_head_mine", "mine"]
-    expected = sorted([*not_ours, "vizwiz_vqa", *astuple(new)])
+    expected = sorted([*not_ours, "vizwiz_vqa", *new.all])
     assert sorted(path.name for path in own.iterdir()) == expected
     assert check_repository(own, other_run) == []
     assert sorted(path.name for path in own.parent.iterdir()) == ["outside", "triton_models"]
@@ -230,7 +230,7 @@ def test_a_run_of_another_contract_is_refused(version: int | None, run: Run, tmp
     old = replace(run, config=run.config | {"contract_version": version})
     expected = f"was fitted under contract version {version}, this version exports 1: clients would send"
     with pytest.raises(ExportError, match=expected):
-        export_run(old, run.clip["source"], tmp_path / "triton_models")
+        export_run(old, run.clips[0]["source"], tmp_path / "triton_models")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -36,7 +36,7 @@ from tests.export import faults
 from tests.export.conftest import snapshot
 from training.backbone import FrozenClip
 from training.dataset import read_split
-from training.model import Predictor
+from training.model import ClipEnsemble
 from training.run import Run
 from vizwiz_client.contract import tensors, tokenizer
 from vizwiz_client.contract.tensors import TensorSpec
@@ -56,7 +56,7 @@ class Bench(NamedTuple):
     """What graphs are compared with."""
 
     model: FrozenClip
-    predictor: Predictor
+    ensemble: ClipEnsemble
     head: Graph
     image: Path  # the graphs as they should be
     text: Path
@@ -67,14 +67,14 @@ class Bench(NamedTuple):
 def bench(run: Run, tiny_clip: FrozenClip, some_photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Bench:
     """The reference, the graph of its fitted head, and the three sets of inputs."""
     place = tmp_path_factory.mktemp("bench")
-    predictor, path = run.load_predictor(), place / "head.onnx"
-    write_head(predictor, "0" * 12, path)
+    ensemble, path = run.load_ensemble(), place / "head.onnx"
+    write_head(ensemble, "0" * 12, path)
     own = run_inputs(tiny_clip, read_split(some_photos, "val"))
     assert own is not None
     inputs = [random_inputs(tiny_clip), drawn_inputs(tiny_clip, draw_golden_photo()), own]
     write_image_encoder(tiny_clip, DEFAULT_KIND, image := place / "image.onnx")
     write_text_encoder(tiny_clip, DEFAULT_KIND, text := place / "text.onnx")
-    return Bench(tiny_clip, predictor, open_graph(path, HEAD_KIND), image, text, inputs)
+    return Bench(tiny_clip, ensemble, open_graph(path, HEAD_KIND), image, text, inputs)
 
 
 def compared(bench: Bench, place: Path, fault: Callable[[Any], None] | None = None) -> list[Comparison]:
@@ -87,7 +87,7 @@ def compared(bench: Bench, place: Path, fault: Callable[[Any], None] | None = No
         else:
             write_image_encoder(model, DEFAULT_KIND, image := place / "image.onnx")
     result = check_parity(image, text, DEFAULT_KIND, bench.model, bench.inputs)
-    answers = compare_answers(bench.head, bench.predictor, result.images, result.texts, TOLERANCES["int8"])
+    answers = compare_answers(bench.head, bench.ensemble, [(result.images, result.texts)], TOLERANCES["int8"])
     return [*result.comparisons, *answers]
 
 
@@ -322,4 +322,4 @@ def test_outputs_and_shapes_have_errors_of_their_own(
         return [output[:, :-1] for output in bench.head(inputs)[:outputs]]
 
     with pytest.raises(error, match=message):
-        compare_answers(head, bench.predictor, features, features, FP32)
+        compare_answers(head, bench.ensemble, [(features, features)], FP32)

@@ -16,12 +16,12 @@ from export.graph_builder import GraphBuilder
 from export.head_graph import write_head
 from export.inventory import check_repository
 from export.parity import ParityResult, compare_answers
-from export.publish import DEFAULT_KIND, HEAD_KIND, ensemble_config, export_run, model_names
+from export.publish import DEFAULT_KIND, HEAD_KIND, export_run, model_names
 from export.targets import open_graph
-from serving.repository import read_config, with_head
+from serving.repository import ensemble_config, read_config
 from tests.export import faults
 from tests.export.conftest import ISSUES, WORDING, reverse_labels, snapshot
-from training.model import Predictor
+from training.model import ClipEnsemble, Predictor
 from training.run import Run
 from vizwiz_client.contract import tensors
 from vizwiz_client.contract.tensors import ENSEMBLE
@@ -54,12 +54,12 @@ def test_a_head_without_quality_is_published_as_before(published: Path, run: Run
     assert check_repository(published, run) == []
 
 
-def test_a_rollout_writes_the_ensemble_that_export_writes(both: Path, run: Run, quality_run: Run) -> None:
+def test_a_rollout_writes_the_ensemble_that_export_writes(
+    published: Path, both: Path, run: Run, quality_run: Run
+) -> None:
     """Outputs, labels' names and thresholds come and go with the head."""
-    plain, quality = (ensemble_config(model_names(each), each) for each in (run, quality_run))
-    assert with_head(both, plain, model_names(quality_run).head) == quality
-    assert with_head(both, quality, model_names(run).head) == plain
-    assert with_head(both, quality, model_names(quality_run).head) == quality
+    assert ensemble_config(both, model_names(quality_run).head) == read_config(both / ENSEMBLE)
+    assert ensemble_config(both, model_names(run).head) == read_config(published / ENSEMBLE)
 
 
 def test_labels_of_another_order_are_reported_though_their_digests_are_right(
@@ -84,14 +84,14 @@ def first_head_alone(graph: GraphBuilder, log_odds: list[str], *, keepdims: int)
     return log_odds[0] if keepdims else graph.add("Squeeze", log_odds[0], graph.constant([1]))
 
 
-def compared(published: Path, run: Run, quality_run: Run, predictor: Predictor, path: Path) -> list[Comparison]:
-    """Compare the graph of ``predictor`` with the heads of ``quality_run``, on the features of published encoders."""
+def compared(published: Path, run: Run, quality_run: Run, ensemble: ClipEnsemble, path: Path) -> list[Comparison]:
+    """Compare the graph of ``ensemble`` with the heads of ``quality_run``, on the features of published encoders."""
     names = model_names(run)
-    result = ParityResult.load(published / names.image, published / names.text, DEFAULT_KIND)
+    result = ParityResult.load(published / names.images[0], published / names.texts[0], DEFAULT_KIND)
     assert result is not None
-    write_head(predictor, "0" * 12, path)
+    write_head(ensemble, "0" * 12, path)
     graph = open_graph(path, HEAD_KIND)
-    return compare_answers(graph, quality_run.load_predictor(), result.images, result.texts, TOLERANCES["int8"])
+    return compare_answers(graph, quality_run.load_ensemble(), [(result.images, result.texts)], TOLERANCES["int8"])
 
 
 @pytest.mark.parametrize(
@@ -109,12 +109,12 @@ def compared(published: Path, run: Run, quality_run: Run, predictor: Predictor, 
 def test_a_wrong_quality_is_refused_at_every_precision(
     fault: Any, published: Path, run: Run, quality_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    predictor = quality_run.load_predictor()
+    ensemble = quality_run.load_ensemble()
     if fault in (mean_of_log_odds, first_head_alone):
         monkeypatch.setattr(head_graph, "_log_odds_of_mean", fault)
     elif fault:
-        predictor = faults.with_fault(predictor, fault)
-    rows = compared(published, run, quality_run, predictor, tmp_path / "head.onnx")
+        ensemble = faults.with_fault(ensemble, lambda ensemble: fault(ensemble.members[0]))
+    rows = compared(published, run, quality_run, ensemble, tmp_path / "head.onnx")
     for tolerance in TOLERANCES.values():
         refused = {row.tensor for row in rows if not row.passes(tolerance)}
         assert refused == ({"quality"} if fault else set())
@@ -140,8 +140,8 @@ def test_a_wrong_quality_publishes_nothing(
     quality_run: Run,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def damaged(predictor: Predictor, digest: str, path: Path) -> None:
-        write_head(faults.with_fault(predictor, fault), digest, path)
+    def damaged(ensemble: ClipEnsemble, digest: str, path: Path) -> None:
+        write_head(faults.with_fault(ensemble, lambda ensemble: fault(ensemble.members[0])), digest, path)
 
     monkeypatch.setattr(publish, "write_head", damaged)
     before = snapshot(own)

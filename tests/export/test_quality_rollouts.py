@@ -15,10 +15,10 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from export.publish import ensemble_config, model_names
+from export.publish import model_names
 from serving import ServingError
 from serving.access import find_server
-from serving.repository import write_config
+from serving.repository import ensemble_config, write_config
 from serving.rollout import Control, rollout
 from serving.server import EmbeddedTriton
 from tests.conftest import ROOT
@@ -47,7 +47,7 @@ class Served(NamedTuple):
 def served(both: Path, run: Run, quality_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     repository = Path(shutil.copytree(both, tmp_path_factory.mktemp("served") / "triton_models"))
     names = model_names(run)
-    write_config(repository / ENSEMBLE, ensemble_config(names, run))
+    write_config(repository / ENSEMBLE, ensemble_config(repository, names.head))
     with EmbeddedTriton(repository) as server:
         yield Served(server, repository, names.head, model_names(quality_run).head)
 

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import errno
+import json
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tritonclient.grpc import model_config_pb2 as pb
 
 from export import repository, triton_config
 from export.targets import GraphKind, Precision
-from export.triton_config import ModelNames, Sizes
-from serving.repository import read_config
+from export.triton_config import ClipSizes, HeadSizes
+from serving.repository import ENCODERS_KEY, MADE_FROM_FILE, RepositoryError, ensemble_config, read_config, write_config
 from training.artifacts import file_digest, workspace
 from vizwiz_client.contract import tensors
 
 TARGET = GraphKind("portable", "fp32")
-SIZES = Sizes(image_size=64, embed_dim=32, answers=7, answer_types=4)
-NAMES = ModelNames("clip_image_a", "clip_text_b", "gated_head_c")
+CLIP = ClipSizes(image_size=64, embed_dim=32)
+HEAD_NAME = "gated_head_c"
+HEAD = HeadSizes(embed_dims=(32,), answers=7, answer_types=4)
 
 
 @pytest.fixture
@@ -34,9 +38,9 @@ def graph(tmp_path: Path) -> Path:
 def test_the_native_backend_serves_the_models_too(graph: Path) -> None:
     """No ``runtime``, no ``KIND_GPU``, one instance: the same repository serves on a GPU and on a CPU."""
     for config in (
-        triton_config.image_config("name", SIZES, graph, TARGET),
-        triton_config.text_config("name", SIZES, graph, TARGET),
-        triton_config.head_config("name", SIZES, graph, TARGET),
+        triton_config.image_config("name", CLIP, graph, TARGET),
+        triton_config.text_config("name", CLIP, graph, TARGET),
+        triton_config.head_config("name", HEAD, graph, TARGET),
     ):
         assert (config.backend, config.runtime) == ("onnxruntime", "")
         assert [(group.kind, group.count) for group in config.instance_group] == [(pb.ModelInstanceGroup.KIND_AUTO, 1)]
@@ -45,24 +49,94 @@ def test_the_native_backend_serves_the_models_too(graph: Path) -> None:
 
 @pytest.mark.parametrize(("precision", "accelerators"), [("fp32", []), ("bf16", ["openvino"]), ("int8", ["openvino"])])
 def test_a_cpu_target_requests_its_accelerator(precision: Precision, accelerators: list[str], graph: Path) -> None:
-    config = triton_config.text_config("name", SIZES, graph, GraphKind("portable", precision))
+    config = triton_config.text_config("name", CLIP, graph, GraphKind("portable", precision))
     requested = config.optimization.execution_accelerators.cpu_execution_accelerator
     assert [accelerator.name for accelerator in requested] == accelerators
 
 
-def test_each_step_of_the_ensemble_reads_what_an_earlier_one_wrote() -> None:
-    config = triton_config.ensemble_config(NAMES, SIZES)
-    written = {tensor.name for tensor in config.input}
+def write_models(folder: Path, graph: Path, clips: list[ClipSizes], parameters: Mapping[str, str] = {}) -> str:
+    """The configurations of a head and of the encoders of its CLIPs; returns the head's name."""
+    encoders = [(f"clip_image_{number:012}", f"clip_text_{number:012}") for number in range(len(clips))]
+    sizes = HeadSizes(tuple(clip.embed_dim for clip in clips), answers=7, answer_types=4)
+    configs = {HEAD_NAME: triton_config.head_config(HEAD_NAME, sizes, graph, TARGET, parameters)}
+    for (image, text), clip in zip(encoders, clips, strict=True):
+        configs[image] = triton_config.image_config(image, clip, graph, TARGET)
+        configs[text] = triton_config.text_config(text, clip, graph, TARGET)
+    for name, config in configs.items():
+        (folder / name).mkdir(exist_ok=True)
+        write_config(folder / name, config)
+    (folder / HEAD_NAME / MADE_FROM_FILE).write_text(json.dumps({ENCODERS_KEY: encoders}), encoding="utf-8")
+    return HEAD_NAME
+
+
+@pytest.mark.parametrize(
+    ("clips", "images"),
+    [
+        ([CLIP], {"image": 64}),
+        ([replace(CLIP, squash=True)], {"image_squash": 64}),
+        ([CLIP, ClipSizes(64, 48)], {"image": 64}),
+        ([CLIP, ClipSizes(96, 48)], {"image_64": 64, "image_96": 96}),
+        (
+            [ClipSizes(96, 48, squash=True), CLIP, ClipSizes(96, 16)],
+            {"image_96_squash": 96, "image_64": 64, "image_96": 96},
+        ),
+    ],
+)
+def test_the_ensemble_of_any_number_of_clips(clips: list[ClipSizes], images: dict[str, int], graph: Path) -> None:
+    """Each step reads what an earlier one wrote, in the shape that the model takes; clients get one input a size."""
+    folder = graph.parents[2]
+    config = ensemble_config(folder, write_models(folder, graph, clips))
+    assert {tensor.name: list(tensor.dims) for tensor in config.input} == {
+        **{name: [size, size, 3] for name, size in images.items()},
+        "tokens": [77],
+    }
+    written = {tensor.name: list(tensor.dims) for tensor in config.input}
     for step in config.ensemble_scheduling.step:
-        assert {*step.input_map.values()} <= written
-        written |= {*step.output_map.values()}
-    assert {output.name for output in config.output} <= written
+        model = read_config(folder / step.model_name)
+        taken = {tensor.name: list(tensor.dims) for tensor in model.input}
+        assert {name: written[key] for name, key in step.input_map.items()} == taken
+        given = {tensor.name: list(tensor.dims) for tensor in model.output}
+        assert not {*step.output_map.values()} & {*written}
+        written |= {key: given[name] for name, key in step.output_map.items()}
+    assert {output.name for output in config.output} <= {*written}
+    squashed = [read_config(folder / step.model_name) for step in config.ensemble_scheduling.step]
+    parsed = [tensors.parse_image_input(tensor.name, tensor.dims) for tensor in config.input]
+    assert [each for each in parsed if each] == tensors.image_inputs((clip.image_size, clip.squash) for clip in clips)
+    assert sum("resize" in each.parameters for each in squashed) == sum(clip.squash for clip in clips)
+
+
+def test_a_head_of_an_earlier_version_is_served_with_the_encoders_that_it_was_fitted_on(graph: Path) -> None:
+    """It records all that its encoders were made from, but not their names."""
+    folder = graph.parents[2]
+    head = write_models(folder, graph, [CLIP, CLIP])
+    for number in range(2):
+        for kind in ("image", "text"):
+            record = folder / f"clip_{kind}_{number:012}" / MADE_FROM_FILE
+            record.write_text(json.dumps({"clip_sha256": str(number), "target": "portable-fp32"}), encoding="utf-8")
+    made_from = {"run": "a", "clip_sha256": "1", "target": "portable-fp32"}
+    (folder / head / MADE_FROM_FILE).write_text(json.dumps(made_from), encoding="utf-8")
+    (folder / head / "config.pbtxt").unlink()
+    one = HeadSizes((32,), answers=7, answer_types=4)
+    write_config(folder / head, triton_config.head_config(head, one, graph, TARGET))
+    names = [step.model_name for step in ensemble_config(folder, head).ensemble_scheduling.step]
+    assert names == ["clip_image_000000000001", "clip_text_000000000001", head]
+
+
+def test_a_head_without_its_encoders_has_no_ensemble(graph: Path) -> None:
+    folder = graph.parents[2]
+    head = write_models(folder, graph, [CLIP, CLIP])
+    (folder / "clip_text_000000000001" / "config.pbtxt").unlink()
+    with pytest.raises(
+        RepositoryError, match="encoder clip_text_000000000001 that gated_head_c was fitted on is no longer"
+    ):
+        ensemble_config(folder, head)
 
 
 @pytest.mark.parametrize("parameters", [{}, {tensors.DEMO_PARAMETER: "true", tensors.WORDING_PARAMETER: '{"a": 1}'}])
 def test_head_and_ensemble_have_the_parameters_for_clients(parameters: dict[str, str], graph: Path) -> None:
-    head = triton_config.head_config("name", SIZES, graph, TARGET, parameters)
-    for config in (head, triton_config.ensemble_config(NAMES, SIZES, parameters)):
+    folder = graph.parents[2]
+    head = write_models(folder, graph, [CLIP], parameters)
+    for config in (read_config(folder / head), ensemble_config(folder, head)):
         of_clients = {tensors.DEMO_PARAMETER, tensors.WORDING_PARAMETER} & {*config.parameters}
         assert {name: config.parameters[name].string_value for name in of_clients} == parameters
 
@@ -70,20 +144,24 @@ def test_head_and_ensemble_have_the_parameters_for_clients(parameters: dict[str,
 def test_no_model_bounds_its_queue_or_has_a_timeout(graph: Path) -> None:
     """Beside another step, ``max_queue_size`` makes Triton 2.51 lose requests or crash; a timeout stalls it."""
     for config in (
-        triton_config.image_config("name", SIZES, graph, TARGET),
-        triton_config.text_config("name", SIZES, graph, TARGET),
-        triton_config.head_config("name", SIZES, graph, TARGET),
+        triton_config.image_config("name", CLIP, graph, TARGET),
+        triton_config.text_config("name", CLIP, graph, TARGET),
+        triton_config.head_config("name", HEAD, graph, TARGET),
     ):
         policy = config.dynamic_batching.default_queue_policy
         assert config.HasField("dynamic_batching")
         assert (policy.default_timeout_microseconds, policy.max_queue_size) == (0, 0)
 
 
+def small_ensemble(head: str) -> Any:
+    config = pb.ModelConfig(name=tensors.ENSEMBLE, platform="ensemble")
+    config.ensemble_scheduling.step.add(model_name=head)
+    return config
+
+
 def test_a_commit_replaces_one_file_of_the_ensemble(tmp_path: Path) -> None:
     for head in ("gated_head_c", "gated_head_d"):
-        repository.commit(
-            tmp_path, triton_config.ensemble_config(replace(NAMES, head=head), SIZES), tmp_path / ".staging"
-        )
+        repository.commit(tmp_path, small_ensemble(head), tmp_path / ".staging")
     ensemble = tmp_path / tensors.ENSEMBLE
     assert sorted(path.name for path in ensemble.iterdir()) == ["1", "config.pbtxt"]
     assert read_config(ensemble).ensemble_scheduling.step[-1].model_name == "gated_head_d"
@@ -97,7 +175,7 @@ def test_a_first_commit_on_a_full_disk_leaves_no_ensemble_without_a_configuratio
 
     monkeypatch.setattr(repository, "write_config", no_space)
     with pytest.raises(OSError, match="No space left"):
-        repository.commit(tmp_path / "models", triton_config.ensemble_config(NAMES, SIZES), tmp_path / "staging")
+        repository.commit(tmp_path / "models", small_ensemble(HEAD_NAME), tmp_path / "staging")
     assert not (tmp_path / "models").exists()
 
 

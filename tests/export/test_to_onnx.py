@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import subprocess
 import sys
-from dataclasses import astuple, replace
+from dataclasses import replace
 from pathlib import Path
 
 import onnxruntime
@@ -21,7 +21,7 @@ from tests.export.conftest import snapshot
 from training.backbone import FrozenClip, load_clip
 from training.dataset import read_split
 from training.fit import fit
-from training.model import Predictor
+from training.model import ClipEnsemble, Predictor
 from training.recipe import RECIPES, Recipe
 from training.run import Run, read_run
 from vizwiz_client.contract import tensors
@@ -38,7 +38,7 @@ def test_the_repository_holds_the_chain_and_nothing_half_written(published: Path
 
 def test_every_model_warms_up_on_samples_that_are_there(published: Path, run: Run) -> None:
     """Alone and in eights; the text encoder at each of its lengths."""
-    for name in astuple(publish.model_names(run)):
+    for name in publish.model_names(run).all:
         config = read_config(published / name)
         lengths = len(tensors.TOKEN_LENGTHS) if name.startswith(tensors.TEXT_ENCODER_PREFIX) else 1
         assert [warmup.batch_size for warmup in config.model_warmup] == [1, 8] * lengths
@@ -73,7 +73,7 @@ def test_two_exports_at_once_leave_one_whole_repository(run: Run, tiny_clip: Fro
     exports = [subprocess.Popen([sys.executable, "-c", script, *arguments], cwd=ROOT) for _ in range(2)]
     assert [export.wait() for export in exports] == [0, 0]
     names = publish.model_names(run)
-    assert all(repository.is_published(target, name) for name in astuple(names))
+    assert all(repository.is_published(target, name) for name in names.all)
     assert [path.name for path in tmp_path.iterdir()] == ["triton_models"]
 
 
@@ -93,7 +93,7 @@ def test_a_run_of_another_clip_is_refused(
     arguments = ["--run", str(run.folder), "--clip", str(other), "--repository", str(published)]
     assert to_onnx.main(arguments) == 2
     error = capsys.readouterr().err
-    assert f"was fitted on the CLIP {run.clip['sha256'][:12]}" in error
+    assert f"was fitted on the CLIP {run.clips[0]['sha256'][:12]}" in error
     assert f"but {other} is {load_clip(other).digest[:12]}: give the CLIP of the fit with --clip" in error
     assert snapshot(published) == before
 
@@ -111,7 +111,7 @@ def test_folds_and_their_calibration_are_one_graph(tiny_clip: FrozenClip, some_p
     names = export_run(run, tiny_clip, tmp_path / "triton_models")  # parity is checked before it publishes
     graph = tmp_path / "triton_models" / names.head / "1" / "model.onnx"
     features = torch.randn(4, tiny_clip.embed_dim), torch.randn(4, tiny_clip.embed_dim)
-    expected = run.load_predictor()(features[1], features[0])
+    expected = run.load_ensemble()([(features[1], features[0])])
     session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
     got = session.run(None, {"image_features": features[0].numpy(), "text_features": features[1].numpy()})
     torch.testing.assert_close(torch.from_numpy(got[0]), expected.answer)
@@ -127,13 +127,15 @@ def test_a_wrong_average_publishes_nothing(
     run = read_run(fit(train, val, tiny_clip, Recipe(epochs=3, folds=2), tmp_path / "runs", tmp_path / "cache"))
     original = publish.write_head
 
-    def damaged(predictor: Predictor, digest: str, path: Path) -> None:
-        heads = [predictor.heads[0]] * 2 if damage == "a fold twice" else list(predictor.heads)
+    def damaged(ensemble: ClipEnsemble, digest: str, path: Path) -> None:
+        heads = list(ensemble.members[0].heads)
+        if damage == "a fold twice":
+            heads = heads[:1] * 2
         if damage == "another bias":
             heads = copy.deepcopy(heads)
             for head in heads:
                 head.answerable.bias.data.add_(0.01)
-        original(Predictor(heads), digest, path)
+        original(ClipEnsemble([Predictor(heads)]), digest, path)
 
     monkeypatch.setattr(publish, "write_head", damaged)
     with pytest.raises(ParityError):

@@ -22,13 +22,21 @@ from serving import __main__ as command
 from serving import rollout as rollout_module
 from serving.access import find_server
 from serving.golden import read_golden
-from serving.repository import locked, read_ensemble, steps
+from serving.repository import ENCODERS_KEY, MADE_FROM_FILE, locked, read_ensemble, steps
 from serving.rollout import Control, Rollout, rollout
 from serving.server import EmbeddedTriton
 from tests.serving.broken_heads import BROKEN, FIRST, HEADS, SECOND, THIRD, change_golden
 from tests.serving.load import Load, Reply, ask_ensemble, errors
 from tests.serving.processes import eventually, is_ready
-from tests.serving.tiny_repository import IMAGE_MODEL, SIDE, change_config, golden_inputs, head_answer, write_head
+from tests.serving.tiny_repository import (
+    IMAGE_MODEL,
+    SIDE,
+    TEXT_MODEL,
+    change_config,
+    golden_inputs,
+    head_answer,
+    write_head,
+)
 from vizwiz_client.contract import tensors
 
 
@@ -55,7 +63,7 @@ class Served:
         return rollout(self.server.grpc_url, to=to and to.removeprefix(tensors.HEAD_PREFIX), report=report)
 
     def feed(self) -> Any:
-        return read_golden(self.repository, FIRST).feed(SIDE)
+        return read_golden(self.repository, FIRST).feed([tensors.ImageInput(tensors.IMAGE.name, SIDE)])
 
     def head(self) -> str:
         """The head that answers."""
@@ -290,15 +298,14 @@ def test_new_encoders_come_with_their_head_and_go_with_it(served: Served) -> Non
     other = "clip_image_0000000000ff"
     shutil.copytree(served.repository / IMAGE_MODEL, served.repository / other)
     change_config(served.repository / other, lambda config: setattr(config, "name", other))
-    for model, clip in ((IMAGE_MODEL, "small"), (FIRST, "small"), (other, "large"), (SECOND, "large")):
-        made_from = {"clip": clip, **({"run": model} if model in HEADS else {})}
-        (served.repository / model / "made_from.json").write_text(json.dumps(made_from))
+    made_from = json.dumps({ENCODERS_KEY: [[other, TEXT_MODEL]]})
+    (served.repository / SECOND / MADE_FROM_FILE).write_text(made_from)
     done = served.roll_out(SECOND)
     assert done.loaded == [other, SECOND]
     assert done.unloaded == [IMAGE_MODEL, FIRST]
     assert served.head() == SECOND
     shutil.rmtree(served.repository / IMAGE_MODEL)
-    with pytest.raises(ServingError, match=f"encoder clip_image_... that {FIRST} was fitted on is no longer in "):
+    with pytest.raises(ServingError, match=f"encoder {IMAGE_MODEL} that {FIRST} was fitted on is no longer in "):
         served.roll_out(FIRST)
     assert served.head() == SECOND
 

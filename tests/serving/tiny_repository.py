@@ -19,6 +19,7 @@ from tritonclient.grpc import InferenceServerClient, InferInput, InferRequestedO
 from tritonclient.grpc import model_config_pb2 as pb
 from tritonclient.utils import np_to_triton_dtype
 
+from serving.repository import ENCODERS_KEY, MADE_FROM_FILE
 from vizwiz_client.contract import tensors
 from vizwiz_client.contract.image import load_photo, to_pixels
 from vizwiz_client.contract.tokenizer import tokenize
@@ -93,6 +94,7 @@ def write_head(folder: Path, labels: Sequence[str] = LABELS, factor: float = 1) 
     expected = {"candidates": candidates, "answer_types": types, "answerable": float(answer[0])}
     golden = {"question": GOLDEN_QUESTION, "expected": expected, "tolerance": 0.01}
     (folder / "golden.json").write_text(json.dumps(golden))
+    (folder / MADE_FROM_FILE).write_text(json.dumps({ENCODERS_KEY: [[IMAGE_MODEL, TEXT_MODEL]]}))
 
 
 def golden_photo() -> bytes:

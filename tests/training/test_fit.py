@@ -12,7 +12,6 @@ import torch
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from export import to_onnx
 from tests.conftest import annotation, write_checkpoint, write_split
 from training import evaluate, fit
 from training.backbone import ClipError, FrozenClip, choose_device, load_clip
@@ -46,7 +45,7 @@ def run(tiny_vit: FrozenClip, splits: tuple[Split, Split], tmp_path_factory: pyt
 
 def test_a_run_folder_holds_what_it_promises(run: Path, tiny_vit: FrozenClip) -> None:
     loaded = read_run(run)
-    assert loaded.clip["sha256"] == tiny_vit.digest
+    assert loaded.clips[0]["sha256"] == tiny_vit.digest
     assert loaded.config["recipe"] == vars(Recipe(epochs=3))
     assert loaded.config["type_set"] == "official"
     assert loaded.answer_types == ["other", "unanswerable", "yes/no", "number"]
@@ -61,7 +60,8 @@ def test_a_run_folder_holds_what_it_promises(run: Path, tiny_vit: FrozenClip) ->
     assert "unanswerable" in loaded.answers
     with Image.open(run / "loss_curves.png") as curves:
         assert curves.size[0] > 600
-    assert loaded.load_predictor()(torch.zeros(1, 64), torch.zeros(1, 64)).answer.shape == (1, len(loaded.answers))
+    zeros = torch.zeros(1, 64)
+    assert loaded.load_ensemble()([(zeros, zeros)]).answer.shape == (1, len(loaded.answers))
 
 
 def test_every_epoch_is_scored(run: Path) -> None:
@@ -153,7 +153,7 @@ def test_every_epoch_is_logged(run: Path) -> None:
 def test_the_other_recipes(name: str, tiny_vit: FrozenClip, splits: tuple[Split, Split], tmp_path: Path) -> None:
     recipe = replace(RECIPES[name], epochs=2, folds=3, repeat_to_steps=8)
     run = read_run(fit.fit(*splits, tiny_vit, recipe, tmp_path / "runs", tmp_path / "cache"))
-    assert len(run.load_predictor().heads) == 3
+    assert len(run.load_ensemble().members[0].heads) == 3
     assert run.config["recipe"] == vars(recipe)
     assert run.answer_types == list(TYPE_SETS[recipe.types])
     metrics = json.loads((run.folder / "metrics.json").read_text(encoding="utf-8"))
@@ -161,15 +161,13 @@ def test_the_other_recipes(name: str, tiny_vit: FrozenClip, splits: tuple[Split,
     # What is written as the run's score is the average of the folds, on val.
     val = splits[1]
     features = encode_split(tiny_vit, val, tmp_path / "cache")
-    predicted = run.load_predictor()(torch.tensor(features.texts), torch.tensor(features.images))
+    predicted = run.load_ensemble()([(torch.tensor(features.texts), torch.tensor(features.images))])
     answers = [run.answers[index] for index in predicted.answer.argmax(1).tolist()]
     scored = vqa_accuracy(answers, [record.answers for record in val.records])
     assert metrics["best"]["vqa_accuracy_leave_one_out"] == pytest.approx(scored["vqa_accuracy_leave_one_out"])
 
 
-def test_two_clips(
-    tiny_vit: FrozenClip, splits: tuple[Split, Split], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_two_clips(tiny_vit: FrozenClip, splits: tuple[Split, Split], tmp_path: Path) -> None:
     other = load_clip(write_checkpoint(tmp_path / "other.pt", (1, 1, 1, 1), seed=1))
     recipe = Recipe(epochs=2)
     run = read_run(fit.fit(*splits, [tiny_vit, other], recipe, tmp_path / "runs", tmp_path / "cache"))
@@ -177,13 +175,7 @@ def test_two_clips(
     assert "clip" not in run.config
     alone = read_run(fit.fit(*splits, tiny_vit, recipe, tmp_path / "alone", tmp_path / "cache"))
     member = run.load_ensemble().members[0].state_dict()
-    assert all(torch.equal(member[key], value) for key, value in alone.load_predictor().state_dict().items())
-    message = "was fitted on 2 CLIPs .* can be evaluated, but not exported; fit on one --clip to export"
-    with pytest.raises(RunError, match=message):
-        run.load_predictor()
-    assert to_onnx.main(["--run", str(run.folder), "--repository", str(tmp_path / "triton_models")]) == 2
-    assert re.search(f"error: .*{message}", capsys.readouterr().err)
-    assert not (tmp_path / "triton_models").exists()
+    assert all(torch.equal(member[key], value) for key, value in alone.load_ensemble().members[0].state_dict().items())
 
 
 def test_what_is_held_out_is_not_fitted_on(tiny_vit: FrozenClip, splits: tuple[Split, Split], tmp_path: Path) -> None:

@@ -272,4 +272,4 @@ def test_votes_of_some_photos_alone_are_enough(some_photos: Path, tiny_vit: Froz
     )
     assert run.quality_issues == list(ISSUES)
     assert "quality" not in json.loads((run.folder / "metrics.json").read_text())["best"]  # val has no votes
-    assert run.load_predictor()(torch.ones(1, 64), torch.ones(1, 64)).quality is not None
+    assert run.load_ensemble()([(torch.ones(1, 64), torch.ones(1, 64))]).quality is not None

@@ -6,7 +6,9 @@ the exported model or the request decides.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,8 @@ CONTRACT_VERSION = 1  # raise it when an old client would misread a new server
 CONTRACT_VERSION_PARAMETER = "contract_version"  # in the ensemble's config
 WORDING_PARAMETER = "wording"  # JSON in the ensemble's config: thresholds that choose the sentences shown to people
 DEMO_PARAMETER = "demo"  # "true" in the configs of a head that was fitted on drawn pictures alone, and its ensembles
+RESIZE_PARAMETER = "resize"  # of an image encoder: SQUASH if its photos lose their aspect ratio instead of their edges
+SQUASH = "squash"
 MODEL_DIGEST_PARAMETER = "model_sha256"  # SHA-256 of a model's graph file, verified when it loads
 LABELS_DIGEST_PARAMETER = "labels_sha256_"  # + file name: SHA-256 of a label file, verified when it loads
 PRECISION_PARAMETER = "inference_precision"  # of a CPU accelerator: the lowest precision allowed
@@ -48,7 +52,8 @@ class TensorSpec:
 
 _NUMPY = {"UINT8": np.uint8, "INT32": np.int32, "INT64": np.int64, "FP32": np.float32}
 
-IMAGE = TensorSpec("image", "UINT8", (-1, -1, 3))  # [S, S, 3], RGB; S is the CLIP's image size in pixels
+# [S, S, 3], RGB; S is the CLIP's image size in pixels. The ensemble's may have other names: see ImageInput.
+IMAGE = TensorSpec("image", "UINT8", (-1, -1, 3))
 # [77], zeros after the end token. One shape for all questions, so that they can be batched. Triton's response cache
 # compares bytes but not shapes, so equal bytes must be equal requests.
 TOKENS = TensorSpec("tokens", "INT32", (CONTEXT_LENGTH,))
@@ -64,6 +69,48 @@ HEAD_OUTPUTS = (ANSWER, ANSWER_TYPE, ANSWERABLE, HEAD_ID)  # of every head
 # A head has QUALITY, as its last output, only if it was fitted with votes on photo quality. Clients request it only
 # from an ensemble whose config has it, so that clients and servers of different releases work together.
 OPTIONAL_OUTPUTS = (QUALITY,)
+
+
+@dataclass(frozen=True)
+class ImageInput:
+    """An image input of the ensemble: its name, and how a photo is resized for it.
+
+    An ensemble has one for each distinct resizing of its CLIPs: ``image``, or ``image_336`` and ``image_448``.
+    ``_squash`` is appended to the name of a squashed one, so a client that only crops finds no input that it knows.
+    """
+
+    name: str
+    image_size: int  # S: the tensor is uint8 [S, S, 3]
+    squash: bool = False  # see vizwiz_client.contract.image.to_pixels
+
+
+_IMAGE_INPUT = re.compile(f"{IMAGE.name}(?:_[0-9]+)?(?P<squash>_{SQUASH})?")
+
+
+def image_inputs(resizings: Iterable[tuple[int, bool]]) -> list[ImageInput]:
+    """The image inputs of an ensemble.
+
+    Args:
+        resizings: image size and whether photos are squashed, of each of its CLIPs.
+    """
+    distinct = list(dict.fromkeys(resizings))
+    return [
+        ImageInput(
+            IMAGE.name + f"_{image_size}" * (len(distinct) > 1) + f"_{SQUASH}" * squash, image_size, bool(squash)
+        )
+        for image_size, squash in distinct
+    ]
+
+
+def parse_image_input(name: str, shape: Sequence[int]) -> ImageInput | None:
+    """The image input with this name and shape; None if the name is that of another tensor."""
+    match = _IMAGE_INPUT.fullmatch(name)
+    return ImageInput(name, int(shape[0]) if shape else 0, bool(match["squash"])) if match else None
+
+
+def of_each_clip(spec: TensorSpec, clips: int) -> list[TensorSpec]:
+    """The head's input ``spec`` for each of its CLIPs: ``image_features``, or ``image_features_1`` and so on."""
+    return [spec] if clips == 1 else [replace(spec, name=f"{spec.name}_{number}") for number in range(1, clips + 1)]
 
 
 def head_id(digest: str) -> int:
