@@ -211,10 +211,13 @@ def _token_ids(questions: Sequence[str]) -> tuple[npt.NDArray[np.int32], list[st
     errors = []
     for row, question in zip(ids, questions, strict=True):
         try:
-            found = tokenizer.tokenize(question).ids if question.strip() else _NO_WORDS
-            row[:] = tokenizer.pad(found, CONTEXT_LENGTH)
+            found = tokenizer.tokenize(question).ids
         except QuestionError as error:
-            errors.append(f"{question[:40]!r}: {error}")
+            if len(question) > tokenizer.MAX_CHARACTERS and question.strip():
+                errors.append(f"{question[:40]!r}: {error}")
+                continue
+            found = _NO_WORDS  # the other reason to refuse it: white space alone, such as "&nbsp;"
+        row[:] = tokenizer.pad(found, CONTEXT_LENGTH)
     return ids, errors
 
 

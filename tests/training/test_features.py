@@ -124,11 +124,14 @@ def test_a_file_that_was_cut_short_is_made_again(tiny_vit: FrozenClip, split: Sp
     np.testing.assert_array_equal(again.texts, texts)
 
 
-def test_a_question_without_words_is_what_clip_makes_of_it(tiny_vit: FrozenClip, split: Split, tmp_path: Path) -> None:
-    silent = dataclasses.replace(split, records=(Record(split.records[0].image, ""),))
+@pytest.mark.parametrize("question", ["", " \t\n", "\u00a0", "&nbsp;", " &amp;nbsp; "])
+def test_a_question_without_words_is_what_clip_makes_of_it(
+    question: str, tiny_vit: FrozenClip, split: Split, tmp_path: Path
+) -> None:
+    silent = dataclasses.replace(split, records=(Record(split.records[0].image, question),))
     text = encode_split(tiny_vit, silent, tmp_path / "cache").texts[0]
     with torch.inference_mode():
-        expected = tiny_vit.model.encode_text(clip_tokenize([""])).numpy()[0]
+        expected = tiny_vit.model.encode_text(clip_tokenize([question])).numpy()[0]
     np.testing.assert_allclose(text, expected, atol=1e-5 * np.abs(expected).max())
 
 
