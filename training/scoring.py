@@ -89,7 +89,7 @@ def score(run: Run, split: Split, predictions: Predictions) -> Scores:
     metrics = {
         "records": len(split.records),
         **vqa_accuracy(answers, given),
-        "vqa_accuracy_leave_one_out_margin_95": 100 * _margin(accuracy),
+        "vqa_accuracy_leave_one_out_margin_95": 100 * margin_95(accuracy),
         "by_answer_type": vqa_accuracy_by_type(answers, given, annotated_types),
         **answerability(predicted_answerable, answerable),
         "answer_ece": expected_calibration_error(of_answer),
@@ -113,7 +113,8 @@ def majority_baseline(answer: str, records: Sequence[Record]) -> dict[str, Any]:
     return {"answer": answer, **vqa_accuracy([answer] * len(records), [record.answers for record in records])}
 
 
-def _margin(values: npt.NDArray[np.float64]) -> float:
+def margin_95(values: npt.NDArray[np.float64]) -> float:
+    """Half of the 95% interval of the mean of ``values`` [N]; NaN for fewer than two."""
     return _Z95 * float(np.std(values, ddof=1)) / len(values) ** 0.5 if len(values) > 1 else float("nan")
 
 

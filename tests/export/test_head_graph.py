@@ -17,16 +17,16 @@ from vizwiz_client.contract.tensors import head_digest
 DIGEST = "0123456789ab"
 
 
-def make_predictor(folds: int, answerable_from: str = "hidden", quality: int = 0) -> Predictor:
+def make_predictor(folds: int, answerable_from: str = "hidden", quality: int = 0, embed_dim: int = 8) -> Predictor:
     """Heads whose every weight differs from its initial value, LayerNorm's scale and shift included."""
     torch.manual_seed(0)
     heads = [
-        GatedHead(embed_dim=8, answers=5, types=3, hidden=16, answerable_from=answerable_from).eval()
+        GatedHead(embed_dim=embed_dim, answers=5, types=3, hidden=16, answerable_from=answerable_from).eval()
         for _ in range(folds)
     ]
     for parameter in nn.ModuleList(heads).parameters():
         nn.init.normal_(parameter, mean=0.1)
-    quality_heads = [QualityHead(embed_dim=8, issues=7) for _ in range(quality)]
+    quality_heads = [QualityHead(embed_dim=embed_dim, issues=7) for _ in range(quality)]
     randomize(nn.ModuleList(quality_heads))
     return Predictor(heads, quality_heads).eval()
 
@@ -98,3 +98,32 @@ def test_quality_stays_finite_and_exact(tmp_path: Path) -> None:
     quality = serve(predictor, tmp_path, torch.randn(2, 8), torch.randn(2, 8))[4]
     mean = log_odds.double().sigmoid().mean(dim=0)
     torch.testing.assert_close(quality.double(), mean.expand(2, 7), rtol=0, atol=3e-7)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize(("folds", "quality"), [(1, 0), (2, 3)])
+def test_several_clips_are_the_mean_of_all_heads(folds: int, quality: int, tmp_path: Path) -> None:
+    ensemble = ClipEnsemble([make_predictor(folds, quality=quality, embed_dim=dim) for dim in (8, 6, 8)]).eval()
+    for number, parameter in enumerate(ensemble.parameters()):  # no two members alike
+        nn.init.normal_(parameter, mean=0.1, std=0.5, generator=torch.Generator().manual_seed(number))
+    features = [(torch.randn(4, dim), torch.randn(4, dim)) for dim in (8, 6, 8)]
+    write_head(ensemble, DIGEST, path := tmp_path / "head.onnx")
+    feed = {}
+    for number, (text, image) in enumerate(features, 1):
+        feed |= {f"text_features_{number}": text.numpy(), f"image_features_{number}": image.numpy()}
+    answer, answer_type, answerable, number, *rest = open_graph(path, GraphKind("portable", "fp32"))(feed)
+    expected = ensemble(features)
+    torch.testing.assert_close(torch.from_numpy(answer), expected.answer)
+    torch.testing.assert_close(torch.from_numpy(answer_type), expected.answer_type)
+    torch.testing.assert_close(torch.from_numpy(answerable)[:, 0], expected.answerable)
+    assert head_digest(int(number[0])) == DIGEST
+    assert len(rest) == bool(quality)
+    if quality:
+        torch.testing.assert_close(torch.from_numpy(rest[0]), expected.quality)
+
+
+def test_clips_with_different_numbers_of_heads_are_refused(tmp_path: Path) -> None:
+    """The mean of all heads would not be the mean of the CLIPs."""
+    ensemble = ClipEnsemble([make_predictor(1), make_predictor(2)])
+    with pytest.raises(ValueError, match="different numbers of heads"):
+        write_head(ensemble, DIGEST, tmp_path / "head.onnx")
