@@ -105,19 +105,30 @@ def test_the_server_verifies_the_labels_of_quality_at_load(served: Served, both:
 
 @pytest.fixture(scope="module")
 def client_before(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The package of the client as it was before the contract had quality, from the history of this clone."""
+    """The client as it was before the contract had quality: its wheel, built from the history of this clone."""
     git = ["git", "-C", str(ROOT)]
-    home = "client/vizwiz_client/contract/tensors.py"
-    log = ["log", "--reverse", "--format=%H", "-SQUALITY = TensorSpec", "--", home]
+    log = [
+        "log",
+        "--reverse",
+        "--format=%H",
+        "-SQUALITY = TensorSpec",
+        "--",
+        "client/vizwiz_client/contract/tensors.py",
+    ]
     try:
         first = subprocess.run([*git, *log], check=True, capture_output=True, text=True).stdout.split()[0]
-        archive = subprocess.run([*git, "archive", f"{first}~1", "client"], check=True, capture_output=True).stdout
+        archive = subprocess.run([*git, "archive", f"{first}~1"], check=True, capture_output=True).stdout
     except (OSError, subprocess.CalledProcessError, IndexError) as error:
         pytest.skip(f"the history of this clone does not have the client of the version before ({error})")
-    folder = tmp_path_factory.mktemp("before")
-    subprocess.run(["tar", "-x", "-C", folder], input=archive, check=True)
-    assert "QUALITY" not in (folder / home).read_text(encoding="utf-8")
-    return folder / "client"
+    source, wheels, installed = (tmp_path_factory.mktemp(name) for name in ("source", "wheels", "installed"))
+    subprocess.run(["tar", "-x", "-C", source], input=archive, check=True)
+    pip = [sys.executable, "-m", "pip", "--quiet", "--no-input"]
+    offline = ["--no-index", "--no-deps"]
+    subprocess.run([*pip, "wheel", *offline, "--no-build-isolation", "--wheel-dir", wheels, source], check=True)
+    subprocess.run([*pip, "install", *offline, "--target", installed, *wheels.iterdir()], check=True)
+    home = installed / "vizwiz_client" / "contract" / "tensors.py"
+    assert "QUALITY" not in home.read_text(encoding="utf-8")
+    return installed
 
 
 class Client:
