@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
+from pathlib import Path
 from random import Random
+from typing import Any
 
+import numpy as np
 import pytest
 
 from demo.dataset import _UNUSABLE_SHARE
 from demo.quality import ISSUES, UNRECOGNIZABLE, VOTERS, draw_votes, vote_probabilities
 from demo.scene import Scene, draw_scene
+from training import quality
 
 CODES = {issue: code for code, issue in ISSUES.items()}
 
@@ -20,14 +25,29 @@ def votes(scene: Scene, seed: int) -> Counter[str]:
     return Counter({**drawn["flaws"], UNRECOGNIZABLE: drawn[UNRECOGNIZABLE]})
 
 
+def spoiled(issue: str) -> Scene:
+    """A photo with this issue alone, severe."""
+    severity: dict[str, Any] = {"rotation": 90} if issue == "rotation" else {issue: 1.0}
+    return Scene("door", "door", "red", state="open", **severity)
+
+
 @pytest.mark.parametrize("issue", [*ISSUES.values()])
 def test_people_vote_for_a_severe_flaw_and_for_little_else(issue: str) -> None:
-    scene = Scene("door", "door", "red", state="open", **({"rotation": 90} if issue == "rotation" else {issue: 1.0}))
-    drawn = [votes(scene, seed) for seed in range(100)]
+    drawn = [votes(spoiled(issue), seed) for seed in range(100)]
     assert min(each[CODES[issue]] for each in drawn) >= 1
     assert sum(each[CODES[issue]] for each in drawn) > 0.75 * VOTERS * 100
     others = [each[other] for each in drawn for other in (*ISSUES, UNRECOGNIZABLE) if other != CODES[issue]]
     assert sum(count >= 2 for count in others) / len(others) < 0.01
+
+
+def test_training_reads_the_votes_under_the_same_names(tmp_path: Path) -> None:
+    issues = [issue for issue in quality.ISSUES if issue != UNRECOGNIZABLE]
+    entries = [{"image": issue, **draw_votes(spoiled(issue), Random(0))} for issue in issues]
+    (tmp_path / "val.json").write_text(json.dumps(entries), encoding="utf-8")
+    found = quality.read_votes(tmp_path / "val.json")
+    assert {image: list(quality.ISSUES)[int(np.argmax(row))] for image, row in found.items()} == {
+        issue: issue for issue in issues
+    }
 
 
 def test_an_unspoiled_photo_gets_no_votes_but_for_no_flaw() -> None:
