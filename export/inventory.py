@@ -11,6 +11,7 @@ from export import publish, repository
 from export.parity import PARITY_FILE
 from export.publish import ExportError, check_contract, labels, model_names
 from export.targets import GRAPH_KINDS
+from serving.compiled import forget
 from serving.repository import (
     CONFIG_FILE,
     ENCODERS_KEY,
@@ -99,7 +100,7 @@ def check_repository(folder: Path, run: Run | None) -> list[str]:
 
 
 def prune(folder: Path) -> list[Entry]:
-    """Remove the exported models that the ensemble does not reference.
+    """Remove the exported models that the ensemble does not reference, and what the embedded server caches of them.
 
     Waits for a running export. Leaves other folders alone. A server that has loaded a removed model keeps it in
     memory.
@@ -126,6 +127,7 @@ def prune(folder: Path) -> list[Entry]:
         unused = [entry for entry in entries if entry.kind in _PREFIXES.values() and not entry.referenced]
         for entry in unused:
             (folder / entry.name).replace(trash / entry.name)  # atomic; deleting file by file may be interrupted
+    forget(entry.name for entry in unused)
     return unused
 
 

@@ -23,6 +23,7 @@ from serving.access import (
     restrictions,
     write_record,
 )
+from serving.compiled import FOLDER_VARIABLE, cache_folder
 from serving.process import DRAIN_TIMEOUT_S, EXIT_TIMEOUT_S, Address, TritonProcess
 from serving.repository import check_repository
 from serving.runtime import STUB, check_stub, find_runtime
@@ -303,7 +304,8 @@ class EmbeddedTriton:
         """Compose the backends folder and return the environment for its programs."""
         backends = self._workspace.folder / "backends"
         self._runtime.compose_backends(backends)
-        environment = self._runtime.environment() | {"VIZWIZ_SERVING_THREADS": str(self._threads)}
+        settings = {"VIZWIZ_SERVING_THREADS": str(self._threads), FOLDER_VARIABLE: str(cache_folder() or "")}
+        environment = self._runtime.environment() | settings
         environment.pop(KEY_VARIABLE, None)  # the stubs do not need it
         check_stub(backends / "python" / STUB, environment)
         return environment

@@ -28,6 +28,7 @@ from training.run import Run, read_run
 for _name in ("grpc_proxy", "http_proxy", "https_proxy", "all_proxy"):  # the tests' own requests go to this machine
     os.environ.pop(_name, None)
     os.environ.pop(_name.upper(), None)
+os.environ["VIZWIZ_SERVING_CACHE"] = ""  # servers of tests cache nothing in the home folder
 
 ROOT = Path(__file__).parents[1]
 REAL_DATA = os.environ.get("VIZWIZ_MATERIAL")  # a VizWiz folder: the project carries no real photos or questions

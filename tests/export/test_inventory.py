@@ -183,8 +183,15 @@ def test_a_repository_is_checked_where_there_is_no_run(
     assert capsys.readouterr().out == f"{own}: alone, no run found\n  ok\n"
 
 
-def test_prune_removes_unreferenced_models_and_nothing_else(run: Run, other_run: Run, own: Path) -> None:
+def test_prune_removes_unreferenced_models_and_nothing_else(
+    run: Run, other_run: Run, own: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = tmp_path_factory.mktemp("compiled")  # by the embedded server
+    monkeypatch.setenv("VIZWIZ_SERVING_CACHE", str(cache))
     old, new = model_names(run), export_run(other_run, other_run.clips[0]["source"], own)
+    compiled = {name: cache / f"{name}-0.openvino" for name in (old.head, new.head)}
+    for path in compiled.values():
+        path.touch()
     for name in ("mine", "gated_head_mine", "clip_image_0123456789abc"):
         (own / name / "1").mkdir(parents=True)
     (own / "clip_text_00000000000a").mkdir()
@@ -193,6 +200,7 @@ def test_prune_removes_unreferenced_models_and_nothing_else(run: Run, other_run:
     (own / "gated_head_00000000000b").symlink_to(outside)
     (own / "README.md").write_text("kept")
     assert sorted(entry.name for entry in prune(own)) == sorted([old.head, "clip_text_00000000000a"])
+    assert [path.exists() for path in compiled.values()] == [False, True]
     not_ours = ["README.md", "clip_image_0123456789abc", "gated_head_00000000000b", "gated_head_mine", "mine"]
     expected = sorted([*not_ours, "vizwiz_vqa", *new.all])
     assert sorted(path.name for path in own.iterdir()) == expected

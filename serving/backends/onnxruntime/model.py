@@ -16,10 +16,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import triton_python_backend_utils as triton
-from sessions import Feed, LoadError, open_session
+from sessions import DIGEST_PARAMETER, Feed, LoadError, open_session
 
 LABELS_DIGEST_PARAMETER = "labels_sha256_"
-MODEL_DIGEST_PARAMETER = "model_sha256"  # as in the contract, which this process may lack: it ignores PYTHONPATH
 
 _REMEDY = "publish it again with `python -m export.to_onnx`"
 _GRAPH_TYPES = {
@@ -95,7 +94,7 @@ def check_digests(graph: Path, config: Mapping[str, Any]) -> None:
         OSError: a file is missing.
     """
     parameters = {key: value["string_value"] for key, value in config["parameters"].items()}
-    files = {MODEL_DIGEST_PARAMETER: graph}
+    files = {DIGEST_PARAMETER: graph}
     for key in parameters:
         if key.startswith(LABELS_DIGEST_PARAMETER):
             files[key] = graph.parents[1] / key.removeprefix(LABELS_DIGEST_PARAMETER)

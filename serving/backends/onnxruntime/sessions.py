@@ -16,11 +16,13 @@ from typing import Any, NamedTuple
 import numpy.typing as npt
 import onnxruntime as ort
 import triton_python_backend_utils as triton
+from compiled import compile_model
 
 # OpenVINO sends telemetry when imported, and stores a client id in the home folder, unless this cannot be imported
 sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 
-PRECISION_PARAMETER = "inference_precision"  # as in the contract, which this process may lack
+DIGEST_PARAMETER = "model_sha256"  # as in the contract, which this process may lack: it ignores PYTHONPATH
+PRECISION_PARAMETER = "inference_precision"  # likewise
 NICE_PARAMETER = "nice"
 MAX_NICE = 19
 
@@ -52,7 +54,9 @@ def open_session(graph: Path, args: Mapping[str, str], config: Mapping[str, Any]
     if accelerator := cpu_accelerator(config):
         on_gpu = chosen[0] != "CPUExecutionProvider"
         if not on_gpu and importlib.util.find_spec(_OPENVINO) is not None:
-            session = OpenVinoSession(graph, accelerator.get("parameters", {}), threads(config), pinned=not nice)
+            digest = parameter(config, DIGEST_PARAMETER)  # verified by now
+            model = args["model_name"], digest
+            session = OpenVinoSession(graph, model, accelerator.get("parameters", {}), threads(config), pinned=not nice)
             triton.Logger.log_info(f"{args['model_name']} runs on OpenVINO, in {session.arithmetic}")
             return session
         if not on_gpu:
@@ -124,8 +128,23 @@ class Tensor(NamedTuple):
 class OpenVinoSession:
     """OpenVINO on the CPU, with the interface of ONNX Runtime's session."""
 
-    def __init__(self, graph: Path, parameters: Mapping[str, str], thread_count: int, pinned: bool) -> None:
-        """Compile ``graph`` with the ``parameters`` of its accelerator; ``pinned``: pin threads to cores."""
+    def __init__(
+        self,
+        graph: Path,
+        model: tuple[str, str | None],
+        parameters: Mapping[str, str],
+        thread_count: int,
+        pinned: bool,
+    ) -> None:
+        """Compile or load ``graph``.
+
+        Args:
+            graph: the ONNX file.
+            model: name of the Triton model, and the SHA-256 of ``graph``, where it is known.
+            parameters: of the accelerator in its config.
+            thread_count: compute threads.
+            pinned: pin them to cores.
+        """
         import openvino  # an optional dependency
 
         core = openvino.Core()
@@ -134,7 +153,7 @@ class OpenVinoSession:
         hint = self.arithmetic = precision if able else "f32"
         options: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": hint}
         options |= {"INFERENCE_NUM_THREADS": thread_count, "ENABLE_CPU_PINNING": pinned}
-        self._model = core.compile_model(graph, "CPU", options)
+        self._model = compile_model(core, graph, *model, options)
         self._request = self._model.create_infer_request()
 
     def run(self, names: Sequence[str], inputs: Feed) -> list[npt.NDArray[Any]]:
