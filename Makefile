@@ -11,7 +11,7 @@ PARALLEL ?= -n 2 --dist loadfile --max-worker-restart=0
 # a VizWiz folder of real data (docs/data.md); tests and benchmarks that need it are skipped without it
 VIZWIZ_MATERIAL ?=
 
-.PHONY: help install demo lint test test-all bench-training bench-export bench-serving bench-client bench-gateway clean
+.PHONY: help install demo lint test test-all bench clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 18
@@ -45,22 +45,11 @@ test: lint  ## lint, types and tests
 test-all: lint  ## the slow tests too
 	$(BIN)/python -m pytest
 
-bench-training: $(DEV)  ## tables: encoding, fitting at full size, real questions without photos (docs/results.md)
-	$(BIN)/python benchmarks/features.py
-	$(BIN)/python benchmarks/fit_speed.py
-	$(if $(VIZWIZ_MATERIAL),$(BIN)/python benchmarks/question_only.py,@echo "left out: question_only.py, which needs real annotations: make bench-training VIZWIZ_MATERIAL=VizWiz")
+bench: $(DEV)  ## measure everything, and write docs/results.md; make bench-NAME for a part: encoders, peers, start, ...
+	$(BIN)/python -m benchmarks
 
-bench-export: $(DEV)  ## table: CLIP's encoders in PyTorch and as graphs (docs/results.md)
-	$(BIN)/python -m benchmarks.export
-
-bench-serving: $(DEV)  ## tables, plot: load on the server, beside the bare encoders and FastAPI (docs/results.md)
-	$(BIN)/python -m benchmarks.serving $(if $(VIZWIZ_MATERIAL),--photos "$(VIZWIZ_MATERIAL)/val")
-
-bench-client: $(DEV)  ## tables: start, install, photo to tensor, a question, and how busy a stream keeps the server
-	$(BIN)/python -m benchmarks.client
-
-bench-gateway: $(DEV)  ## tables: what the gateway adds to a question, its throughput, and its event loop under load
-	$(BIN)/python -m benchmarks.gateway
+bench-%: $(DEV)
+	$(BIN)/python -m benchmarks $*
 
 clean:  ## DELETE your runs/, triton_models/ and encoded features; keeps .venv
 	rm -rf .cache build data/demo runs img.jpg

@@ -1,15 +1,13 @@
 """Cost of the client: start, photo to tensor, tokens, one question, and how busy `ask_many` keeps the server.
 
-    python -m benchmarks.client
+    python -m benchmarks client
 
-Serves the repository in triton_models/ (``make demo`` writes one). Takes some minutes. Figures are medians; what is
-compared runs in turn, to cancel noise. The demo's encoder is faster than decoding a photo: only a CLIP of full size
-(--repository) can be kept busy.
+Figures are medians; what is compared runs in turn, to cancel noise. The demo's encoder is faster than decoding a photo:
+only a CLIP of full size can be kept busy.
 """
 
 from __future__ import annotations
 
-import argparse
 import io
 import json
 import os
@@ -27,8 +25,9 @@ import numpy as np
 import tritonclient.grpc
 from PIL import Image
 
-from serving import ServingError
-from serving.repository import check_repository
+from benchmarks.report import Section, Settings, Table
+from benchmarks.serving.servers import prepare
+from demo import ensure_demo_dataset
 from serving.rollout import DIRECT_CHANNEL
 from serving.server import EmbeddedTriton
 from vizwiz_client import Answer, VizwizClient
@@ -45,33 +44,15 @@ IMPORT_ALL = (
 Row = tuple[str, str, str]  # what, measured, target
 
 
-def main() -> None:
-    """Run the benchmark."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.client", description=__doc__)
-    parser.add_argument("--repository", type=Path, default=Path("triton_models"))
-    parser.add_argument("--rounds", type=int, default=15, help="runs of each process (default: %(default)s)")
-    parser.add_argument("--photos", type=int, default=1_000, help="photos for ask_many (default: %(default)s)")
-    arguments = parser.parse_args()
-    try:
-        check_repository(arguments.repository)
-    except ServingError as error:
-        parser.error(str(error))
+def run(settings: Settings) -> Section:
+    """Measure the parts, with the server where they need one."""
+    rounds, count = (2, 50) if settings.quick else (15, 500)
+    served = prepare("demo" if settings.quick else "ViT-B/32", settings.cache)
     photo = large_photo()
-    table("Start, as processes", start(arguments.rounds))
-    table("Photo and question to tensors", prepare(photo, questions()))
-    with EmbeddedTriton(arguments.repository) as server, VizwizClient(server.grpc_url, timeout_s=600) as client:
-        table(
-            "A question, without the import of gRPC and the server's time",
-            ask(server.grpc_url, photo, arguments.rounds),
-        )
-        table("ask_many", ask_many(server.grpc_url, client, arguments.photos))
-
-
-def table(title: str, rows: Sequence[Row]) -> None:
-    """Print a table in Markdown."""
-    print(f"\n### {title}\n\n| what | measured | target |\n|---|---|---|", flush=True)
-    for row in rows:
-        print("| " + " | ".join(row) + " |", flush=True)
+    rows = start(rounds) + prepare_inputs(photo, questions())
+    with EmbeddedTriton(served.repository) as server, VizwizClient(server.grpc_url, timeout_s=600) as client:
+        rows += ask(server.grpc_url, photo, rounds) + ask_many(server.grpc_url, client, count)
+    return [Table(("what", "measured", "goal"), rows)]
 
 
 def medians(actions: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
@@ -120,7 +101,7 @@ def start(rounds: int) -> list[Row]:
     ]
 
 
-def prepare(photo: bytes, asked: Sequence[str]) -> list[Row]:
+def prepare_inputs(photo: bytes, asked: Sequence[str]) -> list[Row]:
     """A JPEG of 2592 x 1936 pixels to uint8 [336, 336, 3], and questions to token ids."""
     image_size = 336
     found = medians(
@@ -209,9 +190,11 @@ def statistics_of(url: str, model: str) -> list[dict[str, Any]]:
 
 def photos() -> list[Path]:
     """Photos of VIZWIZ_MATERIAL, or the demo's."""
+    if DATA == DEMO:
+        ensure_demo_dataset()
     found = sorted((DATA / "val").glob("*.jpg"))
     if not found:
-        sys.exit(f"no photos in {DATA / 'val'}: `make demo` draws some, VIZWIZ_MATERIAL names a VizWiz folder")
+        raise SystemExit(f"no photos in {DATA / 'val'}: VIZWIZ_MATERIAL names another folder than VizWiz's")
     return found
 
 
@@ -232,7 +215,3 @@ def large_photo() -> bytes:
     file = io.BytesIO()
     Image.fromarray(coarse).resize((2592, 1936), Image.Resampling.BICUBIC).save(file, "JPEG", quality=90)
     return file.getvalue()
-
-
-if __name__ == "__main__":
-    main()

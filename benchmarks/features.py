@@ -1,29 +1,25 @@
 """Time of encoding photos to features, against the encoder alone on decoded pixels.
 
-    python benchmarks/features.py --photos VizWiz/val
+    python -m benchmarks features
 
-ViT-B/32's architecture with random weights; about five minutes on two idle cores. Expect a ratio of about 1.05 with one
-encoder thread, where decoding has a core of its own, and 1.15 with two, where both share the cores.
+ViT-B/32's architecture with random weights; photos of $VIZWIZ_MATERIAL/val, or drawn ones of phone sizes. Expect a
+ratio of about 1.05 with one encoder thread, where decoding has a core of its own, and 1.15 with two.
 """
 
 from __future__ import annotations
 
-import argparse
-import platform
-import resource
+import os
 import statistics
-import sys
 import tempfile
 import time
-from datetime import date
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
+from benchmarks.machine import peak_gb
+from benchmarks.report import Section, Settings, Table
 from training.backbone import FrozenClip, choose_device, clip, weights_digest
 from training.dataset import Record, Split
 from training.features import BATCH, default_workers, encode_split
@@ -80,37 +76,28 @@ def end_to_end(model: FrozenClip, split: Split, workers: int) -> float:
         return time.perf_counter() - start
 
 
-def main() -> None:
-    """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--photos", type=Path, help="folder of JPEG photos (default: drawn ones of phone sizes)")
-    parser.add_argument("--count", type=int, default=256, help="photos to encode (default: 256)")
-    parser.add_argument("--rounds", type=int, default=3, help="of measurements; the median is printed (default: 3)")
-    parser.add_argument("--threads", type=int, nargs="+", help="of the encoder (default: 1, and one for each core)")
-    parser.add_argument("--device", default="auto")
-    arguments = parser.parse_args()
-    model = random_clip(choose_device(arguments.device))
-    cores = default_workers()
-    print(f"{model.source}, {model.precision}, on {model.device}; {cores} cores ({platform.machine()}); {date.today()}")
-    print(f"{'encoder threads':>15} {'workers':>8} {'alone':>12} {'wall':>12} {'wall / alone':>13}")
+def run(settings: Settings) -> Section:
+    """Encode the same photos by one encoder thread, and by one for each core."""
+    count, rounds = (32, 1) if settings.quick else (256, 3)
+    model = random_clip(choose_device(settings.device))
+    cores, threads_before, rows = default_workers(), torch.get_num_threads(), []
+    material = os.environ.get("VIZWIZ_MATERIAL")
     with tempfile.TemporaryDirectory() as scratch:
         drawn = Path(scratch) / "drawn"
         (drawn / "split").mkdir(parents=True)
-        photos = sorted(arguments.photos.glob("*.jpg")) if arguments.photos else draw_photos(drawn)
-        split = make_split(drawn / "split", photos, arguments.count)
-        for threads in arguments.threads or sorted({1, cores}):
+        photos = sorted(Path(material, "val").glob("*.jpg")) if material else draw_photos(drawn)
+        split = make_split(drawn / "split", photos, count)
+        for threads in sorted({1, cores}):
             torch.set_num_threads(threads)
             encoder_alone(model, BATCH)  # warm up
-            rounds = []
-            for _ in range(arguments.rounds):  # interleaved, to cancel noise
-                alone = encoder_alone(model, arguments.count)
-                rounds.append((alone, end_to_end(model, split, cores)))
-            alone, wall = (1e3 * statistics.median(times) / arguments.count for times in zip(*rounds, strict=True))
-            ratio = statistics.median(wall / alone for alone, wall in rounds)
-            print(f"{threads:>15} {cores:>8} {alone:>7.1f} ms/ph {wall:>7.1f} ms/ph {ratio:>13.2f}")
-    peak_kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    print(f"peak memory of the encoding process: {peak_kb / 1e6:.2f} GB")
-
-
-if __name__ == "__main__":
-    main()
+            times = []
+            for _ in range(rounds):  # interleaved, to cancel noise
+                alone = encoder_alone(model, count)
+                times.append((alone, end_to_end(model, split, cores)))
+            alone, wall = (1e3 * statistics.median(each) / count for each in zip(*times, strict=True))
+            ratio = statistics.median(wall / alone for alone, wall in times)
+            rows.append([str(count), str(threads), f"{ratio:.2f}", f"{alone:.1f} ms", f"{wall:.1f} ms"])
+    torch.set_num_threads(threads_before)
+    header = ("photos", "encoder threads", "wall / encoder alone", "encoder alone, a photo", "wall, a photo")
+    text = f"{'Real' if material else 'Drawn'} photos, from JPEG files to features; peak memory {peak_gb():.2f} GB."
+    return [Table(header, rows, text)]

@@ -1,21 +1,18 @@
 """What the gateway costs: time added to a question, throughput beside the ensemble, and its event loop under load.
 
-    python -m benchmarks.gateway                     # the demo's model: 3 minutes
-    python -m benchmarks.gateway --model ViT-B/32    # a CLIP of full size with random weights
+    python -m benchmarks gateway
 
-Gateway, Triton and load generator share the cores. What is compared runs in turn, in one run, to cancel noise. The
-models are those of ``benchmarks.serving``, in --cache.
+The demo's CLIP with a head of VizWiz's size. Gateway, Triton and load generator share the cores. What is compared runs
+in turn, in one run, to cancel noise.
 """
 
 from __future__ import annotations
 
-import argparse
 import http.client
 import json
 import statistics
 import threading
 import time
-from collections.abc import Sequence
 from contextlib import closing
 from itertools import islice
 from pathlib import Path
@@ -23,6 +20,7 @@ from pathlib import Path
 import httpx
 from PIL import Image
 
+from benchmarks.report import Section, Settings, Table
 from benchmarks.serving.load import GATEWAY, Job, draw_questions
 from benchmarks.serving.servers import Generator, Served, Server, drawn_photos, prepare, triton
 from vizwiz_client import VizwizClient
@@ -34,41 +32,30 @@ POLL_INTERVAL_S = 0.02  # between two requests to /healthz
 Row = tuple[str, ...]
 
 
-def main() -> None:
-    """Run the benchmark."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.gateway", description=__doc__)
-    parser.add_argument("--model", default="demo", help="demo, or one of OpenAI's architectures (default: %(default)s)")
-    parser.add_argument("--cache", type=Path, default=Path(".cache/benchmarks"), help="default: %(default)s")
-    parser.add_argument("--questions", type=int, default=200, help="timed one by one (default: %(default)s)")
-    parser.add_argument("--seconds", type=float, default=10, help="of each load (default: %(default)s)")
-    parser.add_argument("--rounds", type=int, default=3, help="of the loads (default: %(default)s)")
-    arguments = parser.parse_args()
-    served = prepare(arguments.model, arguments.cache)
-    photos = drawn_photos(arguments.cache) / "train"
-    large = enlarge(photos, arguments.cache / "photos-12-megapixels")
+def run(settings: Settings) -> Section:
+    """Measure single questions, loads, and the event loop."""
+    served = prepare("demo", settings.cache)
+    photos = drawn_photos(settings.cache) / "train"
+    large = enlarge(photos, settings.cache / "photos-12-megapixels")
+    questions, seconds, rounds = (20, 1, 1) if settings.quick else (200, 10, 3)
     with triton(served, gateway=True) as server, Generator() as generator:
-        table(
-            "One question",
-            ("photo", "client, p50", "gateway, p50", "added", "goal"),
-            [single(server, folder, arguments.questions) for folder in (photos, large)],
-        )
-        table(
-            f"Questions a second, {CONCURRENCY} at once",
-            ("photo", "ensemble, decoded photos", "gateway", "gateway / ensemble"),
-            [throughput(served, server, generator, photos, arguments.seconds, arguments.rounds)],
-        )
-        table(
-            f"`/healthz` while {CONCURRENCY} clients ask about photos of 12 megapixels",
-            ("requests", "p50", "p99", "largest", "questions a second"),
-            [health(served, server, generator, large, arguments.seconds)],
-        )
-
-
-def table(title: str, header: Row, rows: Sequence[Row]) -> None:
-    """Print a table in Markdown."""
-    print(f"\n### {title}\n\n| {' | '.join(header)} |\n|{'---|' * len(header)}", flush=True)
-    for row in rows:
-        print(f"| {' | '.join(row)} |", flush=True)
+        return [
+            Table(
+                ("photo", "added (goal: at most 5 ms)", "client, p50", "gateway, p50"),
+                [single(server, folder, questions) for folder in (photos, large)],
+                "One question:",
+            ),
+            Table(
+                ("photo", "gateway / ensemble (goal: at least 90%)", "ensemble, decoded photos", "gateway"),
+                [throughput(served, server, generator, photos, seconds, rounds)],
+                f"Questions a second, {CONCURRENCY} at once:",
+            ),
+            Table(
+                ("requests", "p50", "p99", "largest", "questions a second"),
+                [health(served, server, generator, large, seconds)],
+                f"`/healthz` while {CONCURRENCY} clients ask about photos of 12 megapixels:",
+            ),
+        ]
 
 
 def enlarge(photos: Path, folder: Path) -> Path:
@@ -114,7 +101,7 @@ def single(server: Server, folder: Path, count: int) -> Row:
     direct, through = (statistics.median(found) for found in zip(*pairs, strict=True))
     added = statistics.median(second - first for first, second in pairs)
     size = "x".join(map(str, Image.open(next(folder.glob("*.jpg"))).size))
-    return size, f"{direct:.1f} ms", f"{through:.1f} ms", f"{added:+.1f} ms", "at most 5 ms"
+    return size, f"{added:+.1f} ms", f"{direct:.1f} ms", f"{through:.1f} ms"
 
 
 def throughput(served: Served, server: Server, generator: Generator, photos: Path, seconds: float, rounds: int) -> Row:
@@ -124,7 +111,7 @@ def throughput(served: Served, server: Server, generator: Generator, photos: Pat
         for system, found in rates.items():
             found.append(rate(served, server, generator, photos, system, seconds, seed))
     ensemble, gateway = (statistics.median(found) for found in rates.values())
-    return "640x480", f"{ensemble:.1f}", f"{gateway:.1f}", f"{gateway / ensemble:.0%}"
+    return "640x480", f"{gateway / ensemble:.0%}", f"{ensemble:.1f}", f"{gateway:.1f}"
 
 
 def rate(
@@ -172,7 +159,3 @@ def health(served: Served, server: Server, generator: Generator, photos: Path, s
     p99 = times[min(len(times) * 99 // 100, len(times) - 1)]
     quantiles = [f"{value:.1f} ms" for value in (statistics.median(times), p99, times[-1])]
     return f"{len(times):,}", *quantiles, f"{answered:.1f}"
-
-
-if __name__ == "__main__":
-    main()

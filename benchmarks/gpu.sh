@@ -29,5 +29,5 @@ for target in 'portable fp32' 'portable fp16' 'fused fp32' 'fused fp16'; do
     --variant "$variant" --precision "$precision" --repository "$out/triton_models-$variant-$precision"
 done
 step export-tests "$python" -m pytest -q tests/export/test_clip_graph.py  # on CUDA where ONNX Runtime can use it
-step bench-export "$python" -m benchmarks.export --device cuda --batch 1 8 32 --cache "$out/bench-export"
+step bench-encoders "$python" -m benchmarks encoders --device cuda --no-write --cache "$out/benchmarks"
 exit "$failed"

@@ -7,6 +7,7 @@ requests serialised before the loop starts, because generator and server share t
 from __future__ import annotations
 
 import asyncio
+import base64
 import itertools
 import json
 import sys
@@ -35,6 +36,9 @@ from vizwiz_client.contract.tokenizer import pad, tokenize
 
 GATEWAY = "gateway"
 BARE = "bare encoders"  # both graphs, called in turn within the generator
+INFINITY = "infinity"  # the photo alone, as JSON of OpenAI's embeddings API
+LITSERVE = "litserve"  # photo and question as JSON
+CHANNEL = [*DIRECT_CHANNEL, ("grpc.lb_policy_name", "round_robin")]
 Send = Callable[[int], Awaitable[None]]  # sends the request of this number; raises if it is not answered
 
 TIMEOUT_S = 300.0  # of a request
@@ -53,10 +57,10 @@ see look left right open closed green red blue black white dog door key phone re
 class Job:
     """A closed loop: ``concurrency`` requests of ``batch`` questions each are always in flight."""
 
-    system: str  # the ensemble, BARE, GATEWAY, or "fastapi ..."
+    system: str  # the ensemble, an image encoder, BARE, GATEWAY, INFINITY, LITSERVE, or another name: FastAPI
     photos: str  # folder of JPEG files
     image_size: int  # S in pixels, where decoded photos are sent
-    url: str = ""
+    url: str = ""  # gRPC: host:port, or ipv4:HOST:PORT,... of several; HTTP: one or several, separated by spaces
     repository: str = ""  # of the graphs, for BARE
     target: str = "portable-fp32"  # likewise, the target that they were written for
     concurrency: int = 1
@@ -90,10 +94,10 @@ async def run(job: Job) -> Record:
     async with AsyncExitStack() as stack:
         if job.system == BARE:
             return await closed_loop(_bare_client(job), job)
-        if job.system == GATEWAY or job.system.startswith("fastapi"):
+        if job.url.startswith("http:"):
             http = await stack.enter_async_context(httpx.AsyncClient(timeout=TIMEOUT_S, trust_env=False))
             return await closed_loop(await _http_client(job, http), job)
-        triton = await stack.enter_async_context(InferenceServerClient(job.url, channel_args=DIRECT_CHANNEL))
+        triton = await stack.enter_async_context(InferenceServerClient(job.url, channel_args=CHANNEL))
         await triton.is_server_ready()  # connects, which is no part of the first request
         return await closed_loop(_triton_client(job, triton), job)
 
@@ -130,6 +134,14 @@ def _triton_client(job: Job, client: InferenceServerClient) -> Send:
     outputs = [InferRequestedOutput(spec.name, class_count=1) for spec in (tensors.ANSWER, tensors.ANSWER_TYPE)]
     outputs += [InferRequestedOutput(spec.name) for spec in (tensors.ANSWERABLE, tensors.HEAD_ID)]
 
+    async def encode(number: int) -> None:
+        result = await client.infer(job.system, [photos[number % len(photos)]], client_timeout=TIMEOUT_S)
+        if result.as_numpy(tensors.IMAGE_FEATURES.name).shape[0] != job.batch:
+            raise AnswerError(f"got other than {job.batch} images' features")
+
+    if job.system.startswith(tensors.IMAGE_ENCODER_PREFIX):
+        return encode
+
     async def send(number: int) -> None:
         inputs = [photos[number % len(photos)], texts[number % len(texts)]]
         result = await client.infer(job.system, inputs, outputs=outputs, client_timeout=TIMEOUT_S)
@@ -141,21 +153,33 @@ def _triton_client(job: Job, client: InferenceServerClient) -> Send:
 
 
 async def _http_client(job: Job, client: httpx.AsyncClient) -> Send:
-    path = "/v1/ask" if job.system == GATEWAY else "/ask"
-    pairs = zip(_photo_files(Path(job.photos)), draw_questions(job.seed), strict=False)
+    urls = itertools.cycle(job.url.split())
+    pairs = zip(itertools.cycle(_photo_files(Path(job.photos))), draw_questions(job.seed), strict=False)
     requests = [
-        client.build_request("POST", f"{job.url}{path}", files={"photo": photo}, data={"question": question})
-        for photo, question in pairs
+        _http_request(client, job.system, next(urls), photo, question)
+        for photo, question in islice(pairs, max(MAX_PHOTOS, job.concurrency))
     ]
     for request in requests:
         await request.aread()  # encodes the body
+    expected = '"embedding":' if job.system == INFINITY else '"answer":"'
 
     async def send(number: int) -> None:
         response = await client.send(requests[number % len(requests)])
-        if response.status_code != httpx.codes.OK or '"answer":"' not in response.text:
+        if response.status_code != httpx.codes.OK or expected not in response.text:
             raise AnswerError(f"status {response.status_code}: {response.text[:200]}")
 
     return send
+
+
+def _http_request(client: httpx.AsyncClient, system: str, url: str, photo: bytes, question: str) -> httpx.Request:
+    if system in (INFINITY, LITSERVE):
+        data = base64.b64encode(photo).decode()
+        body: dict[str, Any] = {"input": [f"data:image/jpeg;base64,{data}"], "modality": "image"}
+        path = "embeddings" if system == INFINITY else "ask"
+        body = body if system == INFINITY else {"photo": data, "question": question}
+        return client.build_request("POST", f"{url}/{path}", json=body)
+    path = "/v1/ask" if system == GATEWAY else "/ask"
+    return client.build_request("POST", f"{url}{path}", files={"photo": photo}, data={"question": question})
 
 
 def _bare_client(job: Job) -> Send:

@@ -8,8 +8,8 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout, suppress
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, redirect_stdout, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import IO
@@ -20,19 +20,22 @@ import torch
 from benchmarks.architectures import write_full_size
 from benchmarks.serving.load import Job, Record
 from demo import DEMO_CLIP, ensure_demo_dataset
-from export.publish import export_run
-from export.targets import GraphKind, Precision, recommend, this_machine
+from export.publish import EXPORT_FORMAT, export_run
+from export.targets import GraphKind, recommend, this_machine
 from serving import launch
 from serving.access import LOOPBACK, claim_ports
+from serving.repository import GRAPH_FILE, VERSION, read_config
 from training.artifacts import staged_folder
 from training.backbone import FrozenClip, load_clip
 from training.dataset import read_split
 from training.fit import fit
 from training.model import ClipEnsemble, GatedHead, Predictor
 from training.recipe import Recipe
-from training.run import Run, newest_run, read_run, write_run
+from training.run import RUN_FORMAT, Run, newest_run, read_run, write_run
+from vizwiz_client.contract import tensors
 
 ANSWERS = 5_860  # V of the 2023 report's head
+FULL_VOCABULARY = f"runs-full-vocabulary-{RUN_FORMAT}"  # folder of runs
 FITTED_RECORDS = 8  # of a head whose answers differ, so that bf16 does not change them
 UNUSED_ANSWER_BIAS = -60.0  # of an answer that fills the vocabulary: it costs what any answer costs, and never wins
 READY_TIMEOUT_S = 300
@@ -50,27 +53,38 @@ class Served:
     target: GraphKind  # of the encoders in the repository
     image_size: int  # S in pixels
 
+    def model(self, prefix: str) -> str:
+        """The Triton model of the ensemble whose name begins with ``prefix``."""
+        steps = read_config(self.repository / tensors.ENSEMBLE).ensemble_scheduling.step
+        return next(str(step.model_name) for step in steps if step.model_name.startswith(prefix))
 
-def prepare(name: str, cache: Path, precision: Precision | None = None) -> Served:
+    def graph(self, prefix: str) -> Path:
+        """The ONNX file of that model."""
+        return self.repository / self.model(prefix) / VERSION / GRAPH_FILE
+
+
+def prepare(name: str, cache: Path, kind: GraphKind | None = None) -> Served:
     """Write a checkpoint with random weights, fit a head and export both into ``cache``, unless they are there.
 
     Args:
         name: "demo", or one of OpenAI's architectures.
         cache: folder for checkpoints, runs and repositories.
-        precision: of the encoders; default: as export recommends for this machine's CPU.
+        kind: of the encoders' graphs; default: as export recommends for this machine's CPU.
     """
     folder = cache / name.replace("/", "-")
-    target = GraphKind("portable", precision) if precision else recommend(replace(this_machine(), cuda=False))[0]
+    target = kind or recommend(replace(this_machine(), cuda=False))[0]
     checkpoint = DEMO_CLIP if name == "demo" else folder / "clip.pt"
     folder.mkdir(parents=True, exist_ok=True)
     if not checkpoint.exists():
         write_full_size(name, checkpoint)
-    repository = folder / f"models-{target.name}"
+    repository = folder / f"models-{target.name}-{EXPORT_FORMAT}"
     with redirect_stdout(sys.stderr):
-        if not any((folder / "runs-full-vocabulary").glob("[!.]*/run.json")):
+        runs = folder / FULL_VOCABULARY
+        if not any(runs.glob("[!.]*/run.json")):
             _fit_full_vocabulary(load_clip(checkpoint), folder, drawn_photos(cache))
-        run = read_run(newest_run(folder / "runs-full-vocabulary"))
-        export_run(run, str(checkpoint), repository, target)  # reuses published models
+        run = read_run(newest_run(runs))
+        if not (repository / tensors.ENSEMBLE).exists():
+            export_run(run, str(checkpoint), repository, target)
     return Served(name, checkpoint, run.folder, repository, target, int(run.clips[0]["image_size"]))
 
 
@@ -85,7 +99,7 @@ def _fit_full_vocabulary(clip: FrozenClip, folder: Path, data: Path) -> None:
     run = read_run(fit(train, val, clip, Recipe(epochs=20), folder / "runs", folder / "features"))
     answers = run.answers + [f"filler {number}" for number in range(ANSWERS - len(run.answers))]
     config = {key: value for key, value in run.config.items() if key not in ("format", "files")}
-    with staged_folder(folder / "runs-full-vocabulary" / run.folder.name) as staging:
+    with staged_folder(folder / FULL_VOCABULARY / run.folder.name) as staging:
         write_run(staging, config, ClipEnsemble([Predictor([_with_full_vocabulary(run)])]), answers)
 
 
@@ -108,13 +122,15 @@ def _with_full_vocabulary(run: Run) -> GatedHead:
 class Server:
     """A server that answers."""
 
-    url: str  # of gRPC, or of FastAPI's HTTP
+    url: str  # of gRPC, or of HTTP
     pid: int  # of the root of its processes
     gateway: str | None = None  # URL
 
 
 @contextmanager
-def triton(served: Served, threads: int | None = None, *, gateway: bool = False) -> Iterator[Server]:
+def triton(
+    served: Served, threads: int | None = None, *, gateway: bool = False, environment: Mapping[str, str] | None = None
+) -> Iterator[Server]:
     """The embedded server, by its own command; with ``gateway``, :attr:`Server.gateway` is its address."""
     ports = [f"--{name}-port=0" for name in ("http", "grpc", "metrics", "gateway")]
     options = [
@@ -124,24 +140,40 @@ def triton(served: Served, threads: int | None = None, *, gateway: bool = False)
         *ports,
         *([f"--threads={threads}"] if threads else []),
     ]
-    with _started(["-m", "serving", *options], stdout=subprocess.PIPE) as process:
-        assert process.stdout is not None
-        if not (line := process.stdout.readline()):
-            raise SystemExit(f"`python -m serving` ended with exit status {process.wait()}; its messages are above")
-        addresses = json.loads(line)
+    with _started(["-m", "serving", *options], stdout=subprocess.PIPE, environment=environment) as process:
+        addresses = json.loads(_first_line(process))
         _wait_until_answering(addresses["metrics"], process)  # Triton listens there last
         yield Server(addresses["grpc"], process.pid, addresses["gateway"])
 
 
 @contextmanager
-def fastapi(served: Served, *, bf16: bool) -> Iterator[Server]:
-    """The FastAPI baseline (fastapi_baseline.py)."""
+def gateway_of(triton_url: str) -> Iterator[Server]:
+    """Another gateway in front of the Triton at ``triton_url``."""
+    with _started(
+        ["-m", "vizwiz_gateway", f"--triton={triton_url}", "--port=0", "--json"], stdout=subprocess.PIPE
+    ) as process:
+        url = json.loads(_first_line(process))["gateway"]
+        _wait_until_answering(f"{url}/healthz", process)
+        yield Server(url, process.pid, url)
+
+
+@contextmanager
+def http_server(command: list[str], health: str, python: str = sys.executable) -> Iterator[Server]:
+    """A server of HTTP: ``command`` without its port, and the path that answers when it is ready."""
     [port] = claim_ports({"--port": 0}, {"--port": LOOPBACK}).values()
-    options = [f"--checkpoint={served.checkpoint}", f"--run={served.run}", f"--port={port}", *["--bf16"] * bf16]
-    with _started(["-m", "benchmarks.serving.fastapi_baseline", *options]) as process:
+    offline = {"HF_HUB_OFFLINE": "1", "INFINITY_ANONYMOUS_USAGE_STATS": "0", "DO_NOT_TRACK": "1"}
+    root = Path(__file__).parents[2]
+    offline["PYTHONPATH"] = os.pathsep.join([str(root), str(root / "client"), os.environ.get("PYTHONPATH", "")])
+    with _started([*command, f"--port={port}"], environment=offline, python=python) as process:
         url = f"http://{LOOPBACK}:{port}"
-        _wait_until_answering(f"{url}/health", process)
+        _wait_until_answering(f"{url}{health}", process)
         yield Server(url, process.pid)
+
+
+def fastapi(served: Served, *, bf16: bool) -> AbstractContextManager[Server]:
+    """The FastAPI baseline (fastapi_baseline.py)."""
+    options = [f"--checkpoint={served.checkpoint}", f"--run={served.run}", *["--bf16"] * bf16]
+    return http_server(["-m", "benchmarks.serving.fastapi_baseline", *options], "/health")
 
 
 class Generator:
@@ -168,14 +200,19 @@ class Generator:
 
 @contextmanager
 def _started(
-    arguments: list[str], stdin: int = subprocess.DEVNULL, stdout: int | IO[str] | None = None
+    arguments: list[str],
+    stdin: int = subprocess.DEVNULL,
+    stdout: int | IO[str] | None = None,
+    environment: Mapping[str, str] | None = None,
+    python: str = sys.executable,
 ) -> Iterator[subprocess.Popen[str]]:
     """A Python process that ends with this one."""
     process = subprocess.Popen(
-        [sys.executable, launch.__file__, str(os.getpid()), sys.executable, *arguments],
+        [sys.executable, launch.__file__, str(os.getpid()), python, *arguments],
         stdin=stdin,
         stdout=stdout,
         text=True,
+        env={**os.environ, **(environment or {})},
         # Linux shares the cores between sessions first (sched_autogroup); Triton has a session of its own
         start_new_session=True,
     )
@@ -183,10 +220,23 @@ def _started(
         try:
             yield process
         finally:
+            descendants = []
+            with suppress(psutil.NoSuchProcess):
+                descendants = psutil.Process(process.pid).children(recursive=True)
             process.terminate()
             with suppress(subprocess.TimeoutExpired):
                 process.wait(STOP_TIMEOUT_S)
             process.kill()
+            for each in descendants:  # LitServe leaves the process that computes behind
+                with suppress(psutil.NoSuchProcess):
+                    each.kill()
+
+
+def _first_line(process: subprocess.Popen[str]) -> str:
+    assert process.stdout is not None
+    if not (line := process.stdout.readline()):
+        raise SystemExit(f"the server ended with exit status {process.wait()}; its messages are above")
+    return line
 
 
 def _wait_until_answering(url: str, process: subprocess.Popen[str]) -> None:
@@ -209,11 +259,11 @@ class Usage:
     memory: int  # bytes resident, summed: what they share counts for each
 
 
-def usage(pid: int) -> Usage:
-    """What the process ``pid`` and its descendants use now."""
+def usage(*pids: int) -> Usage:
+    """What the processes ``pids`` and their descendants use now."""
     cpu_s, memory = 0.0, 0
-    root = psutil.Process(pid)
-    for process in (root, *root.children(recursive=True)):
+    roots = [psutil.Process(pid) for pid in pids]
+    for process in (each for root in roots for each in (root, *root.children(recursive=True))):
         with suppress(psutil.NoSuchProcess), process.oneshot():
             times = process.cpu_times()
             cpu_s += times.user + times.system

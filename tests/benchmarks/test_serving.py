@@ -12,10 +12,11 @@ from itertools import islice
 import httpx
 import pytest
 from PIL import Image
+from tritonclient.grpc import InferenceServerClient
 
-from benchmarks.serving import __main__ as bench
 from benchmarks.serving.load import (
     BARE,
+    GATEWAY,
     LENGTH_SHARES,
     MAX_ERRORS,
     REPEATED_QUESTIONS,
@@ -24,9 +25,11 @@ from benchmarks.serving.load import (
     closed_loop,
     draw_questions,
 )
-from benchmarks.serving.servers import Generator, Served, fastapi
+from benchmarks.serving.measure import System, measure, summarise
+from benchmarks.serving.servers import Generator, Served, fastapi, gateway_of, triton
 from demo import DEMO_CLIP
 from export.targets import GraphKind
+from serving.rollout import DIRECT_CHANNEL
 from tests.conftest import LiveServer
 from vizwiz_client import VizwizClient
 from vizwiz_client.contract import tensors
@@ -53,7 +56,7 @@ def test_summary_of_known_times() -> None:
     latencies = [9.0, 9.0, *(0.001 * number for number in range(1, 101)), 9.0]
     starts = [end - latency for end, latency in zip(ends, latencies, strict=True)]
     record = Record(starts, ends, errors=["late", "later"], stopped=ends[-2])
-    found = bench.summarise([record], batch=4, ramp=2)
+    found = summarise([record], batch=4, ramp=2)
     assert found["requests"] == 100
     assert (found["p50_ms"], found["p95_ms"], found["p99_ms"]) == pytest.approx((50.5, 95.05, 99.01))
     assert found["questions_per_s"] == pytest.approx(400)
@@ -62,7 +65,7 @@ def test_summary_of_known_times() -> None:
 
 def test_summary_of_rounds_pools_their_requests() -> None:
     slow, fast = (Record([0, 1, 1 + length], [1, 1 + length, 1 + 2 * length], stopped=9.0) for length in (3.0, 1.0))
-    found = bench.summarise([slow, fast], batch=1, ramp=1)
+    found = summarise([slow, fast], batch=1, ramp=1)
     assert (found["requests"], found["questions_per_s"], found["p50_ms"]) == (4, 0.5, 2000.0)
 
 
@@ -71,7 +74,7 @@ def test_summary_counts_bursts_whole() -> None:
     ends = [2.0 * burst + 0.001 * place for burst in range(1, 6) for place in range(8)]
     record = Record([end - 4.0 for end in ends], ends, stopped=ends[-8])  # the first of the last burst stops the loop
     for ramp in (12, 16):
-        found = bench.summarise([record], batch=1, ramp=ramp)
+        found = summarise([record], batch=1, ramp=ramp)
         assert (found["requests"], found["questions_per_s"]) == (24, pytest.approx(4.0))
 
 
@@ -141,3 +144,23 @@ def test_fastapi_baseline_gives_the_answers_of_the_server(
     assert reply["answer"] == answer.answer
     assert reply["probability"] == pytest.approx(answer.confidence, abs=1e-4)
     assert reply["answerable"] == pytest.approx(answer.answerable, abs=1e-4)
+
+
+def test_a_load_through_gateways_and_replicas_gives_no_error(live_server: LiveServer, served: Served) -> None:
+    with triton(served) as second, gateway_of(second.url) as first_gateway, gateway_of(live_server.grpc_url) as other:
+        replicas = System(
+            "direct", "fp32", tensors.ENSEMBLE, served, second, f"ipv4:{live_server.grpc_url},{second.url}"
+        )
+        gateways = replace(replicas, name=GATEWAY, url=f"{first_gateway.url} {other.url}")
+        before = requests_of(second.url), requests_of(live_server.grpc_url)
+        found = measure([replicas, gateways], live_server.data / "val", 2, seconds=0.1, min_requests=8)
+        after = requests_of(second.url), requests_of(live_server.grpc_url)
+    assert [each.errors for each in found] == [0, 0]
+    assert all(each.per_s > 0 and each.cpu_ms > 0 and each.memory_gb > 0 for each in found)
+    assert all(late > early + 4 for early, late in zip(before, after, strict=True)), "a replica got no requests"
+
+
+def requests_of(url: str) -> int:
+    with InferenceServerClient(url, channel_args=DIRECT_CHANNEL) as client:
+        [model] = client.get_inference_statistics(tensors.ENSEMBLE, as_json=True)["model_stats"]
+        return int(model["inference_stats"]["success"].get("count", 0))

@@ -1,0 +1,93 @@
+"""Measure, and write docs/results.md: `make bench`, or `make bench-NAME` for one part.
+
+    python -m benchmarks                       # all parts: about 25 minutes on two cores
+    python -m benchmarks peers start           # some of them
+    python -m benchmarks --quick --no-write    # small models, short measurements: a few minutes, to see that all runs
+
+Each part replaces its section of docs/results.md. A busy machine is measured and printed, but not written without
+--busy. Models have random weights: speed does not depend on the values. The first run writes them to --cache.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+import time
+import traceback
+from pathlib import Path
+
+from benchmarks.architectures import ARCHITECTURES
+from benchmarks.report import MAX_LOAD, Settings, is_busy, render, section_name, write_section
+
+PARTS = {  # the module of each, and what it measures
+    "encoders": "CLIP's encoders as graphs, against PyTorch and the matrix rate of this machine",
+    "peers": "the server beside infinity, LitServe, FastAPI and the bare encoders",
+    "start": "first and second start of the server",
+    "gateway": "what the gateway adds to a question, and its throughput",
+    "scale": "gateway workers and Triton replicas",
+    "memory": "growth of the server's memory over many requests",
+    "growth": "how times and sizes grow with answers, features, batch, pixels and heads",
+    "client": "start of the client, and a photo to a tensor",
+    "features": "encoding photos, against the encoder alone",
+    "fit": "a fit of VizWiz's size",
+}
+
+
+def main() -> int:
+    """Run the parts that are asked for; return 1 if one failed."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="parts:\n" + "\n".join(f"  {name:<10}{words}" for name, words in PARTS.items()),
+    )
+    parser.add_argument("parts", nargs="*", metavar="PART", help="parts to measure (default: all)")
+    parser.add_argument("--quick", action="store_true", help="small models, few and short measurements")
+    parser.add_argument("--no-write", action="store_true", help="print the sections, and leave docs/results.md alone")
+    parser.add_argument(
+        "--busy", action="store_true", help=f"write even if the load average exceeds {MAX_LOAD} at the start"
+    )
+    parser.add_argument("--model", choices=ARCHITECTURES, default="ViT-L/14@336px", help="default: %(default)s")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="of the encoders' part")
+    parser.add_argument("--cache", type=Path, default=Path(".cache/benchmarks"), help="default: %(default)s")
+    arguments = parser.parse_args()
+    if unknown := set(arguments.parts) - PARTS.keys():
+        parser.error(f"got the parts {', '.join(sorted(unknown))}, expected some of {', '.join(PARTS)}")
+    load = os.getloadavg()[0]  # of the minute before: the parts themselves load the machine
+    write = not arguments.no_write and (arguments.busy or not is_busy(load))
+    settings = Settings(arguments.cache, arguments.model, arguments.quick, arguments.device)
+    settings.cache.mkdir(parents=True, exist_ok=True)
+    failed = [name for name in arguments.parts or PARTS if not measure(name, settings, load, write)]
+    if failed:
+        print(f"failed: {', '.join(failed)}", file=sys.stderr)
+    if not write and not arguments.no_write:
+        print(
+            f"not written: the load average was {load:.2f} at the start, expected at most {MAX_LOAD}: wait until the "
+            "machine is idle, or give --busy",
+            file=sys.stderr,
+        )
+    return int(bool(failed))
+
+
+def measure(name: str, settings: Settings, load: float, write: bool) -> bool:
+    """Measure one part, and print or write its section; return whether that succeeded."""
+    print(f"== {name}: {PARTS[name]}", file=sys.stderr, flush=True)
+    started = time.monotonic()
+    try:
+        section = importlib.import_module(f"benchmarks.{name}").run(settings)
+    except (Exception, SystemExit):  # the other parts are measured all the same
+        traceback.print_exc()
+        return False
+    options = [f"--model {settings.model}"] * (settings.model != "ViT-L/14@336px") + ["--quick"] * settings.quick
+    command = f"python -m benchmarks {' '.join([name, *options])}" if options else f"make bench-{name}"
+    text = render(section, command, load, time.monotonic() - started)
+    print(f"\n{text}\n", flush=True)
+    if write:
+        write_section(section_name(name), text)
+    return True
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,144 @@
+"""The server beside its peers: infinity, LitServe, FastAPI with PyTorch, and the bare encoders.
+
+    python -m benchmarks peers
+
+Same random weights, same photos, one run, all servers up at once and measured in turn. infinity gives image features
+alone; so does our image encoder in its row. The first run installs the peers, at the versions of
+peers_requirements.txt, into an environment of their own, which reads PyTorch from this one.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import sysconfig
+from contextlib import ExitStack
+from pathlib import Path
+
+from benchmarks.architectures import write_hugging_face
+from benchmarks.machine import cpu_rates
+from benchmarks.report import Section, Settings, Table, kinds_here
+from benchmarks.serving.load import BARE, GATEWAY, INFINITY, LITSERVE
+from benchmarks.serving.measure import Measured, System, measure
+from benchmarks.serving.servers import drawn_photos, fastapi, http_server, prepare, triton
+from serving.access import LOOPBACK
+from vizwiz_client.contract import tensors
+
+REQUIREMENTS = Path(__file__).with_name("peers_requirements.txt")
+CONCURRENCY = 16
+BOTH, IMAGE = "photo and question", "photo alone"
+OURS = "ours"
+
+
+def run(settings: Settings) -> Section:
+    """Measure every system one request at a time, and 16 at once."""
+    name, quick = settings.large, settings.quick
+    python = install(settings.cache / "peers")
+    photos = drawn_photos(settings.cache) / "train"
+    served = {kind.precision: prepare(name, settings.cache, kind) for kind in kinds_here()}
+    fp32, hugging_face = served["fp32"], settings.cache / name.replace("/", "-") / "hugging-face"
+    write_hugging_face(name, fp32.checkpoint, hugging_face)
+    systems: list[tuple[str, System]] = []
+    with ExitStack() as stack:
+        for precision, each in served.items():
+            server = stack.enter_context(triton(each, gateway=True))
+            systems += [
+                (BOTH, System(BARE, precision, BARE, each)),
+                (BOTH, System(OURS, precision, tensors.ENSEMBLE, each, server)),
+                (BOTH, System(f"{OURS}, gateway", precision, GATEWAY, each, server, server.gateway)),
+                (IMAGE, System(OURS, precision, each.model(tensors.IMAGE_ENCODER_PREFIX), each, server)),
+            ]
+        for bf16 in (False, True)[: 1 + ("bf16" in served)]:
+            precision = "bf16" if bf16 else "fp32"
+            server = stack.enter_context(fastapi(fp32, bf16=bf16))
+            systems.append((BOTH, System("FastAPI", precision, "fastapi", fp32, server)))
+        options = [f"--checkpoint={fp32.checkpoint.resolve()}", f"--run={fp32.run.resolve()}"]
+        server = stack.enter_context(
+            http_server(["-m", "benchmarks.serving.litserve_baseline", *options], "/health", str(python))
+        )
+        systems.append((BOTH, System("LitServe", "fp32", LITSERVE, fp32, server)))
+        flags = "--engine torch --device cpu --dtype float32 --no-bettertransformer --no-compile --no-model-warmup"
+        command = ["-m", "infinity_emb.cli", "v2", f"--model-id={hugging_face.resolve()}", *flags.split()]
+        server = stack.enter_context(
+            http_server(
+                [*command, "--no-vector-disk-cache", "--log-level=warning", f"--host={LOOPBACK}"],
+                "/health",
+                str(python),
+            )
+        )
+        systems.append((IMAGE, System("infinity", "fp32", INFINITY, fp32, server)))
+        alone = measure(
+            [each for _, each in systems], photos, 1, 1 if quick else 4, rounds=1 if quick else 3, min_requests=2
+        )
+        loaded = [
+            each
+            for each in systems
+            if each[1].name != BARE and (each[0] == BOTH or each[1].label != OURS or each[1].precision == "fp32")
+        ]
+        at_once = measure([each for _, each in loaded], photos, CONCURRENCY, 1 if quick else 6)
+    return report(systems, alone, dict(zip([each for _, each in loaded], at_once, strict=True)), name)
+
+
+def report(
+    systems: list[tuple[str, System]], alone: list[Measured], at_once: dict[System, Measured], name: str
+) -> Section:
+    """The tables: ratios first."""
+    bare = {each.precision: found.p50_ms for (_, each), found in zip(systems, alone, strict=True) if each.name == BARE}
+    rows = []
+    for (asked, each), one in zip(systems, alone, strict=True):
+        many = at_once.get(each)
+        peers = [
+            at_once[peer].per_s
+            for task, peer in systems
+            if many and task == asked and peer in at_once and not peer.label.startswith(OURS)
+        ]
+        compared = many and each.label.startswith(OURS) and peers
+        added = one.p50_ms - bare[each.precision] if asked == BOTH and each.precision in bare else None
+        rows.append(
+            [
+                asked,
+                each.label,
+                each.precision,
+                f"{many.per_s / max(peers):.2f} x" if compared and many else "",
+                f"{added:+.1f} ms, {added / bare[each.precision]:+.0%}"
+                if added is not None and each.name != BARE
+                else "",
+                f"{many.per_s:.3g}" if many else "",
+                f"{one.p50_ms:,.1f} ms",
+                f"{many.p50_ms:,.0f} ms" if many else "",
+                f"{(many or one).cpu_ms:,.0f} ms",
+                f"{(many or one).memory_gb:.1f} GB",
+                str(one.errors + (many.errors if many else 0)),
+            ]
+        )
+    rates = cpu_rates()
+    text = (
+        f"{name} size, random weights, photos of 640 x 480. Servers and load generator share the cores. Matrix rates, "
+        f"G operations/s: {', '.join(f'{kind} {rate:,.0f}' for kind, rate in rates.items())}: int8 is "
+        f"{rates['int8'] / rates['fp32']:.1f} x fp32."
+    )
+    header = (
+        *("asked", "system", "type", "questions/s at 16: / best peer", "p50 added to the bare encoders"),
+        *("questions/s at 16", "p50 at 1", "p50 at 16", "CPU a question", "memory", "errors"),
+    )
+    return [Table(header, rows, text), f"Peers: {', '.join(installed())}."]
+
+
+def install(folder: Path) -> Path:
+    """Make the peers' environment, unless it is there; returns its Python."""
+    python, done = folder / "venv" / "bin" / "python", folder / "requirements.txt"
+    if not done.exists() or done.read_bytes() != REQUIREMENTS.read_bytes():
+        print(f"installing the peers into {folder}", file=sys.stderr)
+        subprocess.run([sys.executable, "-m", "venv", "--clear", str(folder / "venv")], check=True)
+        [packages] = (folder / "venv" / "lib").glob("python*/site-packages")
+        (packages / "torch-of-the-project.pth").write_text(sysconfig.get_path("purelib"))
+        pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-r", str(REQUIREMENTS)]
+        subprocess.run(pip, check=True)
+        done.write_bytes(REQUIREMENTS.read_bytes())
+    return python.absolute()
+
+
+def installed() -> list[str]:
+    """Names and versions of the peers."""
+    lines = (line.partition("#")[0].strip() for line in REQUIREMENTS.read_text().splitlines())
+    return [line.replace("==", " ") for line in lines if "==" in line]

@@ -1,0 +1,141 @@
+"""Closed loops on several systems, measured in turn, to cancel noise."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.serving.load import BARE, Job, Record
+from benchmarks.serving.servers import Generator, Served, Server, usage
+
+BURST = 0.1  # of the median latency: answers that close together may come from one batch
+
+
+@dataclass(frozen=True)
+class System:
+    """What is measured."""
+
+    label: str
+    precision: str  # of the encoders
+    name: str  # as Job.system
+    served: Served
+    server: Server | None = None  # None: within the generator
+    url: str | None = None  # default: that of the server
+    pids: tuple[int, ...] = ()  # whose usage counts; default: of the server
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Latency, throughput and cost of one closed loop."""
+
+    p50_ms: float
+    p95_ms: float
+    per_s: float  # questions a second
+    cpu_ms: float  # processor time of the server for a question
+    memory_gb: float  # of the server at the end
+    errors: int
+
+
+def measure(
+    systems: Sequence[System], photos: Path, concurrency: int, seconds: float, rounds: int = 1, min_requests: int = 3
+) -> list[Measured]:
+    """Measure each system at ``concurrency``, in turn, ``rounds`` times.
+
+    Args:
+        systems: what is measured.
+        photos: folder of JPEG files.
+        concurrency: requests in flight.
+        seconds: length of each measurement.
+        rounds: of each system; their requests are pooled.
+        min_requests: measured at least, in each round.
+
+    Raises:
+        SystemExit: nothing was answered.
+    """
+    records: list[list[Record]] = [[] for _ in systems]
+    cpu_s, memory = [0.0] * len(systems), [0] * len(systems)
+    ramp = 1 if concurrency == 1 else concurrency
+    with Generator() as remote, Generator() as in_process:
+        for number in range(rounds):
+            for place, system in enumerate(systems):
+                generator = in_process if system.name == BARE else remote
+                pids = system.pids or (system.server.pid if system.server else generator.pid,)
+                job = Job(
+                    system.name,
+                    str(photos),
+                    system.served.image_size,
+                    system.url or (system.server.url if system.server else ""),
+                    str(system.served.repository),
+                    system.served.target.name,
+                    concurrency=concurrency,
+                    seed=zlib.crc32(f"{number} {system.label} {system.precision} {concurrency}".encode()),
+                    distinct=max(round(1_000 * seconds), 10),
+                    ramp=ramp,
+                    seconds=seconds,
+                    min_requests=max(min_requests, concurrency if concurrency > 1 else 1),
+                )
+                if number == 0:  # opens graphs, connects, warms up
+                    generator.run(replace(job, concurrency=1, ramp=0, seconds=0, distinct=2))
+                before = usage(*pids)
+                records[place].append(generator.run(job))
+                after = usage(*pids)
+                cpu_s[place] += after.cpu_s - before.cpu_s
+                memory[place] = after.memory
+    found = []
+    for place, system in enumerate(systems):
+        values = summarise(records[place], 1, ramp)
+        answered = sum(len(record.ends) for record in records[place])
+        if "p50_ms" not in values:
+            raise SystemExit(f"{system.label} in {system.precision} gave no answer: {values['error']}")
+        found.append(
+            Measured(
+                values["p50_ms"],
+                values["p95_ms"],
+                values["questions_per_s"],
+                1e3 * cpu_s[place] / answered,
+                memory[place] / 1e9,
+                values["errors"],
+            )
+        )
+    return found
+
+
+def summarise(records: Sequence[Record], batch: int, ramp: int) -> dict[str, Any]:
+    """Latency and throughput of one or several rounds.
+
+    A round is measured from the end of its ramp until it stops sending: between them, the closed loop neither fills nor
+    drains. A server that batches answers in bursts; the window starts and ends with a whole burst.
+
+    Args:
+        records: one for each round.
+        batch: questions in a request.
+        ramp: completed requests before the measurement starts.
+    """
+    latencies, seconds = [], 0.0
+    for record in records:
+        if len(record.ends) > ramp:
+            burst = BURST * float(np.median(np.subtract(record.ends, record.starts)))
+            ramped = record.ends[ramp - 1] + burst if ramp else 0.0
+            start = max((end for end in record.ends if end <= ramped), default=min(record.starts))
+            times = zip(record.starts, record.ends, strict=True)
+            measured = [(begin, end) for begin, end in times if start < end <= record.stopped + burst]
+            latencies += [1e3 * (end - begin) for begin, end in measured]
+            seconds += measured[-1][1] - start if measured else 0.0
+    errors = [error for record in records for error in record.errors]
+    failed: dict[str, Any] = {"errors": len(errors), **({"error": errors[0]} if errors else {})}
+    if not latencies:
+        return {"errors": 0, "error": "no request ended within the measurement", **failed}
+    p50, p95, p99 = np.percentile(latencies, (50, 95, 99))
+    return {
+        "requests": len(latencies),
+        "p50_ms": p50,
+        "p95_ms": p95,
+        "p99_ms": p99 if len(latencies) >= 100 else None,  # of fewer, it would be the slowest
+        "questions_per_s": len(latencies) * batch / seconds,
+        **failed,
+    }
