@@ -1,6 +1,6 @@
 """CLIP's image and text encoder as ONNX graphs, in a variant and a precision.
 
-The graphs compute what the ``clip`` package's modules compute, arranged for serving:
+The graphs compute what the modules of the packages ``clip`` and ``open_clip`` compute, arranged for serving:
 
 - the image graph takes uint8 pixels and normalises them itself;
 - query, key and value are three matrix products, so that runtimes can fuse attention;
@@ -249,7 +249,7 @@ def transformer_block(
     q, k, v = (graph.affine(*each) for each in projections)
     mixed = ops.attention(q, k, v, attn.num_heads, attn.embed_dim, **masks)
     normed, x = ops.add_norm(x, graph.linear(mixed, attn.out_proj), source.ln_2)
-    hidden = ops.quick_gelu(graph.linear(normed, mlp.c_fc))
+    hidden = ops.activation(graph.linear(normed, mlp.c_fc), mlp.gelu)
     return ops.add_norm(x, graph.linear(hidden, mlp.c_proj), next_norm)
 
 

@@ -142,7 +142,7 @@ def causal_mask(graph: GraphBuilder, length: str, position: str) -> str:
 
 
 class PortableOperators:
-    """Attention, residual LayerNorm and QuickGELU in standard ONNX operators."""
+    """Attention, residual LayerNorm and activations in standard ONNX operators."""
 
     def __init__(self, graph: GraphBuilder) -> None:
         """Write nodes into ``graph``."""
@@ -184,8 +184,16 @@ class PortableOperators:
         total = self.graph.add("Add", x, update)
         return self.graph.layer_norm(total, norm), total
 
+    def activation(self, x: str, layer: nn.Module) -> str:
+        """Apply ``layer``, an exact ``nn.GELU``, or OpenAI's or open_clip's ``QuickGELU``."""
+        if isinstance(layer, nn.GELU):
+            assert layer.approximate == "none"
+            return self.graph.add("Gelu", x)
+        assert type(layer).__name__ == "QuickGELU"
+        return self.quick_gelu(x)
+
     def quick_gelu(self, x: str) -> str:
-        """CLIP's activation ``QuickGELU``."""
+        """``x * sigmoid(1.702 * x)``."""
         scaled = self.graph.add("Mul", x, self.graph.scalar(1.702))
         return self.graph.add("Mul", x, self.graph.add("Sigmoid", scaled))
 

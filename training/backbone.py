@@ -1,7 +1,11 @@
-"""OpenAI's CLIP, frozen; loaded by name or from a checkpoint, identified by a digest of its weights."""
+"""Frozen CLIPs: OpenAI's by name or from a checkpoint, and open_clip's; each identified by a digest.
+
+A digest covers everything that the features depend on: of OpenAI's architecture the weights decide all of it.
+"""
 
 from __future__ import annotations
 
+import re
 import struct
 import warnings
 from collections.abc import Callable, Sequence
@@ -16,6 +20,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from PIL import Image
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
 
 from training.artifacts import digest_of
@@ -27,12 +33,16 @@ with warnings.catch_warnings():  # clip imports pkg_resources, which warns of it
 PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)  # of RGB in [0, 1]: clip.clip._transform
 PIXEL_STD = (0.26862954, 0.26130258, 0.27577711)
 
+OPEN_CLIP = "open_clip:"  # prefix of the names of open_clip's checkpoints: see training.openclip
+
 _CONNECTION = (URLError, HTTPException, ConnectionError, TimeoutError)
 # A device without memory for CUDA itself raises torch.AcceleratorError.
 _DEVICE = (torch.OutOfMemoryError, torch.AcceleratorError)
-# What clip.load raises on another kind of file, or on a truncated one.
+# What loading raises on another kind of file, or on a truncated one.
 _NOT_A_CHECKPOINT = (
     UnpicklingError,
+    SafetensorError,
+    StopIteration,
     struct.error,
     LookupError,
     AttributeError,
@@ -42,7 +52,7 @@ _NOT_A_CHECKPOINT = (
     ValueError,
     EOFError,
 )
-_FAILURES = (*_CONNECTION, *_DEVICE, OSError, *_NOT_A_CHECKPOINT)
+LOAD_ERRORS = (*_CONNECTION, *_DEVICE, OSError, *_NOT_A_CHECKPOINT)
 
 
 class ClipError(Exception):
@@ -55,28 +65,16 @@ class FrozenClip:
 
     model: Any  # clip.model.CLIP: the package ships no types
     source: str  # name or path
-    digest: str  # SHA-256 of the weights
+    digest: str  # SHA-256
     device: torch.device
+    squash: bool = False  # whether photos are resized to a square without cropping: see ``to_pixels`` of the contract
+    mean: tuple[float, ...] = PIXEL_MEAN  # of RGB in [0, 1], subtracted from the pixels
+    std: tuple[float, ...] = PIXEL_STD  # by which they are divided then
 
     @property
     def image_size(self) -> int:
         """Height and width of the input image in pixels, S."""
         return int(self.model.visual.input_resolution)
-
-    @property
-    def squash(self) -> bool:
-        """Whether photos are resized to a square without cropping, as ``to_pixels`` of the contract describes."""
-        return False
-
-    @property
-    def mean(self) -> tuple[float, ...]:
-        """Mean of red, green and blue in [0, 1] that the image encoder expects to be subtracted."""
-        return PIXEL_MEAN
-
-    @property
-    def std(self) -> tuple[float, ...]:
-        """Standard deviation of red, green and blue that the image encoder expects to be divided by."""
-        return PIXEL_STD
 
     @property
     def embed_dim(self) -> int:
@@ -86,13 +84,18 @@ class FrozenClip:
     @property
     def precision(self) -> str:
         """Compute type: float16 on CUDA, float32 on a CPU."""
-        return str(self.model.dtype).removeprefix("torch.")
+        return str(self._dtype).removeprefix("torch.")
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        dtype: torch.dtype = self.model.visual.conv1.weight.dtype
+        return dtype
 
     @torch.inference_mode()
     def encode_images(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         """Encode ``pixels`` uint8 [B, S, S, 3] to fp32 [B, D]."""
         images = normalise_pixels(torch.from_numpy(pixels).to(self.device), self.mean, self.std)
-        return _to_numpy(self.model.encode_image(images))
+        return _to_numpy(self.model.encode_image(images.to(self._dtype)))
 
     @torch.inference_mode()
     def encode_texts(self, tokens: npt.NDArray[np.int32]) -> npt.NDArray[np.float32]:
@@ -121,14 +124,22 @@ def clip_tokenize(questions: list[str]) -> Tensor:
 
 
 def check_clip_source(source: str | Path) -> None:
-    """Check that ``source`` is one of OpenAI's names or a file.
+    """Check that ``source`` names a CLIP, before anything is encoded.
 
     Raises:
-        ClipError: ``source`` is neither one of OpenAI's names nor a file; the message lists the names.
+        ClipError: ``source`` is neither one of OpenAI's names nor a file, nor a name of open_clip's that
+            :func:`training.openclip.find_checkpoint` accepts.
     """
-    if str(source) not in clip.available_models() and not Path(source).is_file():
+    if str(source).startswith(OPEN_CLIP):
+        from training.openclip import find_checkpoint
+
+        find_checkpoint(str(source))
+    elif str(source) not in clip.available_models() and not Path(source).is_file():
         choices = ", ".join(clip.available_models())
-        raise ClipError(f"no CLIP {str(source)!r}: give a checkpoint file or one of OpenAI's names: {choices}")
+        raise ClipError(
+            f"no CLIP {str(source)!r}: give a checkpoint file, one of OpenAI's names: {choices}; or one of "
+            f"open_clip's, such as {OPEN_CLIP}ViT-B-16-quickgelu/metaclip_400m"
+        )
 
 
 def choose_device(asked: str) -> torch.device:
@@ -155,30 +166,58 @@ def choose_device(asked: str) -> torch.device:
 
 
 def clip_name(source: str) -> str:
-    """Name of a CLIP in reports: OpenAI's name, or the file name without its folders."""
+    """Name of a CLIP in reports: OpenAI's or open_clip's name, and the name of a file without its folders."""
+    if source.startswith(OPEN_CLIP):
+        name, at, file = source.partition("@")
+        return f"{name}{at}{Path(file).name}"
     return source if source in clip.available_models() else Path(source).name
+
+
+def folder_name(source: str) -> str:
+    """Name of a CLIP in the names of folders: without characters that paths or shells treat specially."""
+    return re.sub(r"[/:]", "-", re.sub(r"\.(pt|pth|bin|safetensors)$", "", clip_name(source)))
 
 
 def load_clip(source: str | Path, device: str | torch.device = "cpu") -> FrozenClip:
     """Load a CLIP; weights are fp16 on CUDA and fp32 on a CPU.
 
     Args:
-        source: one of OpenAI's names (downloaded once, checksum verified), or a checkpoint file.
+        source: one of OpenAI's names (downloaded once, checksum verified), a checkpoint file of OpenAI's architecture
+            (TorchScript archive, pickle or safetensors), or a name of open_clip's (:mod:`training.openclip`).
         device: where to load it.
 
     Raises:
         ClipError: it cannot be loaded.
     """
-    check_clip_source(source)
-    name = str(source)
+    name, device = str(source), torch.device(device)
+    if name.startswith(OPEN_CLIP):
+        from training.openclip import load_open_clip
+
+        return load_open_clip(name, device)
+    check_clip_source(name)
     try:
         with warnings.catch_warnings():  # OpenAI's checkpoints are TorchScript archives, which are deprecated
             warnings.simplefilter("ignore")
-            model, _ = clip.load(name, device=device, jit=False)
-    except _FAILURES as error:
-        raise ClipError(_load_error(error, name, device)) from error
+            if name in clip.available_models():
+                model, _ = clip.load(name, device=device, jit=False)
+            else:
+                model = clip.model.build_model(_read_weights(name)).to(device)
+        if device.type == "cpu":
+            model.float()
+    except LOAD_ERRORS as error:
+        raise ClipError(load_error(error, name, device, f"{name} is not an OpenAI CLIP checkpoint")) from error
     model.eval().requires_grad_(False)
     return FrozenClip(model, name, weights_digest(model), torch.device(device))
+
+
+def _read_weights(path: str) -> dict[str, Tensor]:
+    """State dict of a file. Neither TorchScript's unpickler nor PyTorch's weights-only one runs Python code."""
+    if path.endswith(".safetensors"):
+        return dict(load_file(path))
+    try:
+        return dict(torch.jit.load(path, map_location="cpu").state_dict())
+    except RuntimeError:  # not a TorchScript archive
+        return dict(torch.load(path, map_location="cpu", weights_only=True))
 
 
 def weights_digest(model: torch.nn.Module) -> str:
@@ -192,8 +231,8 @@ def weights_digest(model: torch.nn.Module) -> str:
     return digest_of(*parts)
 
 
-def _load_error(error: Exception, name: str, device: str | torch.device) -> str:
-    """Error message for an exception of ``clip.load``; the order matters, URLError is an OSError."""
+def load_error(error: Exception, name: str, device: torch.device, no_checkpoint: str) -> str:
+    """Error message for one of LOAD_ERRORS, ``no_checkpoint`` for most; the order matters, URLError is an OSError."""
     first_line = str(error).partition("\n")[0]  # PyTorch adds hints for its developers
     reason = f"{type(error).__name__}: {first_line}"
     downloaded = name in clip.available_models()
@@ -209,7 +248,7 @@ def _load_error(error: Exception, name: str, device: str | torch.device) -> str:
         return f"CLIP {name} cannot be {action} ({reason}): check its permissions and the free disk space"
     if downloaded:  # its checksum did not match
         return f"CLIP {name} could not be loaded ({reason}): run the command again to download it again"
-    return f"{name} is not an OpenAI CLIP checkpoint ({reason})"
+    return f"{no_checkpoint} ({reason})"
 
 
 def _to_numpy(tensor: Tensor) -> npt.NDArray[np.float32]:

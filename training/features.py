@@ -246,7 +246,9 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--data", type=Path, required=True, help="VizWiz folder: Annotations/, train/, val/")
     parser.add_argument(
-        "--clip", required=True, help="OpenAI's name, such as ViT-L/14@336px or RN50x64, or a checkpoint file"
+        "--clip",
+        required=True,
+        help="OpenAI's name, such as ViT-L/14@336px, a checkpoint file, or open_clip:ARCHITECTURE/TAG (docs/clips.md)",
     )
     parser.add_argument("--splits", nargs="+", default=["train", "val"], help="splits to encode (default: train val)")
     parser.add_argument(

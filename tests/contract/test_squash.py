@@ -15,7 +15,7 @@ from vizwiz_client.contract.image import load_photo, to_pixels
 
 def open_clip_resize(side: int) -> Callable[[Image.Image], Image.Image]:
     """The resize step of open_clip's preprocess for checkpoints of ``resize_mode="squash"``."""
-    reason = "open_clip is not installed: pip install 'vizwiz-client[openclip]'"
+    reason = "open_clip is not installed: pip install open-clip-torch"
     transform = pytest.importorskip("open_clip.transform", reason=reason, exc_type=ImportError)
     resize, to_rgb, *_ = transform.image_transform(side, is_train=False, resize_mode="squash").transforms
     return lambda photo: to_rgb(resize(photo))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import io
 import urllib.request
+import warnings
 from collections.abc import Callable
 from email.message import Message
 from http.client import IncompleteRead
@@ -12,8 +13,11 @@ from pathlib import Path
 from typing import Any
 from urllib.error import URLError
 
+import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
+from torch import nn
 
 from training.backbone import ClipError, FrozenClip, choose_device, clip, load_clip
 
@@ -118,12 +122,86 @@ def test_a_cache_that_cannot_be_written_is_named(cache: Path) -> None:
 def test_what_is_no_fault_of_the_file_is_not_blamed_on_it(
     failure: Exception, message: str, tiny_vit: FrozenClip, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def load(*_: Any, **__: Any) -> None:
+    def build(*_: Any, **__: Any) -> None:
         raise failure
 
-    monkeypatch.setattr(clip, "load", load)
+    monkeypatch.setattr(clip.model, "build_model", build)
     with pytest.raises(ClipError, match=message):
         load_clip(tiny_vit.source, "cuda:1")
+
+
+@pytest.fixture
+def weights(tiny_vit: FrozenClip) -> dict[str, torch.Tensor]:
+    """The state dict of a checkpoint as OpenAI's are stored, in fp16."""
+    return {name: each.half() for name, each in torch.load(tiny_vit.source, weights_only=True).items()}
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_formats_of_checkpoints(
+    dtype: torch.dtype, suffix: str, weights: dict[str, torch.Tensor], tiny_vit: FrozenClip, tmp_path: Path
+) -> None:
+    stored = {name: each.to(dtype) for name, each in weights.items()}
+    save = torch.save if suffix == ".pt" else save_file
+    save(stored, path := tmp_path / f"clip{suffix}")
+    loaded = load_clip(path)
+    assert loaded.precision == "float32"
+    matrix = "visual.conv1.weight"
+    assert torch.equal(loaded.model.state_dict()[matrix], stored[matrix].float())
+    if dtype != torch.bfloat16:
+        assert encodes_alike(loaded, tiny_vit)
+
+
+def encodes_alike(clip: FrozenClip, other: FrozenClip) -> bool:
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), dtype=np.uint8)
+    return bool(np.allclose(clip.encode_images(pixels), other.encode_images(pixels), rtol=1e-2, atol=1e-2))
+
+
+class Archived(nn.Module):
+    """What OpenAI's archives hold: a CLIP whose sizes are buffers."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        for name, child in model.named_children():
+            self.add_module(name, child)
+        for name, parameter in model.named_parameters(recurse=False):
+            self.register_parameter(name, parameter)
+        for name, size in (("input_resolution", 64), ("context_length", 77), ("vocab_size", 49408)):
+            self.register_buffer(name, torch.tensor(size))
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return self.visual(image)
+
+
+def test_a_torchscript_archive_like_openais(tiny_vit: FrozenClip, tmp_path: Path) -> None:
+    with warnings.catch_warnings():  # TorchScript is deprecated
+        warnings.simplefilter("ignore")
+        archive = torch.jit.trace(Archived(tiny_vit.model), torch.zeros(1, 3, 64, 64))
+        torch.jit.save(archive, tmp_path / "clip.pt")
+    assert load_clip(tmp_path / "clip.pt").digest == tiny_vit.digest
+
+
+class Trap:
+    """A pickle that creates a file when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, tuple[Any, ...]]:
+        return Path.touch, (self.path,)
+
+
+@pytest.mark.parametrize("old", [False, True], ids=["zip", "pickle"])
+def test_code_in_a_pickled_checkpoint_is_not_executed(
+    old: bool, weights: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
+    state = {"trap": Trap(sprung := tmp_path / "sprung"), **weights}
+    torch.save(state, path := tmp_path / "clip.pt", _use_new_zipfile_serialization=not old)
+    with pytest.raises(ClipError, match=r"clip\.pt is not an OpenAI CLIP checkpoint \(UnpicklingError"):
+        load_clip(path)
+    assert not sprung.exists()
+    torch.load(path, weights_only=False)
+    assert sprung.exists()  # it would have been
 
 
 @pytest.mark.parametrize("content", [5, "text", [1], {}, {"a": 1}, None], ids=repr)
