@@ -137,8 +137,8 @@ def check_clip_source(source: str | Path) -> None:
     elif str(source) not in clip.available_models() and not Path(source).is_file():
         choices = ", ".join(clip.available_models())
         raise ClipError(
-            f"no CLIP {str(source)!r}: give a checkpoint file, one of OpenAI's names: {choices}; or one of "
-            f"open_clip's, such as {OPEN_CLIP}ViT-B-16-quickgelu/metaclip_400m"
+            f"no CLIP {str(source)!r}: give a checkpoint file, {OPEN_CLIP}ARCHITECTURE/TAG or one of OpenAI's names: "
+            f"{choices}"
         )
 
 

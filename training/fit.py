@@ -25,7 +25,7 @@ import torch
 
 from demo import DEMO_CLIP, ensure_demo_dataset
 from training.artifacts import explain_full_disk, staged_folder, write_json
-from training.backbone import ClipError, FrozenClip, check_clip_source, choose_device, load_clip
+from training.backbone import ClipError, FrozenClip, check_clip_source, choose_device, folder_name, load_clip
 from training.baselines import LABELS, LOGISTIC, Baseline, fit_baselines, normalised, underfits
 from training.dataset import DatasetError, Rows, Split, fold_rows, holdout_rows, read_split, select
 from training.folds import FinishedHeads, FittedPredictor, average, choose_sure_from, fit_predictor, summarise
@@ -105,8 +105,8 @@ def fit(
         print(f"  each head takes {steps} steps, on which it learns little: {_remedy(recipe)}")
     finished = FinishedHeads(runs, config)
     now = datetime.now(timezone.utc)
-    names = [Path(clip.source).stem if Path(clip.source).is_file() else clip.source for clip in clips]
-    folder = runs / f"{now:%Y%m%dT%H%M%S.%fZ}-{'+'.join(names)}".replace("/", "-")
+    names = "+".join(folder_name(clip.source) for clip in clips)
+    folder = runs / f"{now:%Y%m%dT%H%M%S.%fZ}-{names}"
     with explain_full_disk(runs, "--runs"):
         with staged_folder(folder) as staging:
             result = fit_ensemble(data, recipe, staging, finished, cache, baselines=baselines)
@@ -278,8 +278,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--clip",
         action="append",
-        help="OpenAI's name, such as ViT-L/14@336px or RN50x64, or a checkpoint file; if given twice, heads are fitted "
-        "on both and averaged",
+        help="OpenAI's name, such as ViT-L/14@336px, a checkpoint file, or open_clip:ARCHITECTURE/TAG (docs/clips.md); "
+        "if given twice, heads are fitted on both and averaged",
     )
     parser.add_argument("--device", default="auto", help="auto (CUDA where there is one), cpu, cuda, cuda:1, ...")
     parser.add_argument("--runs", type=Path, default=DEFAULT_RUNS, help="where the run folder goes (default: runs)")

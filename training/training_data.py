@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from training.artifacts import digest_of
-from training.backbone import FrozenClip
+from training.backbone import OPEN_CLIP, FrozenClip
 from training.dataset import DatasetError, Rows, Split, select
 from training.feature_cache import photo_digests
 from training.features import encode_split
@@ -73,6 +73,8 @@ def run_config(data: TrainingData, recipe: Recipe, cache: Path) -> dict[str, Any
         }
         for clip in clips
     ]
+    packages = ["vizwiz-client", "torch", "clip-anytorch", "numpy", "pillow"]
+    packages += ["open-clip-torch"] if any(clip.source.startswith(OPEN_CLIP) for clip in clips) else []
     return {
         "contract_version": CONTRACT_VERSION,
         "recipe": vars(recipe),
@@ -92,8 +94,7 @@ def run_config(data: TrainingData, recipe: Recipe, cache: Path) -> dict[str, Any
         "quality": _describe_quality(select(train, rows), recipe),
         "clips": described,
         **({"clip": described[0]} if len(clips) == 1 else {}),
-        "versions": {"python": platform.python_version()}
-        | {package: version(package) for package in ("vizwiz-client", "torch", "clip-anytorch", "numpy", "pillow")},
+        "versions": {"python": platform.python_version()} | {package: version(package) for package in packages},
         "device": str(clips[0].device),
     }
 

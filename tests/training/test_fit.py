@@ -266,7 +266,10 @@ def test_a_changed_file_is_refused(run: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--clip", "ViT-B/7"], "error: no CLIP 'ViT-B/7': give a checkpoint file or one of OpenAI's names: RN50, "),
+        (
+            ["--clip", "ViT-B/7"],
+            "error: no CLIP 'ViT-B/7': give a checkpoint file, open_clip:ARCHITECTURE/TAG or one of OpenAI's names: ",
+        ),
         (["--clip", "README.md"], "error: README.md is not an OpenAI CLIP checkpoint"),
         (["--device", "tpu9"], "error: --device tpu9: no such device"),
         (["--epochs", "-1"], "error: --epochs must be at least 1, got -1"),

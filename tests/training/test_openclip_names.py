@@ -10,7 +10,7 @@ import pytest
 
 from tests.open_clips import VIT, config, open_clip
 from training import openclip
-from training.backbone import ClipError, check_clip_source, clip_name
+from training.backbone import ClipError, check_clip_source, clip_name, folder_name
 from training.openclip import difference, find_checkpoint
 
 
@@ -118,3 +118,6 @@ def test_a_file_is_preprocessed_like_all_checkpoints_of_its_architecture(tmp_pat
 def test_names_for_reports_have_no_folders() -> None:
     assert clip_name("open_clip:ViT-B-16/dfn2b@/a/b@2/file.pt") == "open_clip:ViT-B-16/dfn2b@file.pt"
     assert clip_name("open_clip:ViT-B-16/dfn2b") == "open_clip:ViT-B-16/dfn2b"
+    assert folder_name("open_clip:ViT-B-16/dfn2b@/a/file.pt") == "open_clip-ViT-B-16-dfn2b@file"
+    assert folder_name("ViT-L/14@336px") == "ViT-L-14@336px"
+    assert folder_name("demo/clip_demo.pt") == "clip_demo"
