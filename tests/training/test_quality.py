@@ -139,6 +139,13 @@ def test_an_issue_that_is_never_right_is_never_said() -> None:
     assert "blur" in fitted.advise_from
 
 
+def test_thresholds_come_from_heads_that_have_not_seen_the_photo() -> None:
+    """Nothing in the features tells; heads that had seen the photos would remember their votes."""
+    images, _ = planted(220, 150)
+    _, shares = planted(220, 12, seed=1)
+    assert fit_quality([images], shares, folds_of(220), calibrated=True).advise_from == {}
+
+
 def test_two_clips_are_averaged() -> None:
     wide, shares = planted(400, 12)
     folds = folds_of(400)
