@@ -116,7 +116,7 @@ def test_several_clips_are_the_mean_of_all_heads(folds: int, quality: int, tmp_p
     torch.testing.assert_close(torch.from_numpy(answer), expected.answer)
     torch.testing.assert_close(torch.from_numpy(answer_type), expected.answer_type)
     torch.testing.assert_close(torch.from_numpy(answerable)[:, 0], expected.answerable)
-    assert head_digest(int(number[0])) == DIGEST
+    assert head_digest(int(number[0, 0])) == DIGEST
     assert len(rest) == bool(quality)
     if quality:
         torch.testing.assert_close(torch.from_numpy(rest[0]), expected.quality)
