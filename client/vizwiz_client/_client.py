@@ -211,9 +211,8 @@ class AsyncVizwizClient:
             answer = await client.ask("img.jpg", "what is this?")
 
     Share it between the tasks of one event loop; its methods raise RuntimeError in another one. Threads decode the
-    photos, so the loop keeps running. Cancelling a task cancels its request. Leaving an ``async for`` over ``ask_many``
-    early leaves a few requests in progress until the client is closed; close the generator (``contextlib.aclosing``) to
-    cancel them.
+    photos, so the loop keeps running. A cancelled task, or leaving an ``async for`` over ``ask_many`` early, does not
+    cancel a request that was sent: Triton 2.51 can crash of that.
     {_ARGUMENTS}"""
 
     def __init__(

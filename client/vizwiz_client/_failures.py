@@ -12,6 +12,11 @@ from vizwiz_client.contract import errors
 from vizwiz_client.contract.errors import ServerError
 
 _QUEUE_FULL = ("Exceeds maximum queue size", "Request timeout expired")  # Triton's texts, both with UNAVAILABLE
+# Triton 2.51 can crash when a request is cancelled, as gRPC does when its deadline passes. So a client stops waiting at
+# its own deadline, and leaves the request to the server: gRPC's deadline is this much later. A client has a bounded
+# number of abandoned requests; with more, a new one waits for an old one to end, so that no queue grows without limit.
+ABANDONED_S = 60.0
+MAX_ABANDONED = 16
 _FIRST_DELAY_S = 0.25
 _MAX_DELAY_S = 4.0
 # https://github.com/grpc/grpc/blob/master/doc/environment_variables.md: the first that is set counts
@@ -57,6 +62,12 @@ def to_exception(failure: Failure, settings: Settings, model: str, request_id: s
     """The exception to raise for ``failure``; its text ends with the server's message and the request id."""
     kind, text = _unavailable(failure, settings) if failure.retryable else _refused(failure, settings, model)
     return kind(f"{text} ({failure.status}: {failure.message})", request_id=request_id)
+
+
+def deadline_passed(abandoned: int) -> Failure:
+    """The failure of a request that got no reply in time, beside ``abandoned`` earlier ones."""
+    others = f"; {abandoned} earlier requests have no reply either" if abandoned else ""
+    return Failure("DEADLINE_EXCEEDED", f"no reply came in time{others}")
 
 
 def client_closed() -> ServerError:

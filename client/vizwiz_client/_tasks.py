@@ -10,7 +10,7 @@ from importlib import import_module
 from typing import Any, Generic, TypeVar
 
 from vizwiz_client import _forks
-from vizwiz_client._failures import Failure, client_closed
+from vizwiz_client._failures import ABANDONED_S, MAX_ABANDONED, Failure, client_closed, deadline_passed
 from vizwiz_client._settings import Settings
 
 T = TypeVar("T")
@@ -46,6 +46,7 @@ class TaskIo:
         self._end: asyncio.Future[None] | None = None  # done when the client is closed
         self._connection: Any = None
         self._jobs: set[asyncio.Task[Any]] = set()
+        self._abandoned: set[asyncio.Future[Any]] = set()
         self._threads = ThreadPoolExecutor(os.cpu_count(), "vizwiz-decode")  # starts no thread before its first task
 
     async def close(self) -> None:
@@ -54,6 +55,9 @@ class TaskIo:
         if self._end is not None and not self._end.done():
             self._end.set_result(None)
         await asyncio.gather(*self._jobs, return_exceptions=True)
+        for call in self._abandoned:
+            call.cancel()
+        await asyncio.gather(*self._abandoned, return_exceptions=True)
         if self._connection is not None:
             await self._connection.close()
         self._threads.shutdown(wait=False, cancel_futures=True)
@@ -64,9 +68,44 @@ class TaskIo:
         from tritonclient.utils import InferenceServerException
 
         try:
+            if method == "infer":
+                return await self._infer(connection, **arguments)
             return await self._until_closed(getattr(connection, method)(**arguments))
         except InferenceServerException as error:
             raise Failure.from_triton(error) from error
+
+    async def _infer(self, connection: Any, *, client_timeout: float, **arguments: Any) -> Any:
+        """Wait for the reply until the timeout, or until this task is cancelled, and abandon the call then.
+
+        ``ABANDONED_S`` says why it is not cancelled.
+        """
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + client_timeout
+        if len(self._abandoned) >= MAX_ABANDONED:
+            await self._wait(self._abandoned, client_timeout)
+            if len(self._abandoned) >= MAX_ABANDONED:
+                raise deadline_passed(len(self._abandoned))
+        call = asyncio.ensure_future(connection.infer(client_timeout=client_timeout + ABANDONED_S, **arguments))
+        # retrieves the exception, or asyncio logs that it never was
+        call.add_done_callback(lambda call: call.cancelled() or call.exception())
+        try:
+            await self._wait({call}, deadline - loop.time())
+        finally:
+            if not call.done():
+                self._abandoned.add(call)
+                call.add_done_callback(self._abandoned.discard)
+        if not call.done():
+            raise deadline_passed(len(self._abandoned) - 1)
+        if self._closed and (call.cancelled() or call.exception()):
+            raise client_closed()
+        return call.result()
+
+    async def _wait(self, calls: set[asyncio.Future[Any]], timeout_s: float) -> None:
+        """Wait for one of ``calls``, or until the time is up. Raises ServerUnavailable when the client is closed."""
+        assert self._end is not None
+        done, _ = await asyncio.wait({*calls, self._end}, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+        if self._closed and not done - {self._end}:
+            raise client_closed()
 
     async def sleep(self, seconds: float) -> None:
         """Sleep. Raises ServerUnavailable as soon as the client is closed."""

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from vizwiz_client import _forks
-from vizwiz_client._failures import Failure, client_closed
+from vizwiz_client._failures import ABANDONED_S, MAX_ABANDONED, Failure, client_closed, deadline_passed
 from vizwiz_client._settings import Settings
 
 if TYPE_CHECKING:
@@ -93,6 +94,7 @@ class ThreadIo:
             self._closed.set()
         self._lock = threading.RLock()  # reentrant: a signal handler may close the client during a call
         self._connection: Any = None
+        self._abandoned: set[Future[Any]] = set()
         self._decoders: ThreadPoolExecutor | None = None
         self._jobs: ThreadPoolExecutor | None = None
 
@@ -113,12 +115,39 @@ class ThreadIo:
         from tritonclient.utils import InferenceServerException
 
         try:
+            if method == "infer":
+                return self._infer(connection, **arguments)
             return getattr(connection, method)(**arguments)
         except Exception as error:
             self._check()  # a closed channel raises different errors in each phase
             if isinstance(error, InferenceServerException):
                 raise Failure.from_triton(error) from error
             raise
+
+    def _infer(self, connection: Any, *, client_timeout: float, **arguments: Any) -> Any:
+        """Wait for the reply until the timeout, and abandon the call then: see ``ABANDONED_S``."""
+        from concurrent.futures import FIRST_COMPLETED, Future, TimeoutError, wait
+
+        deadline = time.monotonic() + client_timeout
+        with self._lock:
+            abandoned = self._abandoned = {call for call in self._abandoned if not call.done()}
+        if len(abandoned) >= MAX_ABANDONED and not wait(abandoned, client_timeout, FIRST_COMPLETED).done:
+            raise deadline_passed(len(abandoned))
+        reply: Future[Any] = Future()
+
+        def finish(result: Any, error: Exception | None) -> None:
+            if error is None:
+                reply.set_result(result)
+            else:
+                reply.set_exception(error)
+
+        connection.async_infer(callback=finish, client_timeout=client_timeout + ABANDONED_S, **arguments)
+        try:
+            return reply.result(max(0.0, deadline - time.monotonic()))
+        except TimeoutError:
+            with self._lock:
+                self._abandoned.add(reply)
+            raise deadline_passed(len(abandoned)) from None
 
     async def sleep(self, seconds: float) -> None:
         """Sleep. Raises ServerUnavailable as soon as the client is closed."""

@@ -49,7 +49,7 @@ def test_pairs_may_be_asynchronous(fake_server: FakeServer, photos: list[Path]) 
     asyncio.run(ask())
 
 
-def test_a_cancelled_task_cancels_its_request(fake_server: FakeServer, photos: list[Path]) -> None:
+def test_a_cancelled_task_leaves_its_request_to_the_server(fake_server: FakeServer, photos: list[Path]) -> None:
     fake_server.gate.clear()
 
     async def ask() -> None:
@@ -59,7 +59,11 @@ def test_a_cancelled_task_cancels_its_request(fake_server: FakeServer, photos: l
             question.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await question
-            assert await eventually(lambda: fake_server.over == fake_server.request_ids), "the server was not told"
+            assert (await client.check()).max_batch_size == 64
+            assert fake_server.over == [], "the request was cancelled"
+            fake_server.gate.set()
+            assert await eventually(lambda: fake_server.over == fake_server.request_ids)
+            assert await client.ask(photos[0], "what?")
 
     asyncio.run(ask())
 

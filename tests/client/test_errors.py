@@ -24,6 +24,8 @@ from vizwiz_client import (
     ServerUnavailable,
     VizwizError,
     WrongServer,
+    _tasks,
+    _threads,
 )
 from vizwiz_client._failures import backoff_delays
 from vizwiz_client.contract import prepared, tensors
@@ -234,3 +236,40 @@ def test_no_photo_is_decoded_after_the_deadline(
         connect(fake_server.url, timeout_s=0.5).ask_batch(many)
     assert 0 < len(decoded) < 40
     assert fake_server.shapes == []
+
+
+def test_a_passed_timeout_does_not_cancel_the_request(
+    connect: Connect, fake_server: FakeServer, photos: list[Path]
+) -> None:
+    """Triton 2.51 can crash when a request is cancelled."""
+    client = connect(fake_server.url, timeout_s=20)
+    client.ask(photos[0], "what?")  # connects
+    short = connect(fake_server.url, timeout_s=0.5)
+    short.check()
+    fake_server.gate.clear()
+    with pytest.raises(DeadlineExceeded, match="no reply came in time"):
+        short.ask(photos[0], "what?")
+    time.sleep(0.5)  # a cancellation would have arrived
+    assert len(fake_server.request_ids) == 2
+    assert len(fake_server.over) == 1
+    fake_server.gate.set()
+    assert short.ask(photos[0], "what?") == client.ask(photos[0], "what?")
+
+
+def test_requests_without_a_reply_do_not_pile_up(
+    connect: Connect, fake_server: FakeServer, photos: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (_threads, _tasks):
+        monkeypatch.setattr(module, "MAX_ABANDONED", 2)
+    client = connect(fake_server.url, timeout_s=0.5)
+    client.check()
+    fake_server.gate.clear()
+    for _ in range(2):
+        with pytest.raises(DeadlineExceeded):
+            client.ask(photos[0], "what?")
+    with pytest.raises(DeadlineExceeded, match="2 earlier requests have no reply either"):
+        client.ask(photos[0], "what?")
+    assert len(fake_server.request_ids) == 2, "a third one was sent"
+    fake_server.gate.set()
+    assert client.ask(photos[0], "what?").head_id == fake_server.head
+    assert len(fake_server.request_ids) == 3

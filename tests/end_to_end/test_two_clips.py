@@ -6,6 +6,7 @@ import shutil
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,9 @@ from training.dataset import read_split
 from training.fit import fit
 from training.recipe import Recipe
 from training.run import Run, read_run
-from vizwiz_client import VizwizClient
+from vizwiz_client import DeadlineExceeded, VizwizClient
 from vizwiz_client.contract.image import load_photo
+from vizwiz_client.contract.prepared import prepare
 from vizwiz_client.contract.tensors import HEAD_PREFIX, ImageInput
 
 CLIENTS = 3
@@ -179,3 +181,35 @@ def test_rollouts_fail_and_mislabel_no_answer(rollouts: int, two_clips: TwoClips
     for index, head, candidates in asking.replies:
         expected = two_clips.expected[HEAD_PREFIX + head][index]
         assert candidates == pytest.approx({answer: expected[answer] for answer in candidates}, abs=1e-5)
+
+
+@pytest.mark.parametrize("deadlines", [300, pytest.param(10_000, marks=pytest.mark.slow)])
+def test_passed_deadlines_leave_the_server_alone(deadlines: int, two_clips: TwoClips) -> None:
+    """With gRPC's own deadlines, Triton 2.51 crashes after some ten thousand, and does not unload the models."""
+    said: list[str] = []
+    passed = 0
+    lock = threading.Lock()
+    server = EmbeddedTriton(two_clips.repository)
+    server.start(said.append)
+    try:
+        with VizwizClient(server.grpc_url) as patient:
+            photo = prepare(two_clips.pairs[0][0], patient.check().images)
+            expected = patient.ask(photo, "what is this?")
+
+            def hurry(number: int) -> None:
+                nonlocal passed
+                with VizwizClient(server.grpc_url, timeout_s=0.005 * (1 + number), retries=0) as client:
+                    while passed < deadlines:
+                        try:
+                            assert client.ask(photo, "what is this?") == expected
+                        except DeadlineExceeded:
+                            with lock:
+                                passed += 1
+
+            with ThreadPoolExecutor(24) as pool:
+                list(pool.map(hurry, range(24)))
+            assert patient.ask(photo, "what is this?") == expected
+    finally:
+        server.stop()
+    assert passed >= deadlines
+    assert [line for line in said if "restarting" in line] == []
