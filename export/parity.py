@@ -1,7 +1,7 @@
 """The parity check: compare the graphs with PyTorch, tensor by tensor and along the whole chain.
 
-The references come from the ``clip`` package's modules, tokenizer and preprocessing, and from the fitted head, never
-from the code that is under test.
+The references come from the modules, tokenizer and preprocessing of the package ``clip`` or ``open_clip``, and from the
+fitted head, never from the code that is under test.
 """
 
 from __future__ import annotations

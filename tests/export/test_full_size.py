@@ -1,4 +1,4 @@
-"""Export of OpenAI's nine CLIPs at full size, with random weights: parity does not depend on their values.
+"""Export of OpenAI's nine CLIPs and three of open_clip's at full size; parity depends little on the random weights.
 
 python -m pytest tests/export/test_full_size.py -s | grep FULL          # one to ten minutes for each
 """
@@ -17,7 +17,7 @@ from benchmarks.architectures import ARCHITECTURES, write_full_size
 from export.parity import PARITY_FILE
 from export.publish import export_run
 from export.targets import GraphKind
-from training.backbone import load_clip
+from training.backbone import FrozenClip, load_clip
 from training.dataset import read_split
 from training.fit import fit
 from training.recipe import Recipe
@@ -31,6 +31,7 @@ ON_A_CPU = [
     GraphKind("portable", "fp16"),  # ONNX Runtime computes it in fp32 here, from weights in fp16
 ]
 PHOTOS = 8
+OPEN_CLIPS = ["ViT-B-32/laion2b_s34b_b79k", "ViT-L-14/datacomp_xl_s13b_b90k", "ViT-H-14/laion2b_s32b_b79k"]
 
 
 @pytest.mark.slow
@@ -40,6 +41,25 @@ def test_a_full_size_clip_is_fitted_on_and_exported(name: str, some_photos: Path
     write_full_size(name, tmp_path / "random.pt")
     frozen = load_clip(tmp_path / "random.pt")
     assert (frozen.image_size, frozen.embed_dim) == (side, embed)
+    fit_and_export(name, frozen, some_photos, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", OPEN_CLIPS)
+def test_a_full_size_open_clip_is_fitted_on_and_exported(name: str, some_photos: Path, tmp_path: Path) -> None:
+    """Of GELU, and ViT-H/14 of heads of 80."""
+    from tests.open_clips import open_clip, random_weights, write_weights  # takes 10 s
+
+    architecture = name.partition("/")[0]
+    file = tmp_path / "random.safetensors"
+    write_weights(random_weights(open_clip.get_model_config(architecture)), file)
+    frozen = load_clip(f"open_clip:{name}@{file}")
+    file.unlink()
+    fit_and_export(f"open_clip {architecture}", frozen, some_photos, tmp_path)
+
+
+def fit_and_export(name: str, frozen: FrozenClip, some_photos: Path, tmp_path: Path) -> None:
+    """Fit a head on a CLIP, export in every precision that a CPU computes, and print the errors."""
     train, val = (read_split(some_photos, split, limit=PHOTOS) for split in ("train", "val"))
     for encoder in ("encode_image", "encode_text"):  # the references of one kind are those of the next
         setattr(frozen.model, encoder, remembered(getattr(frozen.model, encoder)))
