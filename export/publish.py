@@ -288,7 +288,7 @@ def _finish_encoder(plan: _Plan, number: int, name: str, result: ParityResult) -
         config = triton_config.text_config(name, sizes, plan.graph(name), plan.kind)
         samples = triton_config.text_samples(GOLDEN_QUESTION)
     origin = {"clip": clip_name(clip["source"]), "clip_sha256": clip["sha256"]}
-    _finish(folder, config, samples, origin | _format(plan.kind))
+    _finish(folder, config, samples, origin, plan.kind)
 
 
 def _finish_head(plan: _Plan, results: Sequence[ParityResult]) -> None:
@@ -313,12 +313,14 @@ def _finish_head(plan: _Plan, results: Sequence[ParityResult]) -> None:
         "clip": " and ".join(clip_name(clip["source"]) for clip in run.clips),
         ENCODERS_KEY: plan.names.encoders,
     }
-    _finish(plan.folders[name], config, {"golden": sample}, origin | _format(plan.kind))
+    _finish(plan.folders[name], config, {"golden": sample}, origin, plan.kind)
 
 
-def _finish(folder: Path, config: Any, samples: Mapping[str, Sample], made_from: Mapping[str, Any]) -> None:
-    write_json(folder / MADE_FROM_FILE, dict(made_from))
-    triton_config.add_warmup(folder, config, samples)
+def _finish(
+    folder: Path, config: Any, samples: Mapping[str, Sample], made_from: Mapping[str, Any], kind: GraphKind
+) -> None:
+    write_json(folder / MADE_FROM_FILE, {**made_from, **_format(kind)})
+    triton_config.add_warmup(folder, config, samples, kind)
     repository.finish_model(folder, config)
 
 

@@ -21,7 +21,8 @@ from vizwiz_client.contract import tensors, tokenizer
 from vizwiz_client.contract.tensors import TensorSpec
 
 WARMUP_FOLDER = "warmup"
-WARMUP_BATCH_SIZES = (1, 8)  # an idle and a busy server
+# An idle and a busy server; on a CPU the first: eight images of a large CLIP take longer than the rest of a start.
+WARMUP_BATCH_SIZES: Mapping[str, Sequence[int]] = {"cpu": (1,), "cuda": (1, 8), "tensorrt": (1, 8)}
 
 # Preferred batch size on a CPU: on two cores, one batch of 16 of ViT-B/32's size answers a fifth fewer questions a
 # second than two batches of 8 (docs/decisions.md).
@@ -152,20 +153,21 @@ def head_config(name: str, sizes: HeadSizes, graph: Path, kind: GraphKind, param
     return config
 
 
-def add_warmup(folder: Path, config: Any, samples: Mapping[str, Sample]) -> None:
+def add_warmup(folder: Path, config: Any, samples: Mapping[str, Sample], kind: GraphKind) -> None:
     """Let Triton run each sample at every warm-up batch size before it reports the model as ready.
 
     Args:
         folder: the model's folder; the samples' tensors are written below it.
         config: the model's configuration, to which the samples are added.
         samples: requests by name.
+        kind: of the encoders' graphs, which decides the batch sizes.
     """
     (folder / WARMUP_FOLDER).mkdir()
     data_types = {tensor.name: tensor.data_type for tensor in config.input}
     for name, sample in samples.items():
         for spec, value in sample.items():
             (folder / WARMUP_FOLDER / f"{name}.{spec.name}").write_bytes(value.tobytes())
-        for batch_size in WARMUP_BATCH_SIZES:
+        for batch_size in WARMUP_BATCH_SIZES[kind.device]:
             warmup = config.model_warmup.add(name=f"{name} x {batch_size}", batch_size=batch_size)
             for spec, value in sample.items():
                 tensor = warmup.inputs[spec.name]

@@ -44,8 +44,6 @@ Send = Callable[[int], Awaitable[None]]  # sends the request of this number; rai
 TIMEOUT_S = 300.0  # of a request
 MAX_ERRORS = 20  # a server that fails fast would otherwise be asked until the time is up
 MAX_PHOTOS = 50  # of the folder: they are decoded in advance
-PHOTO_BATCHES = 16  # distinct batches of several photos: prepared, they take memory
-REPEATED_QUESTIONS = 20  # distinct questions when they are repeated
 # the share of VizWiz's 8,000 test questions that needs each of these numbers of positions
 LENGTH_SHARES = dict(zip(tensors.TOKEN_LENGTHS, (0.557, 0.354, 0.072, 0.017), strict=True))
 WORDS = """what is this the in my hand color does say on label can you tell me how much of how many are there which
@@ -55,7 +53,7 @@ see look left right open closed green red blue black white dog door key phone re
 
 @dataclass(frozen=True)
 class Job:
-    """A closed loop: ``concurrency`` requests of ``batch`` questions each are always in flight."""
+    """A closed loop: ``concurrency`` requests of one question each are always in flight."""
 
     system: str  # the ensemble, an image encoder, BARE, GATEWAY, INFINITY, LITSERVE, or another name: FastAPI
     photos: str  # folder of JPEG files
@@ -64,8 +62,6 @@ class Job:
     repository: str = ""  # of the graphs, for BARE
     target: str = "portable-fp32"  # likewise, the target that they were written for
     concurrency: int = 1
-    batch: int = 1
-    repeated: bool = False  # draw all questions from a few
     seed: int = 0  # of the questions
     distinct: int = 1_000  # requests with their own questions; after them, these questions come again
     ramp: int = 1  # completed requests before the measurement starts
@@ -129,15 +125,15 @@ async def closed_loop(send: Send, job: Job) -> Record:
 
 
 def _triton_client(job: Job, client: InferenceServerClient) -> Send:
-    photos = [_input(tensors.IMAGE.name, _pixels(files, job.image_size)) for files in _photo_batches(job)]
-    texts = [_input(tensors.TOKENS.name, _token_ids(batch)) for batch in _question_batches(job)]
+    photos = [_input(tensors.IMAGE.name, pixels) for pixels in _pixels(job)]
+    texts = [_input(tensors.TOKENS.name, ids) for ids in _token_ids(job)]
     outputs = [InferRequestedOutput(spec.name, class_count=1) for spec in (tensors.ANSWER, tensors.ANSWER_TYPE)]
     outputs += [InferRequestedOutput(spec.name) for spec in (tensors.ANSWERABLE, tensors.HEAD_ID)]
 
     async def encode(number: int) -> None:
         result = await client.infer(job.system, [photos[number % len(photos)]], client_timeout=TIMEOUT_S)
-        if result.as_numpy(tensors.IMAGE_FEATURES.name).shape[0] != job.batch:
-            raise AnswerError(f"got other than {job.batch} images' features")
+        if len(result.as_numpy(tensors.IMAGE_FEATURES.name)) != 1:
+            raise AnswerError("got no image features")
 
     if job.system.startswith(tensors.IMAGE_ENCODER_PREFIX):
         return encode
@@ -146,8 +142,8 @@ def _triton_client(job: Job, client: InferenceServerClient) -> Send:
         inputs = [photos[number % len(photos)], texts[number % len(texts)]]
         result = await client.infer(job.system, inputs, outputs=outputs, client_timeout=TIMEOUT_S)
         answers = result.as_numpy(tensors.ANSWER.name)
-        if answers.shape != (job.batch, 1) or answers[0, 0].count(b":") < 2:
-            raise AnswerError(f"got the answers {answers!r}, expected {job.batch} of one label each")
+        if answers.shape != (1, 1) or answers[0, 0].count(b":") < 2:
+            raise AnswerError(f"got the answers {answers!r}, expected one label")
 
     return send
 
@@ -184,8 +180,7 @@ def _http_request(client: httpx.AsyncClient, system: str, url: str, photo: bytes
 
 def _bare_client(job: Job) -> Send:
     image, text = open_encoders(Path(job.repository), job.target)
-    images = [_pixels(files, job.image_size) for files in _photo_batches(job)]
-    tokens = [_token_ids(batch) for batch in _question_batches(job)]
+    images, tokens = _pixels(job), _token_ids(job)
 
     async def send(number: int) -> None:
         image({tensors.IMAGE.name: images[number % len(images)]})
@@ -208,18 +203,9 @@ def open_encoders(repository: Path, target: str) -> tuple[Graph, Graph]:
     return image, text
 
 
-def draw_questions(seed: int, *, repeated: bool = False) -> Iterator[str]:
-    """Questions without end, as long as VizWiz's. All are distinct, or drawn from :data:`REPEATED_QUESTIONS`."""
-    rng = Random(seed)
-    questions = _distinct_questions(rng)
-    if repeated:
-        few = list(islice(questions, REPEATED_QUESTIONS))
-        questions = (rng.choice(few) for _ in itertools.count())
-    return questions
-
-
-def _distinct_questions(rng: Random) -> Iterator[str]:
-    seen: set[str] = set()
+def draw_questions(seed: int) -> Iterator[str]:
+    """Distinct questions without end, as long as VizWiz's."""
+    rng, seen = Random(seed), set[str]()
     while True:
         [length] = rng.choices(list(LENGTH_SHARES), list(LENGTH_SHARES.values()))
         shorter = max((other for other in tensors.TOKEN_LENGTHS if other < length), default=4)
@@ -230,17 +216,6 @@ def _distinct_questions(rng: Random) -> Iterator[str]:
             yield question
 
 
-def _question_batches(job: Job) -> list[list[str]]:
-    questions = draw_questions(job.seed, repeated=job.repeated)
-    return [list(islice(questions, job.batch)) for _ in range(job.distinct)]
-
-
-def _photo_batches(job: Job) -> list[list[bytes]]:
-    files = _photo_files(Path(job.photos))
-    count = len(files) if job.batch == 1 else PHOTO_BATCHES
-    return [[files[(number * job.batch + item) % len(files)] for item in range(job.batch)] for number in range(count)]
-
-
 @cache
 def _photo_files(folder: Path) -> list[bytes]:
     paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in (".jpg", ".jpeg"))
@@ -249,8 +224,8 @@ def _photo_files(folder: Path) -> list[bytes]:
     return [path.read_bytes() for path in paths[:MAX_PHOTOS]]
 
 
-def _pixels(files: list[bytes], image_size: int) -> npt.NDArray[np.uint8]:
-    return np.stack([_decoded(file, image_size) for file in files])
+def _pixels(job: Job) -> list[npt.NDArray[np.uint8]]:
+    return [_decoded(file, job.image_size)[None] for file in _photo_files(Path(job.photos))]
 
 
 @cache  # every measurement sends the same photos
@@ -258,8 +233,9 @@ def _decoded(file: bytes, image_size: int) -> npt.NDArray[np.uint8]:
     return to_pixels(load_photo(file), image_size)
 
 
-def _token_ids(questions: list[str]) -> npt.NDArray[np.int32]:
-    return np.stack([pad(tokenize(question).ids, tensors.CONTEXT_LENGTH) for question in questions])
+def _token_ids(job: Job) -> list[npt.NDArray[np.int32]]:
+    questions = islice(draw_questions(job.seed), job.distinct)
+    return [pad(tokenize(question).ids, tensors.CONTEXT_LENGTH)[None] for question in questions]
 
 
 def _input(name: str, array: npt.NDArray[Any]) -> Any:

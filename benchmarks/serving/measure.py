@@ -34,7 +34,6 @@ class Measured:
     """Latency, throughput and cost of one closed loop."""
 
     p50_ms: float
-    p95_ms: float
     per_s: float  # questions a second
     cpu_ms: float  # processor time of the server for a question
     memory_gb: float  # of the server at the end
@@ -42,7 +41,13 @@ class Measured:
 
 
 def measure(
-    systems: Sequence[System], photos: Path, concurrency: int, seconds: float, rounds: int = 1, min_requests: int = 3
+    systems: Sequence[System],
+    photos: Path,
+    concurrency: int,
+    seconds: float,
+    rounds: int = 1,
+    min_requests: int = 3,
+    requests: int | None = None,
 ) -> list[Measured]:
     """Measure each system at ``concurrency``, in turn, ``rounds`` times.
 
@@ -53,13 +58,15 @@ def measure(
         seconds: length of each measurement.
         rounds: of each system; their requests are pooled.
         min_requests: measured at least, in each round.
+        requests: send so many in each round, and measure them all, however long that takes: of a slow system, neither
+            ramp nor drain is then lost time.
 
     Raises:
         SystemExit: nothing was answered.
     """
     records: list[list[Record]] = [[] for _ in systems]
     cpu_s, memory = [0.0] * len(systems), [0] * len(systems)
-    ramp = 1 if concurrency == 1 else concurrency
+    ramp = 0 if requests else concurrency
     with Generator() as remote, Generator() as in_process:
         for number in range(rounds):
             for place, system in enumerate(systems):
@@ -76,26 +83,29 @@ def measure(
                     seed=zlib.crc32(f"{number} {system.label} {system.precision} {concurrency}".encode()),
                     distinct=max(round(1_000 * seconds), 10),
                     ramp=ramp,
-                    seconds=seconds,
+                    seconds=1e9 if requests else seconds,
                     min_requests=max(min_requests, concurrency if concurrency > 1 else 1),
+                    max_requests=requests or 1_000_000,
                 )
                 if number == 0:  # opens graphs, connects, warms up
-                    generator.run(replace(job, concurrency=1, ramp=0, seconds=0, distinct=2))
+                    generator.run(replace(job, concurrency=1, max_requests=2, distinct=2))
                 before = usage(*pids)
-                records[place].append(generator.run(job))
+                record = generator.run(job)
                 after = usage(*pids)
+                if requests and record.ends:
+                    record.stopped = record.ends[-1]
+                records[place].append(record)
                 cpu_s[place] += after.cpu_s - before.cpu_s
                 memory[place] = after.memory
     found = []
     for place, system in enumerate(systems):
-        values = summarise(records[place], 1, ramp)
+        values = summarise(records[place], ramp)
         answered = sum(len(record.ends) for record in records[place])
         if "p50_ms" not in values:
             raise SystemExit(f"{system.label} in {system.precision} gave no answer: {values['error']}")
         found.append(
             Measured(
                 values["p50_ms"],
-                values["p95_ms"],
                 values["questions_per_s"],
                 1e3 * cpu_s[place] / answered,
                 memory[place] / 1e9,
@@ -105,7 +115,7 @@ def measure(
     return found
 
 
-def summarise(records: Sequence[Record], batch: int, ramp: int) -> dict[str, Any]:
+def summarise(records: Sequence[Record], ramp: int) -> dict[str, Any]:
     """Latency and throughput of one or several rounds.
 
     A round is measured from the end of its ramp until it stops sending: between them, the closed loop neither fills nor
@@ -113,7 +123,6 @@ def summarise(records: Sequence[Record], batch: int, ramp: int) -> dict[str, Any
 
     Args:
         records: one for each round.
-        batch: questions in a request.
         ramp: completed requests before the measurement starts.
     """
     latencies, seconds = [], 0.0
@@ -136,6 +145,6 @@ def summarise(records: Sequence[Record], batch: int, ramp: int) -> dict[str, Any
         "p50_ms": p50,
         "p95_ms": p95,
         "p99_ms": p99 if len(latencies) >= 100 else None,  # of fewer, it would be the slowest
-        "questions_per_s": len(latencies) * batch / seconds,
+        "questions_per_s": len(latencies) / seconds,
         **failed,
     }

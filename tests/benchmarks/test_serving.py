@@ -19,7 +19,6 @@ from benchmarks.serving.load import (
     GATEWAY,
     LENGTH_SHARES,
     MAX_ERRORS,
-    REPEATED_QUESTIONS,
     Job,
     Record,
     closed_loop,
@@ -56,16 +55,16 @@ def test_summary_of_known_times() -> None:
     latencies = [9.0, 9.0, *(0.001 * number for number in range(1, 101)), 9.0]
     starts = [end - latency for end, latency in zip(ends, latencies, strict=True)]
     record = Record(starts, ends, errors=["late", "later"], stopped=ends[-2])
-    found = summarise([record], batch=4, ramp=2)
+    found = summarise([record], ramp=2)
     assert found["requests"] == 100
     assert (found["p50_ms"], found["p95_ms"], found["p99_ms"]) == pytest.approx((50.5, 95.05, 99.01))
-    assert found["questions_per_s"] == pytest.approx(400)
+    assert found["questions_per_s"] == pytest.approx(100)
     assert (found["errors"], found["error"]) == (2, "late")
 
 
 def test_summary_of_rounds_pools_their_requests() -> None:
     slow, fast = (Record([0, 1, 1 + length], [1, 1 + length, 1 + 2 * length], stopped=9.0) for length in (3.0, 1.0))
-    found = summarise([slow, fast], batch=1, ramp=1)
+    found = summarise([slow, fast], ramp=1)
     assert (found["requests"], found["questions_per_s"], found["p50_ms"]) == (4, 0.5, 2000.0)
 
 
@@ -74,7 +73,7 @@ def test_summary_counts_bursts_whole() -> None:
     ends = [2.0 * burst + 0.001 * place for burst in range(1, 6) for place in range(8)]
     record = Record([end - 4.0 for end in ends], ends, stopped=ends[-8])  # the first of the last burst stops the loop
     for ramp in (12, 16):
-        found = summarise([record], batch=1, ramp=ramp)
+        found = summarise([record], ramp=ramp)
         assert (found["requests"], found["questions_per_s"]) == (24, pytest.approx(4.0))
 
 
@@ -111,7 +110,6 @@ def test_drawn_questions_are_distinct_and_as_long_as_real_ones() -> None:
     assert len(set(questions)) == 3_000
     lengths = Counter(len(tokenize(question).ids) for question in questions)
     assert {length: count / 3_000 for length, count in lengths.items()} == pytest.approx(LENGTH_SHARES, abs=0.03)
-    assert len(set(islice(draw_questions(seed=1, repeated=True), 3_000))) == REPEATED_QUESTIONS
 
 
 def test_generator_measures_the_live_server_and_the_bare_encoders(
@@ -121,7 +119,7 @@ def test_generator_measures_the_live_server_and_the_bare_encoders(
         tensors.ENSEMBLE, str(live_server.data / "val"), served.image_size, live_server.grpc_url, str(served.repository)
     )
     job = replace(job, target=served.target.name, max_requests=12, ramp=2, concurrency=2)
-    for each in (job, replace(job, batch=3), replace(job, system=BARE, concurrency=1)):
+    for each in (job, replace(job, system=BARE, concurrency=1)):
         record = generator.run(each)
         assert record.errors == []
         assert len(record.ends) == 12
