@@ -1,4 +1,4 @@
-"""Cost of the client: start, photo to tensor, tokens, one question, and how busy `ask_many` keeps the server.
+"""Cost of the client: start, photo to tensor, tokens, and how busy `ask_many` keeps the server.
 
     python -m benchmarks client
 
@@ -14,7 +14,6 @@ import os
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from itertools import cycle, islice
@@ -51,7 +50,7 @@ def run(settings: Settings) -> Section:
     photo = large_photo()
     rows = start(rounds) + prepare_inputs(photo, questions())
     with EmbeddedTriton(served.repository) as server, VizwizClient(server.grpc_url, timeout_s=600) as client:
-        rows += ask(server.grpc_url, photo, rounds) + ask_many(server.grpc_url, client, count)
+        rows += ask_many(server.grpc_url, client, count)
     return [Table(("what", "measured", "goal"), rows)]
 
 
@@ -112,42 +111,11 @@ def prepare_inputs(photo: bytes, asked: Sequence[str]) -> list[Row]:
         },
         15,
     )
-    program = (
-        "import time; from vizwiz_client.contract.tokenizer import tokenize; s = time.perf_counter(); "
-        "tokenize('what is this?'); print(time.perf_counter() - s)"
-    )
-    first = statistics.median(
-        float(subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout)
-        for _ in range(9)
-    )
     return [
         ("2592 x 1936 JPEG to tensor", f"{found['exact']:.0f} ms", ""),
         ("the same with `fast_decode`", f"{found['fast']:.0f} ms", "at most 25 ms"),
         ("tokens of a question", f"{1e3 * found['tokens'] / len(asked):.0f} us", "under 100 us"),
-        ("tokens of the first question", f"{1e3 * first:.1f} ms", ""),
     ]
-
-
-def ask(url: str, photo: bytes, rounds: int) -> list[Row]:
-    """The command on one photo, without the import of gRPC and without the server's part."""
-    with tempfile.TemporaryDirectory() as folder:
-        large, small = str(Path(folder, "large.jpg")), str(Path(folder, "small.jpg"))
-        Path(large).write_bytes(photo)
-        load_photo(photo).resize((640, 480)).save(small)
-        options = ("what is this?", "--url", url)
-        before = server_seconds(url)
-        found = medians(
-            {
-                "grpc": python("import tritonclient.grpc"),
-                "640 x 480 JPEG": process(COMMAND, "ask", small, *options),
-                "2592 x 1936 JPEG": process(COMMAND, "ask", large, *options),
-                "2592 x 1936 JPEG, `--fast-decode`": process(COMMAND, "ask", large, *options, "--fast-decode"),
-            },
-            rounds,
-        )
-        after = server_seconds(url)
-    others = found.pop("grpc") + 1e3 * (after[0] - before[0]) / (after[1] - before[1])
-    return [(f"`ask`, {photo}", f"{time_ms - others:.0f} ms", "at most 150 ms") for photo, time_ms in found.items()]
 
 
 def ask_many(url: str, client: VizwizClient, count: int) -> list[Row]:
@@ -165,26 +133,19 @@ def ask_many(url: str, client: VizwizClient, count: int) -> list[Row]:
     ]
 
 
-def server_seconds(url: str) -> tuple[float, int]:
-    """Seconds of all requests to the ensemble, queues included, and their number."""
-    (model,) = statistics_of(url, tensors.ENSEMBLE)
-    success = model["inference_stats"]["success"]
-    return int(success.get("ns", 0)) / 1e9, int(success.get("count", 0))
-
-
 def compute_seconds(url: str) -> dict[str, float]:
     """Seconds that each model computed."""
     found = {}
-    for model in statistics_of(url, ""):
+    for model in statistics_of(url):
         parts = [batch[part] for batch in model.get("batch_stats", []) for part in batch if part.startswith("compute_")]
         found[model["name"]] = sum(int(part.get("ns", 0)) for part in parts) / 1e9
     return found
 
 
-def statistics_of(url: str, model: str) -> list[dict[str, Any]]:
-    """Triton's statistics of a model, or of all: docs/protocol/extension_statistics.md of its server."""
+def statistics_of(url: str) -> list[dict[str, Any]]:
+    """Triton's statistics of all models: docs/protocol/extension_statistics.md of its server."""
     with tritonclient.grpc.InferenceServerClient(url, channel_args=DIRECT_CHANNEL) as triton:
-        found: list[dict[str, Any]] = triton.get_inference_statistics(model, as_json=True)["model_stats"]
+        found: list[dict[str, Any]] = triton.get_inference_statistics("", as_json=True)["model_stats"]
         return found
 
 
