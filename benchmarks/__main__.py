@@ -58,7 +58,7 @@ def main() -> int:
         parser.error(f"got the parts {', '.join(sorted(unknown))}, expected some of {', '.join(PARTS)}")
     load = os.getloadavg()[0]  # of the minute before: the parts themselves load the machine
     write = not arguments.no_write and (arguments.busy or not is_busy(load))
-    settings = Settings(arguments.cache, arguments.model, arguments.quick, arguments.device)
+    settings = Settings(arguments.cache, arguments.model, arguments.quick, arguments.device, write)
     settings.cache.mkdir(parents=True, exist_ok=True)
     failed = [name for name in arguments.parts or PARTS if not measure(name, settings, load, write)]
     if failed:

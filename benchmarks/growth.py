@@ -58,7 +58,7 @@ def run(settings: Settings) -> Section:
         milliseconds(lambda photo=photo: to_pixels(load_photo(photo), 336), rounds)  # type: ignore[misc]
         for photo in map(draw_photo, VARIED["megapixels"])
     ]
-    draw(found, RESULTS.with_name("growth.png"))
+    draw(found, (RESULTS.parent if settings.write else settings.cache) / "growth.png")
     rows = []
     for what, points in found.items():
         for name, values in points.items():

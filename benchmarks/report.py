@@ -28,6 +28,7 @@ class Settings:
     model: str  # the large CLIP: one of OpenAI's architectures
     quick: bool = False  # few and short measurements of ViT-B/32 or the demo, to see that everything runs
     device: str = "cpu"
+    write: bool = True  # docs/results.md, and its plots
 
     @property
     def large(self) -> str:
