@@ -140,7 +140,8 @@ def find_checkpoint(source: str) -> Checkpoint:
     if tag and not _fits(config, pretrained):
         other = architecture.removesuffix("-quickgelu") + "-quickgelu" * pretrained.get("quick_gelu", False)
         raise ClipError(f"{source} was trained with the other activation: give {OPEN_CLIP}{other}/{tag}")
-    return Checkpoint(architecture, file, config, pretrained)
+    set_in_config = {name: value for name, value in config.items() if value}  # CLIP() has no "custom_text": false
+    return Checkpoint(architecture, file, set_in_config, pretrained)
 
 
 def difference(config: Mapping[str, Any], pretrained: Mapping[str, Any]) -> str | None:
@@ -234,7 +235,9 @@ def _near(name: str, choices: Any) -> str:
 
 def _shared_preprocessing(source: str, known: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
     """The preprocessing of all of open_clip's checkpoints of an architecture; of none, open_clip's default."""
-    distinct = {str([each[key] for key in ("mean", "std", "interpolation", "resize_mode")]) for each in known.values()}
+    distinct = {
+        str([each.get(key) for key in ("mean", "std", "interpolation", "resize_mode")]) for each in known.values()
+    }
     if len(distinct) > 1:
         architecture, _, file = source.partition("@")
         raise ClipError(

@@ -33,7 +33,7 @@ def weights() -> dict[str, torch.Tensor]:
 def tiny(tmp_path_factory: pytest.TempPathFactory, weights: dict[str, torch.Tensor]) -> str:
     """The name of a small checkpoint of the architecture ``tiny``."""
     folder = tmp_path_factory.mktemp("open clip")
-    register(folder, "tiny", config())
+    register(folder, "tiny", config(custom_text=False))
     register(folder, "tiny-quickgelu", config(quick_gelu=True))
     return f"open_clip:tiny@{write_weights(weights, folder / 'tiny.safetensors')}"
 
