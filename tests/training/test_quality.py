@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch.nn import functional
 
 from training import evaluate, fit
 from training.backbone import FrozenClip
@@ -153,6 +154,20 @@ def test_two_clips_are_averaged() -> None:
     assert [len(heads) for heads in fitted.heads] == [4, 4]
     alone = fit_quality([wide], shares, folds, calibrated=False)
     torch.testing.assert_close(fitted.heads[0][2].linear.weight, alone.heads[0][2].linear.weight)
+    twice = fit_quality([wide, wide], shares, folds, calibrated=False)
+    assert twice.advise_from == pytest.approx(alone.advise_from), "the mean of equal probabilities"
+    assert twice.advise_from
+
+
+def test_few_photos_get_a_large_penalty() -> None:
+    """With the smallest penalty, heads of 150 features on 220 photos are worse than each issue's share of the votes."""
+    images, shares = planted(220, 150)
+    test, wanted = (torch.as_tensor(each)[:-20] for each in planted(1_000, 150, seed=1))
+    issues = torch.from_numpy(shares[:-20]).mean(dim=0).expand_as(wanted)
+    chance = functional.binary_cross_entropy(issues, wanted)
+    for head in fit_quality([images], shares, folds_of(220), calibrated=False).heads[0]:
+        with torch.inference_mode():
+            assert functional.binary_cross_entropy_with_logits(head(test), wanted) < chance
 
 
 @pytest.mark.parametrize(
