@@ -13,7 +13,7 @@ import os
 import re
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol, TypeVar
@@ -21,11 +21,12 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 
 from vizwiz_client._failures import Failure, backoff_delays, to_exception
-from vizwiz_client._prepare import AnyPhoto, Item, copy_photo, decode, prepare_timed, tokenize_all
+from vizwiz_client._prepare import AnyPhoto, Item, check, copy_photo, is_quick, prepare_timed
 from vizwiz_client._results import Answer, ModelInfo, Timings
 from vizwiz_client._settings import Settings
 from vizwiz_client.contract import tensors
-from vizwiz_client.contract.errors import ContractMismatch, ImageError, QuestionError, ServerError, VizwizError
+from vizwiz_client.contract.errors import ContractMismatch, ImageError, ServerError, VizwizError
+from vizwiz_client.contract.prepared import PreparedPhoto
 from vizwiz_client.contract.tokenizer import pad
 
 STREAM_BATCH = 16  # questions in a request of ask_many: enough to keep a server busy, few enough to hold in memory
@@ -158,12 +159,22 @@ class Core:
         async for image, question in pairs:
             if size is None:
                 size = (await self._get_model_info(deadline or self._deadline())).max_batch_size
-            group.append((copy_photo(image), question))
+            group.append((await self._copy(image), question))
             if len(group) == size:
                 yield group
                 group = []
         if group:
             yield group
+
+    async def _copy(self, image: AnyPhoto) -> AnyPhoto | ImageError:
+        """A copy that the caller cannot change or close."""
+        if isinstance(image, str | os.PathLike | bytes | PreparedPhoto):
+            return image
+        try:
+            (copy,) = await self._io.work([partial(copy_photo, image)])
+        except ServerError:  # the client is closed: the request reports it
+            return image
+        return copy
 
     async def _ask_group(
         self, pairs: Sequence[Copied], request: Request, deadline: float | None, *, strict: bool
@@ -199,34 +210,29 @@ class Core:
 
     async def _prepare(self, pairs: Sequence[Copied], deadline: float) -> Sequence[Item | VizwizError]:
         """Tokenise the questions and turn the photos into pixels; a refused pair becomes its error."""
-        start = time.perf_counter()
-        (tokens,) = await self._io.work([partial(tokenize_all, [question for _, question in pairs])])
-        tokenize_s = time.perf_counter() - start
-        photos = {id(image): image for image, _ in pairs}  # a photo with several questions is decoded once
-        # A single photo is decoded before the model's image inputs are known: a refused one never waits for the server.
-        # fast_decode needs the image sizes to decode.
-        if self._model_info is None and len(pairs) == 1 and not self.settings.fast_decode:
-            photos = dict(zip(photos, await self._io.work([partial(decode, *photos.values())]), strict=True))
-        refusals = [_first_error(ids, photos[id(image)]) for ids, (image, _) in zip(tokens, pairs, strict=True)]
-        if all(refusals):
-            return [error for error in refusals if error]
+        photos: dict[int, AnyPhoto | ImageError] = {}  # a photo with several questions is decoded once
+        questions: dict[int, list[str]] = {}
+        for image, question in pairs:
+            photos[id(image)] = image
+            questions.setdefault(id(image), []).append(question)
+        single, fast = len(photos) == 1, self.settings.fast_decode
+        if self._model_info is None:
+            # A single photo is decoded before the model's image inputs are known: a refused one never waits for the
+            # server. fast_decode needs the image sizes to decode.
+            checks = [partial(check, photos[key], questions[key], decodes=single and not fast) for key in photos]
+            checked = dict(zip(photos, await self._io.work(checks), strict=True))
+            refusals = _in_order(pairs, {key: errors for key, (_, errors) in checked.items()})
+            if all(refusals):
+                return [error for error in refusals if error]
+            photos = {key: image for key, (image, _) in checked.items()}
         inputs = (await self._get_model_info(deadline)).images
-        fast = self.settings.fast_decode
-        tasks = [partial(prepare_timed, photo, inputs, fast, deadline) for photo in photos.values()]
+        tasks = [partial(prepare_timed, photos[key], questions[key], inputs, fast, deadline) for key in photos]
+        quick = single and all(is_quick(photos[key], questions[key]) for key in photos)
         try:
-            timed = dict(zip(photos, await self._io.work(tasks), strict=True))
+            items = [tasks[0]()] if quick else await self._io.work(tasks)
         except Failure as failure:
             raise self._to_exception(failure, None) from None
-        items: list[Item | VizwizError] = []
-        for ids, (image, _) in zip(tokens, pairs, strict=True):
-            photo, seconds = timed[id(image)]
-            if isinstance(ids, QuestionError):
-                items.append(ids)
-            elif isinstance(photo, ImageError):
-                items.append(photo)
-            else:
-                items.append(Item(photo, ids, seconds + tokenize_s))
-        return items
+        return _in_order(pairs, dict(zip(photos, items, strict=True)))
 
     async def _infer(self, items: Sequence[Item], request: Request, deadline: float, start: float) -> list[Answer]:
         from vizwiz_client import _protocol
@@ -336,8 +342,10 @@ class Core:
         return time.monotonic() + self.settings.timeout_s
 
 
-def _first_error(*values: object) -> VizwizError | None:
-    return next((value for value in values if isinstance(value, VizwizError)), None)
+def _in_order(pairs: Sequence[Copied], results: Mapping[int, Iterable[T]]) -> list[T]:
+    """The result of each pair, from those of each photo's questions."""
+    iterators = {key: iter(found) for key, found in results.items()}
+    return [next(iterators[id(image)]) for image, _ in pairs]
 
 
 def _raise_error(outcome: Outcome) -> Answer:

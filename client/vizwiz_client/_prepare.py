@@ -8,11 +8,13 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from vizwiz_client._failures import Failure
-from vizwiz_client.contract.errors import ContractMismatch, ImageError, QuestionError
+from vizwiz_client.contract.errors import ContractMismatch, ImageError, QuestionError, VizwizError
 from vizwiz_client.contract.image import Photo, load_photo, materialize
 from vizwiz_client.contract.prepared import PreparedPhoto, prepare
 from vizwiz_client.contract.tensors import ImageInput
 from vizwiz_client.contract.tokenizer import Tokens, tokenize
+
+QUICK_CHARACTERS = 256  # of a question without ftfy: a millisecond at most; the time is quadratic in a word's length
 
 T = TypeVar("T")
 AnyPhoto = Photo | PreparedPhoto
@@ -27,29 +29,45 @@ class Item:
     prepare_s: float
 
 
+def check(
+    photo: AnyPhoto | ImageError, questions: Sequence[str], *, decodes: bool
+) -> tuple[AnyPhoto | ImageError, list[VizwizError | None]]:
+    """The photo, decoded if ``decodes``, and for each question about it the error that refuses it or the photo."""
+    if decodes and not isinstance(photo, ImageError | PreparedPhoto):
+        photo = catch(load_photo, photo)
+    refusal = photo if isinstance(photo, ImageError) else None
+    return photo, [tokens if isinstance(tokens, QuestionError) else refusal for tokens in _tokenize(questions)]
+
+
 def prepare_timed(
-    photo: AnyPhoto | ImageError, inputs: Sequence[ImageInput], fast_decode: bool, deadline: float
-) -> tuple[PreparedPhoto | ImageError, float]:
-    """The prepared photo, or its error, and the seconds taken. Raises Failure, and ContractMismatch."""
+    photo: AnyPhoto | ImageError,
+    questions: Sequence[str],
+    inputs: Sequence[ImageInput],
+    fast_decode: bool,
+    deadline: float,
+) -> list[Item | VizwizError]:
+    """The item of each question about one photo, or its error. Raises Failure, and ContractMismatch."""
     if time.monotonic() >= deadline:
         raise Failure("DEADLINE_EXCEEDED", "the time was up before all photos were decoded")
-    if isinstance(photo, ImageError):
-        return photo, 0.0
-    if isinstance(photo, PreparedPhoto):
-        if photo.inputs != tuple(inputs):
-            raise ContractMismatch(
-                f"the photo was prepared for {_names(photo.inputs)}, the served model takes {_names(inputs)}; prepare "
-                "it again"
-            )
-        return photo, 0.0
     start = time.perf_counter()
-    prepared = catch(lambda photo: prepare(photo, inputs, fast_decode=fast_decode), photo)
-    return prepared, time.perf_counter() - start
+    tokens = _tokenize(questions)
+    refused = [each for each in tokens if isinstance(each, QuestionError)]
+    if len(refused) == len(tokens):
+        return [*refused]
+    prepared = _to_pixels(photo, inputs, fast_decode)
+    prepare_s = time.perf_counter() - start
+    return [_item(prepared, each, prepare_s) for each in tokens]
 
 
-def decode(photo: AnyPhoto | ImageError) -> AnyPhoto | ImageError:
-    """Decode a photo, unless it was refused or prepared already."""
-    return photo if isinstance(photo, ImageError | PreparedPhoto) else catch(load_photo, photo)
+def is_quick(photo: AnyPhoto | ImageError, questions: Sequence[str]) -> bool:
+    """Whether :func:`prepare_timed` takes less time than a hop to a thread."""
+    return (
+        isinstance(photo, PreparedPhoto)
+        and all(
+            isinstance(each, str) and each.isascii() and each.isprintable() and "&" not in each for each in questions
+        )
+        and sum(map(len, questions)) <= QUICK_CHARACTERS
+    )
 
 
 def copy_photo(photo: AnyPhoto) -> AnyPhoto | ImageError:
@@ -57,7 +75,7 @@ def copy_photo(photo: AnyPhoto) -> AnyPhoto | ImageError:
     return photo if isinstance(photo, PreparedPhoto) else catch(materialize, photo)
 
 
-def tokenize_all(questions: Sequence[str]) -> list[Tokens | QuestionError]:
+def _tokenize(questions: Sequence[str]) -> list[Tokens | QuestionError]:
     """Token ids of each question, or its error."""
     tokens: list[Tokens | QuestionError] = []
     for question in questions:
@@ -66,6 +84,27 @@ def tokenize_all(questions: Sequence[str]) -> list[Tokens | QuestionError]:
         except QuestionError as error:
             tokens.append(error)
     return tokens
+
+
+def _to_pixels(
+    photo: AnyPhoto | ImageError, inputs: Sequence[ImageInput], fast_decode: bool
+) -> PreparedPhoto | ImageError:
+    if isinstance(photo, ImageError):
+        return photo
+    if not isinstance(photo, PreparedPhoto):
+        return catch(lambda photo: prepare(photo, inputs, fast_decode=fast_decode), photo)
+    if photo.inputs != tuple(inputs):
+        raise ContractMismatch(
+            f"the photo was prepared for {_names(photo.inputs)}, the served model takes {_names(inputs)}; "
+            "prepare it again"
+        )
+    return photo
+
+
+def _item(photo: PreparedPhoto | ImageError, tokens: Tokens | QuestionError, prepare_s: float) -> Item | VizwizError:
+    if isinstance(tokens, QuestionError):
+        return tokens
+    return photo if isinstance(photo, ImageError) else Item(photo, tokens, prepare_s)
 
 
 def catch(function: Callable[[Photo], T], photo: Photo) -> T | ImageError:

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
+from PIL import Image, ImageFile
 
 from tests.client.fake_server import FakeServer
-from vizwiz_client import AsyncVizwizClient
+from vizwiz_client import AsyncVizwizClient, QuestionError
+from vizwiz_client._tasks import TaskIo
+from vizwiz_client.contract.prepared import prepare
 
 
 async def eventually(condition: Callable[[], bool]) -> bool:
@@ -81,6 +87,62 @@ def test_a_stream_left_early_ends_with_the_client(fake_server: FakeServer, photo
             await asyncio.sleep(0.01)
 
     asyncio.run(ask())
+
+
+def test_one_hop_to_a_thread(fake_server: FakeServer, photos: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each hop costs more than a short question's tokens; a long question would block the event loop."""
+    hops: list[int] = []
+    real = TaskIo.work
+
+    async def work(io: TaskIo, tasks: Sequence[Callable[[], Any]]) -> list[Any]:
+        hops.append(len(tasks))
+        return await real(io, tasks)
+
+    async def ask() -> None:
+        async with AsyncVizwizClient(fake_server.url) as client:
+            info = await client.check()
+            monkeypatch.setattr(TaskIo, "work", work)
+            for photo, question, expected in (
+                (photos[0], "what?", [1]),
+                (prepare(photos[0], info.images), "what?", []),
+                (prepare(photos[0], info.images), "what? " * 100, [1]),
+                (prepare(photos[0], info.images), "wh\xe4t?", [1]),  # ftfy is imported for it
+            ):
+                hops.clear()
+                assert await client.ask(photo, question)
+                assert hops == expected
+            with pytest.raises(QuestionError):
+                await client.ask(prepare(photos[0], info.images), " ")
+
+    asyncio.run(ask())
+
+
+@pytest.mark.parametrize("method", ["ask", "ask_batch", "ask_many"])
+def test_the_event_loop_decodes_no_image(
+    fake_server: FakeServer, photos: list[Path], monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    threads: set[threading.Thread] = set()
+    real = ImageFile.ImageFile.load
+
+    def load(image: ImageFile.ImageFile) -> Any:
+        threads.add(threading.current_thread())
+        return real(image)
+
+    async def ask() -> None:
+        async with AsyncVizwizClient(fake_server.url) as client:
+            monkeypatch.setattr(ImageFile.ImageFile, "load", load)
+            images = [opened.enter_context(Image.open(photo)) for photo in photos]  # Pillow decodes on the first access
+            if method == "ask":
+                assert await client.ask(images[0], "what?")
+            elif method == "ask_batch":
+                assert len(await client.ask_batch((image, "what?") for image in images)) == len(images)
+            else:
+                assert len([answer async for answer in client.ask_many((image, "what?") for image in images)]) == 5
+
+    with ExitStack() as opened:
+        asyncio.run(ask())
+    assert threads
+    assert threading.current_thread() not in threads
 
 
 def test_another_event_loop_is_refused(fake_server: FakeServer, photos: list[Path]) -> None:
