@@ -28,8 +28,6 @@ from export.targets import GRAPH_KINDS, GraphKind, open_graph
 from training.backbone import load_clip, normalise_pixels
 from vizwiz_client.contract import tensors, tokenizer
 
-SMALL = "ViT-B/32"
-LENGTHS = (8, tensors.CONTEXT_LENGTH)  # positions of a short question, and of the longest
 SECONDS, MAX_RUNS = 5.0, 50  # of a measurement, after a run that warms up
 KINDS = {kind.name: kind for kind in GRAPH_KINDS}
 EAGER = {"eager fp32": "fp32", "eager bf16": "bf16", "eager fp16": "fp16"}  # PyTorch; the last two by autocast
@@ -59,30 +57,29 @@ def run(settings: Settings) -> Section:
     cuda = settings.device == "cuda"
     rates = _in_a_process(settings.device, "rates")
     rows: list[list[str]] = []
-    for clip in dict.fromkeys((SMALL, settings.large)):
-        eager: dict[tuple[int, int], float] = {}
-        gflop: dict[tuple[int, int], float] = {}
-        for case in cases(clip, settings, cuda):
-            found = _in_a_process(settings.device, json.dumps(asdict(case)))
-            shape = case.batch, case.length
-            if case.system == "eager fp32":
-                eager[shape], gflop[shape] = found["median_ms"], found["gflop"]
-            # the package's own text encoder takes 77 positions, whatever the question's length
-            baseline = eager[case.batch, tensors.CONTEXT_LENGTH if case.length else 0]
-            share = gflop.get(shape, float("nan")) / found["median_ms"] * 1e3 / rates[case.precision]
-            rows.append(
-                [
-                    f"{case.batch} x {f'text, {case.length} positions' if case.length else 'image'} of {clip}",
-                    case.system,
-                    f"{share:.0%}" if shape in gflop else "",
-                    f"{baseline / found['median_ms']:.2f} x",
-                    f"{found['median_ms']:,.1f}, {found['min_ms']:,.1f} ms",
-                    f"{found['peak_gb']:.2f} GB",
-                ]
-            )
-            print(" | ".join(rows[-1]), file=sys.stderr, flush=True)
+    eager: dict[tuple[int, int], float] = {}
+    gflop: dict[int, float] = {}  # of one image, or one text, by its length
+    for case in cases(settings.large, settings, cuda):
+        found = _in_a_process(settings.device, json.dumps(asdict(case)))
+        if case.system == "eager fp32":
+            eager[case.batch, case.length] = found["median_ms"]
+            gflop.setdefault(case.length, found.get("gflop", 0.0))
+        # the package's own text encoder takes 77 positions, whatever the question's length
+        baseline = eager[case.batch, tensors.CONTEXT_LENGTH if case.length else 0]
+        share = case.batch * gflop.get(case.length, 0.0) / found["median_ms"] * 1e3 / rates[case.precision]
+        rows.append(
+            [
+                f"{case.batch} x {f'text, {case.length} positions' if case.length else 'image'}",
+                case.system,
+                f"{share:.0%}" if share else "",
+                f"{baseline / found['median_ms']:.2f} x",
+                f"{found['median_ms']:,.1f}, {found['min_ms']:,.1f} ms",
+                f"{found['peak_gb']:.2f} GB",
+            ]
+        )
+        print(" | ".join(rows[-1]), file=sys.stderr, flush=True)
     products = ", ".join(f"{name} {rate:,.0f}" for name, rate in rates.items())
-    text = f"Matrix rates, G operations/s: {products}."
+    text = f"{settings.large} size. Matrix rates, G operations/s: {products}."
     header = ("input", "system", "share of its type's rate", "speed-up over eager fp32", "median, least", "peak memory")
     return [Table(header, rows, text)]
 
@@ -94,15 +91,15 @@ def cases(clip: str, settings: Settings, cuda: bool) -> Iterator[Case]:
     half = "fp16" if cuda else "bf16"
     eager = ["eager fp32"] + [f"eager {half}"] * (cuda or GraphKind("portable", "bf16") in kinds)
     seconds = 0.5 if settings.quick else SECONDS
-    for batch in (1,) if settings.quick else (1, 8):
-        for length in (0,) if clip != settings.large else (0, *LENGTHS[::-1]):
-            common: Any = (served[0].image_size, batch, length, settings.device, seconds)
-            if length in (0, tensors.CONTEXT_LENGTH):
-                for system in eager:
-                    yield Case(clip, system, str(served[0].checkpoint), *common)
-            for each in served:
-                graph = each.graph(tensors.TEXT_ENCODER_PREFIX if length else tensors.IMAGE_ENCODER_PREFIX)
-                yield Case(clip, each.target.name, str(graph), *common)
+    shapes = [(1, 0), (1, tensors.CONTEXT_LENGTH), (1, 8), (8, 0)]  # the batch, and the positions of a question
+    for batch, length in shapes[: 1 if settings.quick else None]:
+        common: Any = (served[0].image_size, batch, length, settings.device, seconds)
+        if length in (0, tensors.CONTEXT_LENGTH):
+            for system in eager:
+                yield Case(clip, system, str(served[0].checkpoint), *common)
+        for each in served:
+            graph = each.graph(tensors.TEXT_ENCODER_PREFIX if length else tensors.IMAGE_ENCODER_PREFIX)
+            yield Case(clip, each.target.name, str(graph), *common)
 
 
 def example(case: Case) -> Any:
@@ -145,7 +142,7 @@ def runner(case: Case) -> tuple[Callable[[], object], dict[str, float]]:
         with torch.autocast(device.type, reduced, enabled=reduced is not None):
             return encode(given.to(device)).cpu()  # there and back, as a graph's inputs and outputs go
 
-    return run, {"gflop": count(run)} if case.system == "eager fp32" else {}
+    return run, {"gflop": count(run)} if case.system == "eager fp32" and case.batch == 1 else {}
 
 
 def count(run: Callable[[], object]) -> float:
