@@ -50,7 +50,7 @@ def compile_model(core: Any, graph: Path, model: str, digest: str | None, option
         compiled = core.compile_model(graph, "CPU", dict(options))
         try:
             _save(compiled, path)
-        except OSError as error:  # a full disk, for example
+        except Exception as error:  # whatever it is, such as a full disk: the graph is compiled
             triton.Logger.log_warn(f"{model} will be compiled again at the next start: {path}: {error}")
     else:
         triton.Logger.log_info(f"{model} is loaded from {path}")
@@ -112,7 +112,7 @@ def _save(compiled: Any, path: Path) -> None:
     try:
         with os.fdopen(descriptor, "wb") as file:
             file.write(blob)
-            file.write(hashlib.sha256(blob.data).digest())
+            file.write(hashlib.sha256(blob).digest())
         Path(name).replace(path)
     except BaseException:
         Path(name).unlink(missing_ok=True)
