@@ -21,6 +21,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+import aiohttp
 import httpx
 import numpy as np
 import numpy.typing as npt
@@ -91,8 +92,9 @@ async def run(job: Job) -> Record:
         if job.system == BARE:
             return await closed_loop(_bare_client(job), job)
         if job.url.startswith("http:"):
-            http = await stack.enter_async_context(httpx.AsyncClient(timeout=TIMEOUT_S, trust_env=False))
-            return await closed_loop(await _http_client(job, http), job)
+            # httpx takes 2.4 ms of the shared cores for a request, this 0.14 ms, gRPC 0.4 ms
+            http = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(TIMEOUT_S))
+            return await closed_loop(_http_client(job, await stack.enter_async_context(http)), job)
         triton = await stack.enter_async_context(InferenceServerClient(job.url, channel_args=CHANNEL))
         await triton.is_server_ready()  # connects, which is no part of the first request
         return await closed_loop(_triton_client(job, triton), job)
@@ -148,34 +150,35 @@ def _triton_client(job: Job, client: InferenceServerClient) -> Send:
     return send
 
 
-async def _http_client(job: Job, client: httpx.AsyncClient) -> Send:
+def _http_client(job: Job, client: aiohttp.ClientSession) -> Send:
     urls = itertools.cycle(job.url.split())
     pairs = zip(itertools.cycle(_photo_files(Path(job.photos))), draw_questions(job.seed), strict=False)
     requests = [
-        _http_request(client, job.system, next(urls), photo, question)
+        _http_request(job.system, next(urls), photo, question)
         for photo, question in islice(pairs, max(MAX_PHOTOS, job.concurrency))
     ]
-    for request in requests:
-        await request.aread()  # encodes the body
+    bodies = [(str(each.url), each.read(), {"content-type": each.headers["content-type"]}) for each in requests]
     expected = '"embedding":' if job.system == INFINITY else '"answer":"'
 
     async def send(number: int) -> None:
-        response = await client.send(requests[number % len(requests)])
-        if response.status_code != httpx.codes.OK or expected not in response.text:
-            raise AnswerError(f"status {response.status_code}: {response.text[:200]}")
+        url, body, headers = bodies[number % len(bodies)]
+        async with client.post(url, data=body, headers=headers) as response:
+            text = await response.text()
+        if response.status != httpx.codes.OK or expected not in text:
+            raise AnswerError(f"status {response.status}: {text[:200]}")
 
     return send
 
 
-def _http_request(client: httpx.AsyncClient, system: str, url: str, photo: bytes, question: str) -> httpx.Request:
+def _http_request(system: str, url: str, photo: bytes, question: str) -> httpx.Request:
     if system in (INFINITY, LITSERVE):
         data = base64.b64encode(photo).decode()
         body: dict[str, Any] = {"input": [f"data:image/jpeg;base64,{data}"], "modality": "image"}
         path = "embeddings" if system == INFINITY else "ask"
         body = body if system == INFINITY else {"photo": data, "question": question}
-        return client.build_request("POST", f"{url}/{path}", json=body)
+        return httpx.Request("POST", f"{url}/{path}", json=body)
     path = "/v1/ask" if system == GATEWAY else "/ask"
-    return client.build_request("POST", f"{url}{path}", files={"photo": photo}, data={"question": question})
+    return httpx.Request("POST", f"{url}{path}", files={"photo": photo}, data={"question": question})
 
 
 def _bare_client(job: Job) -> Send:
