@@ -21,7 +21,7 @@ from vizwiz_client.contract import tensors, tokenizer
 from vizwiz_client.contract.tensors import TensorSpec
 
 WARMUP_FOLDER = "warmup"
-# An idle and a busy server; on a CPU the first: eight images of a large CLIP take longer than the rest of a start.
+# An idle and a busy server; on a CPU the first alone: eight images of a large CLIP are seconds of a start.
 WARMUP_BATCH_SIZES: Mapping[str, Sequence[int]] = {"cpu": (1,), "cuda": (1, 8), "tensorrt": (1, 8)}
 
 # Preferred batch size on a CPU: on two cores, one batch of 16 of ViT-B/32's size answers a fifth fewer questions a

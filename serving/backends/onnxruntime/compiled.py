@@ -21,7 +21,7 @@ import triton_python_backend_utils as triton
 
 FOLDER_VARIABLE = "VIZWIZ_SERVING_CACHE"  # as in serving/compiled.py; the supervisor sets it
 SUFFIX = ".openvino"
-MAX_BYTES = 4 << 30  # of all files: ViT-L/14@336px takes 1.5 GB in bf16; those that were not used for longest go
+MAX_BYTES = 4 << 30  # of all files; those that were not used for longest go
 _DIGEST_BYTES = 32
 
 _mapped: list[Any] = []  # files whose weights a loaded graph reads where they are: they must stay mapped
