@@ -87,11 +87,11 @@ class ModelNames:
 
 @dataclass(frozen=True)
 class ClipSizes:
-    """What a CLIP decides about its encoders' tensors."""
+    """Image size, embedding dimension and resize mode of a CLIP."""
 
     image_size: int  # S, pixels
     embed_dim: int  # D
-    squash: bool = False  # photos lose their aspect ratio, not their edges
+    squash: bool = False  # photos are resized to a square without cropping
 
 
 @dataclass(frozen=True)

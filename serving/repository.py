@@ -12,6 +12,7 @@ import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -174,34 +175,30 @@ def ensemble_config(repository: Path, head: str) -> Any:
     Raises:
         RepositoryError: the head, or an encoder of it, is missing or cannot be read.
     """
-    config = read_config(repository / head)
-    encoders = _encoders(repository, head)
-    images, texts = ([read_config(repository / names[kind]) for names in encoders] for kind in range(2))
+    config, clips = read_config(repository / head), _clips(repository, head)
     ensemble = pb.ModelConfig(name=tensors.ENSEMBLE, platform="ensemble", max_batch_size=tensors.MAX_BATCH_SIZE)
-    resizings = [_resizing(image) for image in images]
-    for resized in tensors.image_inputs(resizings):
-        shape = (resized.image_size, resized.image_size, 3)
-        ensemble.input.add(name=resized.name, data_type=pb.TYPE_UINT8, dims=shape)
-    ensemble.input.add(name=tensors.TOKENS.name, data_type=pb.TYPE_INT32, dims=texts[0].input[0].dims)
-    outputs = {spec.name: spec for spec in (*tensors.HEAD_OUTPUTS, *tensors.OPTIONAL_OUTPUTS)}
+    for image in dict.fromkeys(clip.image for clip in clips):
+        ensemble.input.add(name=image.name, data_type=pb.TYPE_UINT8, dims=(image.image_size, image.image_size, 3))
+    tokens = read_config(repository / clips[0].text_encoder).input[0]
+    ensemble.input.add(name=tensors.TOKENS.name, data_type=tokens.data_type, dims=tokens.dims)
+    shapes = {spec.name: spec.shape for spec in (*tensors.HEAD_OUTPUTS, *tensors.OPTIONAL_OUTPUTS)}
     for tensor in config.output:
-        dims = outputs[tensor.name].shape
-        ensemble.output.add(name=tensor.name, data_type=tensor.data_type, dims=dims)
-
-    def add_step(model: str, inputs: Mapping[str, str], outputs: Mapping[str, str]) -> None:
-        step = ensemble.ensemble_scheduling.step.add(model_name=model, model_version=-1)
-        step.input_map.update(inputs)
-        step.output_map.update(outputs)
-
-    image_names = {(each.image_size, each.squash): each.name for each in tensors.image_inputs(resizings)}
-    features = [tensors.of_each_clip(spec, len(encoders)) for spec in (tensors.IMAGE_FEATURES, tensors.TEXT_FEATURES)]
-    for resizing, (image, text), image_features, text_features in zip(resizings, encoders, *features, strict=True):
-        image_input, image_output = {tensors.IMAGE.name: image_names[resizing]}, image_features.name
-        add_step(image, image_input, {tensors.IMAGE_FEATURES.name: image_output})
-        tokens = {tensors.TOKENS.name: tensors.TOKENS.name}
-        add_step(text, tokens, {tensors.TEXT_FEATURES.name: text_features.name})
-    names = [spec.name for pair in zip(*features, strict=True) for spec in pair]
-    add_step(head, dict(zip(names, names, strict=True)), {tensor.name: tensor.name for tensor in config.output})
+        ensemble.output.add(name=tensor.name, data_type=tensor.data_type, dims=shapes[tensor.name])
+    for clip in clips:
+        _add_step(
+            ensemble,
+            clip.image_encoder,
+            {tensors.IMAGE.name: clip.image.name},
+            {tensors.IMAGE_FEATURES.name: clip.image_features},
+        )
+        _add_step(
+            ensemble,
+            clip.text_encoder,
+            {tensors.TOKENS.name: tensors.TOKENS.name},
+            {tensors.TEXT_FEATURES.name: clip.text_features},
+        )
+    features, outputs = [tensor.name for tensor in config.input], [tensor.name for tensor in config.output]
+    _add_step(ensemble, head, dict(zip(features, features, strict=True)), dict(zip(outputs, outputs, strict=True)))
     ensemble.parameters[tensors.CONTRACT_VERSION_PARAMETER].string_value = str(tensors.CONTRACT_VERSION)
     for name in (tensors.DEMO_PARAMETER, tensors.WORDING_PARAMETER):  # what the head's says about the fit
         if name in config.parameters:
@@ -259,30 +256,67 @@ def _sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _resizing(image_encoder: Any) -> tuple[int, bool]:
-    """Image size in pixels of an image encoder, and whether photos are squashed to it."""
-    resize = image_encoder.parameters[tensors.RESIZE_PARAMETER].string_value
-    return int(image_encoder.input[0].dims[0]), resize == tensors.SQUASH
+@dataclass(frozen=True)
+class _Clip:
+    """The encoders of one CLIP of a head, and the ensemble's tensors that they read and write."""
+
+    image_encoder: str
+    text_encoder: str
+    image: tensors.ImageInput
+    image_features: str
+    text_features: str
+
+
+def _clips(repository: Path, head: str) -> list[_Clip]:
+    """The CLIPs that ``head`` was fitted on. Raises RepositoryError."""
+    encoders = _encoders(repository, head)
+    preprocessing = []  # image size, and whether photos are squashed to it
+    for image, _ in encoders:
+        config = read_config(repository / image)
+        squash = config.parameters[tensors.RESIZE_PARAMETER].string_value == tensors.SQUASH
+        preprocessing.append((int(config.input[0].dims[0]), squash))
+    inputs = {(each.image_size, each.squash): each for each in tensors.image_inputs(preprocessing)}
+    names = (
+        [spec.name for spec in tensors.of_each_clip(each, len(encoders))]
+        for each in (tensors.IMAGE_FEATURES, tensors.TEXT_FEATURES)
+    )
+    return [
+        _Clip(image, text, inputs[key], *features)
+        for (image, text), key, *features in zip(encoders, preprocessing, *names, strict=True)
+    ]
+
+
+def _add_step(ensemble: Any, model: str, inputs: Mapping[str, str], outputs: Mapping[str, str]) -> None:
+    """Add a model; its inputs and outputs are mapped to tensors of the ensemble."""
+    step = ensemble.ensemble_scheduling.step.add(model_name=model, model_version=-1)
+    step.input_map.update(inputs)
+    step.output_map.update(outputs)
 
 
 def _encoders(repository: Path, head: str) -> list[tuple[str, str]]:
     """Names of the image and the text encoder of each CLIP that ``head`` was fitted on."""
-    made_from = read_object(repository / head / MADE_FROM_FILE)
+    path = repository / head / MADE_FROM_FILE
+    if not (made_from := read_object(path)):
+        raise RepositoryError(f"{path} is missing or damaged: export the run of {head} again")
     recorded = made_from.get(ENCODERS_KEY)
-    pairs = [tuple(pair) for pair in recorded] if recorded else [_recorded_alike(repository, made_from)]
+    pairs = [(image, text) for image, text in recorded] if recorded else [_find_by_origin(repository, made_from)]
     for name in (name for pair in pairs for name in pair):
-        if not name or not (repository / name / CONFIG_FILE).is_file():
+        if not (repository / name / CONFIG_FILE).is_file():
             raise RepositoryError(
-                f"the encoder {name or ''} that {head} was fitted on is no longer in {repository}: export its run again"
+                f"the encoder {name} that {head} was fitted on is no longer in {repository}: export its run again"
             )
-    return [(image, text) for image, text in pairs]
+    return pairs
 
 
-def _recorded_alike(repository: Path, made_from: Mapping[str, Any]) -> tuple[str, ...]:
-    """The encoders of a head that an earlier version exported: all that they were made from is in ``made_from``."""
+def _find_by_origin(repository: Path, made_from: Mapping[str, Any]) -> tuple[str, str]:
+    """Encoders of a head that was exported before their names were recorded.
+
+    Their ``made_from.json`` is a subset of the head's.
+    """
 
     def find(prefix: str) -> str:
         records = ((path.name, read_object(path / MADE_FROM_FILE)) for path in sorted(repository.glob(f"{prefix}*")))
-        return next((name for name, record in records if record and record.items() <= made_from.items()), "")
+        matching = (name for name, record in records if record and record.items() <= made_from.items())
+        return next(matching, f"{prefix}...")
 
     return find(tensors.IMAGE_ENCODER_PREFIX), find(tensors.TEXT_ENCODER_PREFIX)

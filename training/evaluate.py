@@ -149,21 +149,15 @@ def load_clips_of(run: Run, sources: Sequence[str] | None, device: torch.device)
         device: where to load them.
 
     Raises:
-        ClipError: a CLIP cannot be loaded, or its weights are not those of the fit.
+        ClipError: a CLIP cannot be loaded.
+        RunError: one is missing, or its weights are not those of the fit.
     """
-    expected = run.clips
-    names = list(sources) if sources else [str(clip["source"]) for clip in expected]
-    if len(names) != len(expected):
-        raise ClipError(f"{run.folder} was fitted on {len(expected)} CLIP(s), --clip gives {len(names)}")
+    names = list(sources) if sources else [str(clip["source"]) for clip in run.clips]
+    run.check_clips(names)
     for name in names:
         check_clip_source(name)
     clips = [load_clip(name, device) for name in names]
-    for clip, fitted in zip(clips, expected, strict=True):
-        if clip.digest != fitted["sha256"]:
-            raise ClipError(
-                f"{run.folder} was fitted on the CLIP {fitted['sha256'][:12]} ({fitted['source']}), but {clip.source} "
-                f"is {clip.digest[:12]}: give the CLIP of the fit with --clip, or fit again"
-            )
+    run.check_clips(names, [clip.digest for clip in clips])
     return clips
 
 

@@ -19,7 +19,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,6 +85,28 @@ class Run:
     def clips(self) -> list[dict[str, Any]]:
         """``source``, ``sha256``, ``image_size``, ``squash`` and ``embed_dim`` of each CLIP of the fit."""
         return list(self.config["clips"])
+
+    def check_clips(self, sources: Sequence[str], digests: Sequence[str] | None = None) -> None:
+        """Check that CLIPs are those of the fit, in its order.
+
+        Args:
+            sources: their names or checkpoint files.
+            digests: of their weights; None checks their number alone, before they are loaded.
+
+        Raises:
+            RunError: one is missing, or another one.
+        """
+        fitted = self.clips
+        remedy = f"give {', then '.join(clip['source'] for clip in fitted)} with --clip, or fit again"
+        if len(sources) != len(fitted):
+            raise RunError(f"{self.folder} was fitted on {len(fitted)} CLIP(s), got {len(sources)}: {remedy}")
+        for number, (source, digest, clip) in enumerate(zip(sources, digests or (), fitted, strict=False), 1):
+            if digest != clip["sha256"]:
+                of_several = f" as number {number}" if len(fitted) > 1 else ""
+                raise RunError(
+                    f"{self.folder} was fitted on the CLIP {clip['sha256'][:12]} ({clip['source']}){of_several}, but "
+                    f"{source} is {digest[:12]}: {remedy}"
+                )
 
     @property
     def digest(self) -> str:

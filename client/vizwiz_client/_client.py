@@ -96,7 +96,10 @@ class VizwizClient:
         self.close()
 
     def close(self) -> None:
-        """Close the connection and end the background work. Calls in progress raise ServerUnavailable."""
+        """Close the connection and end the background work. Calls in progress raise ServerUnavailable.
+
+        Requests whose timeout has passed, and that the server still works on, are cancelled.
+        """
         self._io.close()
 
     def check(self) -> ModelInfo:

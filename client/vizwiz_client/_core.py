@@ -21,7 +21,7 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 
 from vizwiz_client._failures import Failure, backoff_delays, to_exception
-from vizwiz_client._prepare import AnyPhoto, Item, check, copy_photo, is_quick, prepare_timed
+from vizwiz_client._prepare import AnyPhoto, Item, copy_photo, find_refusals, prepare_timed
 from vizwiz_client._results import Answer, ModelInfo, Timings
 from vizwiz_client._settings import Settings
 from vizwiz_client.contract import tensors
@@ -106,7 +106,8 @@ class Core:
     async def ask(self, image: AnyPhoto, question: str, top: int, request_id: str | None = None) -> Answer:
         """Ask one question."""
         request = Request(top, request_id)
-        (outcome,) = await self._ask_group([(image, question)], request, self._deadline(), strict=True)
+        pair = await self._copy(image), question  # a file object can be read once, a question may be sent again
+        (outcome,) = await self._ask_group([pair], request, self._deadline(), strict=True)
         return _raise_error(outcome)
 
     async def ask_batch(
@@ -186,10 +187,11 @@ class Core:
         start = time.perf_counter()
         deadline = deadline or self._deadline()
         prepared: Sequence[Item | VizwizError | None] = [None] * len(pairs)
-        retries = max(self.settings.retries, 1)
+        resends_left, reread = max(self.settings.retries, 1), False  # a changed model is no fault: retries may be 0
         try:
             while True:
                 prepared = await self._prepare(pairs, deadline)
+                info = self._model_info
                 if strict and (refused := [item for item in prepared if isinstance(item, VizwizError)]):
                     return [refused[0]]
                 items = [item for item in prepared if isinstance(item, Item)]
@@ -197,15 +199,21 @@ class Core:
                     answers = iter(await self._infer(items, request, deadline, start))
                     break
                 except ContractMismatch:
-                    retries -= 1
-                    if retries < 0 or not await self._takes_other_inputs(items, deadline):
+                    resends_left, reread = resends_left - 1, not reread
+                    if resends_left < 0:
+                        raise
+                    # Behind one address, replicas may serve different models in turn. Reading the configuration before
+                    # every request would meet the same two replicas each time.
+                    if not reread:
+                        self._model_info = info
+                    elif not await self._inputs_changed(items, deadline) and not self.settings.retries:
                         raise
         except ServerError as error:
             return [item if isinstance(item, VizwizError) else error for item in prepared]
         return [item if isinstance(item, VizwizError) else next(answers) for item in prepared]
 
-    async def _takes_other_inputs(self, items: Sequence[Item], deadline: float) -> bool:
-        """Whether the model was replaced by one of other image inputs than those of the refused request."""
+    async def _inputs_changed(self, items: Sequence[Item], deadline: float) -> bool:
+        """Whether the served model's image inputs differ from those of the refused request."""
         return items[0].photo.inputs != (await self._get_model_info(deadline)).images
 
     async def _prepare(self, pairs: Sequence[Copied], deadline: float) -> Sequence[Item | VizwizError]:
@@ -215,11 +223,12 @@ class Core:
         for image, question in pairs:
             photos[id(image)] = image
             questions.setdefault(id(image), []).append(question)
-        single, fast = len(photos) == 1, self.settings.fast_decode
+        fast = self.settings.fast_decode
         if self._model_info is None:
             # A single photo is decoded before the model's image inputs are known: a refused one never waits for the
             # server. fast_decode needs the image sizes to decode.
-            checks = [partial(check, photos[key], questions[key], decodes=single and not fast) for key in photos]
+            decodes = len(photos) == 1 and not fast
+            checks = [partial(find_refusals, photos[key], questions[key], decodes=decodes) for key in photos]
             checked = dict(zip(photos, await self._io.work(checks), strict=True))
             refusals = _in_order(pairs, {key: errors for key, (_, errors) in checked.items()})
             if all(refusals):
@@ -227,9 +236,8 @@ class Core:
             photos = {key: image for key, (image, _) in checked.items()}
         inputs = (await self._get_model_info(deadline)).images
         tasks = [partial(prepare_timed, photos[key], questions[key], inputs, fast, deadline) for key in photos]
-        quick = single and all(is_quick(photos[key], questions[key]) for key in photos)
         try:
-            items = [tasks[0]()] if quick else await self._io.work(tasks)
+            items = await self._io.work(tasks)
         except Failure as failure:
             raise self._to_exception(failure, None) from None
         return _in_order(pairs, dict(zip(photos, items, strict=True)))

@@ -13,8 +13,8 @@ from vizwiz_client.contract.errors import ServerError
 
 _QUEUE_FULL = ("Exceeds maximum queue size", "Request timeout expired")  # Triton's texts, both with UNAVAILABLE
 # Triton 2.51 can crash when a request is cancelled, as gRPC does when its deadline passes. So a client stops waiting at
-# its own deadline, and leaves the request to the server: gRPC's deadline is this much later. A client has a bounded
-# number of abandoned requests; with more, a new one waits for an old one to end, so that no queue grows without limit.
+# its own deadline, and leaves the request to the server: gRPC's deadline is this much later. While a client has
+# MAX_ABANDONED such requests, new ones wait for one to end: the server's queue does not grow without limit.
 ABANDONED_S = 60.0
 MAX_ABANDONED = 16
 _FIRST_DELAY_S = 0.25
@@ -66,7 +66,8 @@ def to_exception(failure: Failure, settings: Settings, model: str, request_id: s
 
 def deadline_passed(abandoned: int) -> Failure:
     """The failure of a request that got no reply in time, beside ``abandoned`` earlier ones."""
-    others = f"; {abandoned} earlier requests have no reply either" if abandoned else ""
+    have = "request has" if abandoned == 1 else "requests have"
+    others = f"; {abandoned} earlier {have} no reply either" if abandoned else ""
     return Failure("DEADLINE_EXCEEDED", f"no reply came in time{others}")
 
 

@@ -14,8 +14,6 @@ from vizwiz_client.contract.prepared import PreparedPhoto, prepare
 from vizwiz_client.contract.tensors import ImageInput
 from vizwiz_client.contract.tokenizer import Tokens, tokenize
 
-QUICK_CHARACTERS = 256  # of a question without ftfy: a millisecond at most; the time is quadratic in a word's length
-
 T = TypeVar("T")
 AnyPhoto = Photo | PreparedPhoto
 
@@ -29,7 +27,7 @@ class Item:
     prepare_s: float
 
 
-def check(
+def find_refusals(
     photo: AnyPhoto | ImageError, questions: Sequence[str], *, decodes: bool
 ) -> tuple[AnyPhoto | ImageError, list[VizwizError | None]]:
     """The photo, decoded if ``decodes``, and for each question about it the error that refuses it or the photo."""
@@ -57,17 +55,6 @@ def prepare_timed(
     prepared = _to_pixels(photo, inputs, fast_decode)
     prepare_s = time.perf_counter() - start
     return [_item(prepared, each, prepare_s) for each in tokens]
-
-
-def is_quick(photo: AnyPhoto | ImageError, questions: Sequence[str]) -> bool:
-    """Whether :func:`prepare_timed` takes less time than a hop to a thread."""
-    return (
-        isinstance(photo, PreparedPhoto)
-        and all(
-            isinstance(each, str) and each.isascii() and each.isprintable() and "&" not in each for each in questions
-        )
-        and sum(map(len, questions)) <= QUICK_CHARACTERS
-    )
 
 
 def copy_photo(photo: AnyPhoto) -> AnyPhoto | ImageError:

@@ -81,21 +81,22 @@ class TaskIo:
         """
         loop = asyncio.get_running_loop()
         deadline = loop.time() + client_timeout
-        if len(self._abandoned) >= MAX_ABANDONED:
-            await self._wait(self._abandoned, client_timeout)
-            if len(self._abandoned) >= MAX_ABANDONED:
-                raise deadline_passed(len(self._abandoned))
-        call = asyncio.ensure_future(connection.infer(client_timeout=client_timeout + ABANDONED_S, **arguments))
+        while len(self._abandoned) >= MAX_ABANDONED and loop.time() < deadline:
+            await self._wait(self._abandoned, deadline - loop.time())
+        abandoned = len(self._abandoned)
+        if (left := deadline - loop.time()) <= 0:
+            raise deadline_passed(abandoned)
+        call = asyncio.ensure_future(connection.infer(client_timeout=left + ABANDONED_S, **arguments))
         # retrieves the exception, or asyncio logs that it never was
         call.add_done_callback(lambda call: call.cancelled() or call.exception())
         try:
-            await self._wait({call}, deadline - loop.time())
+            await self._wait({call}, left)
         finally:
             if not call.done():
                 self._abandoned.add(call)
                 call.add_done_callback(self._abandoned.discard)
         if not call.done():
-            raise deadline_passed(len(self._abandoned) - 1)
+            raise deadline_passed(abandoned)
         if self._closed and (call.cancelled() or call.exception()):
             raise client_closed()
         return call.result()

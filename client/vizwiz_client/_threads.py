@@ -129,9 +129,9 @@ class ThreadIo:
         from concurrent.futures import FIRST_COMPLETED, Future, TimeoutError, wait
 
         deadline = time.monotonic() + client_timeout
-        with self._lock:
-            abandoned = self._abandoned = {call for call in self._abandoned if not call.done()}
-        if len(abandoned) >= MAX_ABANDONED and not wait(abandoned, client_timeout, FIRST_COMPLETED).done:
+        while len(abandoned := self._without_reply()) >= MAX_ABANDONED and time.monotonic() < deadline:
+            wait(abandoned, deadline - time.monotonic(), FIRST_COMPLETED)
+        if (left := deadline - time.monotonic()) <= 0:
             raise deadline_passed(len(abandoned))
         reply: Future[Any] = Future()
 
@@ -141,13 +141,21 @@ class ThreadIo:
             else:
                 reply.set_exception(error)
 
-        connection.async_infer(callback=finish, client_timeout=client_timeout + ABANDONED_S, **arguments)
+        connection.async_infer(callback=finish, client_timeout=left + ABANDONED_S, **arguments)
         try:
-            return reply.result(max(0.0, deadline - time.monotonic()))
+            return reply.result(left)
         except TimeoutError:
-            with self._lock:
-                self._abandoned.add(reply)
             raise deadline_passed(len(abandoned)) from None
+        finally:
+            if not reply.done():
+                with self._lock:
+                    self._abandoned.add(reply)
+
+    def _without_reply(self) -> set[Future[Any]]:
+        """The abandoned calls that are still at the server."""
+        with self._lock:
+            self._abandoned = {call for call in self._abandoned if not call.done()}
+            return self._abandoned.copy()
 
     async def sleep(self, seconds: float) -> None:
         """Sleep. Raises ServerUnavailable as soon as the client is closed."""

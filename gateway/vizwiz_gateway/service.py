@@ -22,6 +22,7 @@ from vizwiz_gateway.uploads import Upload
 TRITON_TIMEOUT_S = 600.0
 DRAIN_TIMEOUT_S = 60.0  # for calls to Triton to end when the gateway stops
 PROBE_TIMEOUT_S = 5.0  # of a request for the model's configuration
+MAX_RESENDS = 3  # of a request that a rollout to other image inputs met
 
 
 @dataclass(frozen=True)
@@ -138,12 +139,15 @@ class Service:
                 info = self._info or await self.check()
                 prepared = await self._decode(photo, info)
                 decoded = time.perf_counter()
-                try:
-                    answers = await self._ask(prepared, upload, request_id)
-                except ContractMismatch:  # a model of other image inputs was rolled out
-                    info = await self.check()
-                    prepared = await self._decode(photo, info)
-                    answers = await self._ask(prepared, upload, request_id)
+                for attempt in range(MAX_RESENDS + 1):
+                    try:
+                        answers = await self._ask(prepared, upload, request_id)
+                        break
+                    except ContractMismatch:  # a model of other image inputs was rolled out
+                        if attempt == MAX_RESENDS:
+                            raise
+                        info = self._info = await self._client.check()  # not the probe's: its replica may be another
+                        prepared = await self._decode(photo, info)
                 self.metrics.triton.observe(time.perf_counter() - decoded)
                 if any(tensors.HEAD_PREFIX + answer.head_id not in info.models for answer in answers):
                     self._info = None  # another model was rolled out

@@ -30,6 +30,7 @@ class FakeServer(service_pb2_grpc.GRPCInferenceServiceServicer):
 
     contract_version: str = str(tensors.CONTRACT_VERSION)
     image_dims: tuple[int, ...] = (SIDE, SIDE, 3)
+    replicas: tuple[int, ...] = ()  # image sizes of replicas that take the calls in turn, and refuse other photos
     max_batch_size: int = tensors.MAX_BATCH_SIZE
     models: tuple[str, ...] = MODELS
     not_ready: tuple[str, ...] = ()
@@ -54,6 +55,12 @@ class FakeServer(service_pb2_grpc.GRPCInferenceServiceServicer):
     def __post_init__(self) -> None:
         self.gate.set()
 
+    def _next_dims(self) -> tuple[int, ...]:
+        if self.replicas:
+            side, *others = self.replicas
+            self.replicas, self.image_dims = (*others, side), (side, side, 3)
+        return self.image_dims
+
     def ServerMetadata(self, request, context):
         return service_pb2.ServerMetadataResponse(name="fake-server", version="1.2")
 
@@ -69,7 +76,7 @@ class FakeServer(service_pb2_grpc.GRPCInferenceServiceServicer):
         response.config.parameters[tensors.CONTRACT_VERSION_PARAMETER].string_value = self.contract_version
         response.config.name = request.name
         response.config.max_batch_size = self.max_batch_size
-        response.config.input.add(name="image", data_type="TYPE_UINT8", dims=self.image_dims)
+        response.config.input.add(name="image", data_type="TYPE_UINT8", dims=self._next_dims())
         response.config.input.add(name="tokens", data_type="TYPE_INT32", dims=tensors.TOKENS.shape)
         for spec in tensors.HEAD_OUTPUTS:
             response.config.output.add(name=spec.name, data_type=f"TYPE_{spec.datatype}", dims=spec.shape)
@@ -99,6 +106,9 @@ class FakeServer(service_pb2_grpc.GRPCInferenceServiceServicer):
             for tensor, data in zip(request.inputs, request.raw_input_contents, strict=True)
         }
         image, tokens = inputs[tensors.IMAGE.name], inputs[tensors.TOKENS.name]
+        if image.shape[1:] != self._next_dims() and self.replicas:
+            message = f"unexpected shape for input 'image' for model '{request.model_name}'"
+            context.abort(grpc.StatusCode.INVALID_ARGUMENT, message)
         self.shapes.append((image.shape, tokens.shape))
         response = service_pb2.ModelInferResponse(model_name=request.model_name)
         for output in request.outputs:

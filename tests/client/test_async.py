@@ -102,15 +102,10 @@ def test_one_hop_to_a_thread(fake_server: FakeServer, photos: list[Path], monkey
         async with AsyncVizwizClient(fake_server.url) as client:
             info = await client.check()
             monkeypatch.setattr(TaskIo, "work", work)
-            for photo, question, expected in (
-                (photos[0], "what?", [1]),
-                (prepare(photos[0], info.images), "what?", []),
-                (prepare(photos[0], info.images), "what? " * 100, [1]),
-                (prepare(photos[0], info.images), "wh\xe4t?", [1]),  # ftfy is imported for it
-            ):
+            for photo in (photos[0], prepare(photos[0], info.images)):
                 hops.clear()
-                assert await client.ask(photo, question)
-                assert hops == expected
+                assert await client.ask(photo, "what?")
+                assert hops == [1]
             with pytest.raises(QuestionError):
                 await client.ask(prepare(photos[0], info.images), " ")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -161,9 +162,11 @@ class TestFailures:
             fake_server.failure = (status, "failed")
             with pytest.raises(ServerError):
                 client.ask(photos[0], "what is this?")
-            retryable = status in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.NOT_FOUND)
+            # after INVALID_ARGUMENT it is prepared again, for another model or another replica
+            again = grpc.StatusCode.INVALID_ARGUMENT
+            retryable = status in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.NOT_FOUND, again)
             assert len(fake_server.request_ids) == (3 if retryable else 1), status
-            assert len(set(fake_server.request_ids)) == 1  # the same request, by the same name
+            assert len(set(fake_server.request_ids)) == (3 if status is again else 1)  # its name in the server's log
 
     def test_a_retry_brings_the_answer(self, client: Any, fake_server: FakeServer, photos: list[Path]) -> None:
         fake_server.failures_left, fake_server.failure = 2, (grpc.StatusCode.UNAVAILABLE, "Exceeds maximum queue size")
@@ -247,7 +250,7 @@ def test_a_passed_timeout_does_not_cancel_the_request(
     short = connect(fake_server.url, timeout_s=0.5)
     short.check()
     fake_server.gate.clear()
-    with pytest.raises(DeadlineExceeded, match="no reply came in time"):
+    with pytest.raises(DeadlineExceeded, match=r"no reply came in time\)"):
         short.ask(photos[0], "what?")
     time.sleep(0.5)  # a cancellation would have arrived
     assert len(fake_server.request_ids) == 2
@@ -273,3 +276,47 @@ def test_requests_without_a_reply_do_not_pile_up(
     fake_server.gate.set()
     assert client.ask(photos[0], "what?").head_id == fake_server.head
     assert len(fake_server.request_ids) == 3
+
+
+def test_a_new_request_waits_for_those_without_a_reply(
+    connect: Connect, fake_server: FakeServer, photos: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also if many callers gave up at once, and one reply after the other comes."""
+    for module in (_threads, _tasks):
+        monkeypatch.setattr(module, "MAX_ABANDONED", 2)
+    client = connect(fake_server.url, timeout_s=1)
+    client.check()
+    fake_server.gate.clear()
+    with ThreadPoolExecutor(4) as pool:
+        calls = [pool.submit(client.ask, photos[0], "what?") for _ in range(4)]
+        assert all(isinstance(call.exception(), DeadlineExceeded) for call in calls)
+    fake_server.gate.set()
+    fake_server.delay_s = 0.1
+    assert client.ask(photos[0], "what?").head_id == fake_server.head
+
+
+@pytest.mark.parametrize("retries", [2, 0])
+def test_a_request_that_met_other_inputs_is_sent_again(
+    retries: int, connect: Connect, fake_server: FakeServer, photos: list[Path]
+) -> None:
+    """From a file object too, which can be read only once."""
+    client = connect(fake_server.url, retries=retries)
+    client.check()
+    fake_server.replicas = (48,)
+    reading, writing = os.pipe()
+    with os.fdopen(writing, "wb") as file:
+        file.write(photos[0].read_bytes())
+    with os.fdopen(reading, "rb") as file:
+        assert client.ask(file, "what?").head_id == fake_server.head
+    assert fake_server.shapes[-1][0] == (1, 48, 48, 3)
+    assert len(fake_server.request_ids) == 2
+
+
+def test_replicas_of_different_inputs_that_take_turns(
+    connect: Connect, fake_server: FakeServer, photos: list[Path]
+) -> None:
+    """Each configuration comes from one replica, and the request after it goes to the other."""
+    fake_server.replicas = (32, 48)
+    client = connect(fake_server.url)
+    answers = [client.ask(photo, "what?") for photo in photos for _ in range(4)]
+    assert {answer.head_id for answer in answers} == {fake_server.head}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import shutil
 import threading
 import time
@@ -13,9 +15,12 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 from export import to_onnx
 from export.inventory import check_repository, list_models, prune
+from export.repository import finish_model
+from serving.repository import read_config, read_ensemble
 from serving.rollout import rollout
 from serving.server import EmbeddedTriton
 from tests.conftest import LiveServer, write_checkpoint
@@ -28,7 +33,7 @@ from training.run import Run, read_run
 from vizwiz_client import DeadlineExceeded, VizwizClient
 from vizwiz_client.contract.image import load_photo
 from vizwiz_client.contract.prepared import prepare
-from vizwiz_client.contract.tensors import HEAD_PREFIX, ImageInput
+from vizwiz_client.contract.tensors import HEAD_PREFIX, IMAGE_ENCODER_PREFIX, ImageInput
 
 CLIENTS = 3
 PHOTOS = 6
@@ -110,6 +115,45 @@ def test_the_repository_is_what_the_run_asks_for(two_clips: TwoClips, capsys: py
     assert sorted(kinds) == ["head", "image encoder", "image encoder", "text encoder", "text encoder"]
     assert to_onnx.main(["--list", "--repository", str(two_clips.repository)]) == 0
     assert "other.pt" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("numbers", "refusal"),
+    [
+        (
+            [1, 0],
+            "as number 1, but .*other.pt is .*: give .*clip_demo.pt, then .*other.pt with --clip",
+        ),
+        ([0], "was fitted on 2 CLIP.s., got 1: give .*clip_demo.pt, then .*other.pt with --clip"),
+    ],
+)
+def test_other_clips_than_those_of_the_fit_are_refused(
+    numbers: list[int], refusal: str, two_clips: TwoClips, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sources = [two_clips.two.clips[number]["source"] for number in numbers]
+    arguments = [argument for source in sources for argument in ("--clip", source)]
+    assert to_onnx.main(["--run", str(two_clips.two.folder), "--repository", str(tmp_path), *arguments]) == 2
+    assert re.search(refusal, capsys.readouterr().err)
+    assert not list(tmp_path.iterdir())
+
+
+def test_all_clips_share_the_golden_photo(two_clips: TwoClips, tmp_path: Path) -> None:
+    """An encoder that was exported with another version of Pillow has another one."""
+    own = Path(shutil.copytree(two_clips.repository, tmp_path / "models"))
+    head = two_clips.head(two_clips.two)
+    shutil.rmtree(own / head)
+    names = [step.model_name for step in read_ensemble(own).ensemble_scheduling.step]
+    first, second = (own / name for name in names if name.startswith(IMAGE_ENCODER_PREFIX))
+    photo = Image.open(second / "golden.jpg").rotate(90)
+    photo.save(second / "golden.jpg")
+    config = read_config(second)
+    for name in ("config.pbtxt", "SHA256SUMS"):
+        (second / name).unlink()
+    finish_model(second, config)
+    assert to_onnx.main(["--run", str(two_clips.two.folder), "--repository", str(own)]) == 0
+    assert (own / head / "golden.jpg").read_bytes() == (first / "golden.jpg").read_bytes()
+    golden, before = (json.loads((folder / head / "golden.json").read_text()) for folder in (own, two_clips.repository))
+    assert golden == before
 
 
 def test_pruning_leaves_both_clips(two_clips: TwoClips, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ import torch
 from tests.conftest import write_checkpoint
 from training import evaluate
 from training.artifacts import write_json
-from training.backbone import ClipError, FrozenClip
+from training.backbone import FrozenClip
 from training.dataset import ANSWER_TYPES, DEMO_MANIFEST, DatasetError, holdout_rows, read_split, select
 from training.metrics import answerability, vqa_accuracy, vqa_accuracy_by_type
 from training.model import ClipEnsemble, GatedHead, Predictor
@@ -241,9 +241,9 @@ def test_another_train_has_no_held_out_part(run: Run, data: Path, tmp_path: Path
 
 def test_another_clip_is_refused(run: Run, tmp_path: Path) -> None:
     other = str(write_checkpoint(tmp_path / "other.pt", 3, seed=1))
-    with pytest.raises(ClipError, match=r"was fitted on the CLIP [0-9a-f]{12} .*, but .*other\.pt is [0-9a-f]{12}"):
+    with pytest.raises(RunError, match=r"was fitted on the CLIP [0-9a-f]{12} .*, but .*other\.pt is [0-9a-f]{12}"):
         evaluate.load_clips_of(run, [other], torch.device("cpu"))
-    with pytest.raises(ClipError, match=r"was fitted on 1 CLIP\(s\), --clip gives 2"):
+    with pytest.raises(RunError, match=r"was fitted on 1 CLIP\(s\), got 2"):
         evaluate.load_clips_of(run, [other, other], torch.device("cpu"))
 
 

@@ -17,7 +17,7 @@ CONTRACT_VERSION = 1  # raise it when an old client would misread a new server
 CONTRACT_VERSION_PARAMETER = "contract_version"  # in the ensemble's config
 WORDING_PARAMETER = "wording"  # JSON in the ensemble's config: thresholds that choose the sentences shown to people
 DEMO_PARAMETER = "demo"  # "true" in the configs of a head that was fitted on drawn pictures alone, and its ensembles
-RESIZE_PARAMETER = "resize"  # of an image encoder: SQUASH if its photos lose their aspect ratio instead of their edges
+RESIZE_PARAMETER = "resize"  # of an image encoder: SQUASH if photos are resized to a square without cropping
 SQUASH = "squash"
 MODEL_DIGEST_PARAMETER = "model_sha256"  # SHA-256 of a model's graph file, verified when it loads
 LABELS_DIGEST_PARAMETER = "labels_sha256_"  # + file name: SHA-256 of a label file, verified when it loads
@@ -75,7 +75,7 @@ OPTIONAL_OUTPUTS = (QUALITY,)
 class ImageInput:
     """An image input of the ensemble: its name, and how a photo is resized for it.
 
-    An ensemble has one for each distinct resizing of its CLIPs: ``image``, or ``image_336`` and ``image_448``.
+    An ensemble has one for each image preprocessing of its CLIPs: ``image``, or ``image_336`` and ``image_448``.
     ``_squash`` is appended to the name of a squashed one, so a client that only crops finds no input that it knows.
     """
 
@@ -87,13 +87,13 @@ class ImageInput:
 _IMAGE_INPUT = re.compile(f"{IMAGE.name}(?:_[0-9]+)?(?P<squash>_{SQUASH})?")
 
 
-def image_inputs(resizings: Iterable[tuple[int, bool]]) -> list[ImageInput]:
+def image_inputs(preprocessing: Iterable[tuple[int, bool]]) -> list[ImageInput]:
     """The image inputs of an ensemble.
 
     Args:
-        resizings: image size and whether photos are squashed, of each of its CLIPs.
+        preprocessing: image size, and whether photos are resized to it without cropping, of each of its CLIPs.
     """
-    distinct = list(dict.fromkeys(resizings))
+    distinct = list(dict.fromkeys(preprocessing))
     return [
         ImageInput(
             IMAGE.name + f"_{image_size}" * (len(distinct) > 1) + f"_{SQUASH}" * squash, image_size, bool(squash)
