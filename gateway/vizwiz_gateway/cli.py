@@ -147,6 +147,8 @@ def _main(argv: Sequence[str] | None) -> int:
         signal.signal(number, signal.default_int_handler)
     config = uvicorn.Config(
         app,
+        loop="auto",  # uvloop, but on Windows
+        http="h11",  # httptools answers requests with a bare 400 before the gateway can name the error
         access_log=False,
         log_level="error",  # warnings are of clients, who could flood the log
         server_header=False,

@@ -44,7 +44,9 @@ class TestGatewayImage:
             line = re.sub(r"(?:/tmp)?/wheel\b", str(tmp_path / "wheel"), step)
             subprocess.run(["sh", "-c", f"{python} {line}"], cwd=tmp_path, check=True)
         listed = subprocess.run([python, "-m", "pip", "list"], capture_output=True, text=True, check=True).stdout
-        assert {"vizwiz-client", "fastapi", "pillow_heif"} <= {line.split()[0] for line in listed.splitlines()}
+        assert {"vizwiz-client", "fastapi", "pillow_heif", "uvloop"} <= {
+            line.split()[0] for line in listed.splitlines()
+        }
         assert not [name for name in ("torch", "onnxruntime", "triton ") if name in listed]
         command = [python.with_name("vizwiz-gateway"), "--help"]
         assert "--token-file" in subprocess.run(command, capture_output=True, text=True, check=True).stdout
