@@ -85,7 +85,7 @@ def prepare_both(served: Sequence[Served], cache: Path) -> Served:
 
 def _merged(runs: Sequence[Run], folder: Path) -> Run:
     members = [member for run in runs for member in run.load_ensemble().members if isinstance(member, Predictor)]
-    config = {key: value for key, value in runs[0].config.items() if key not in ("format", "files", "clip")}
+    config = {key: value for key, value in runs[0].config.items() if key not in ("format", "files")}
     config["clips"] = [clip for run in runs for clip in run.clips]
     with staged_folder(folder / time.strftime("%Y%m%dT%H%M%SZ")) as staging:
         write_run(staging, config, ClipEnsemble(members), runs[0].answers)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from benchmarks.report import Section, Settings, Table, kinds_here
 from benchmarks.serving.servers import Served, prepare, triton
-from serving.compiled import FOLDER_VARIABLE
+from serving.cache_folder import FOLDER_VARIABLE
 
 GOAL = 0.4  # of a first start
 

@@ -11,7 +11,7 @@ from export import publish, repository
 from export.parity import PARITY_FILE
 from export.publish import ExportError, check_contract, labels, model_names
 from export.targets import GRAPH_KINDS
-from serving.compiled import forget
+from serving.cache_folder import remove_cached
 from serving.repository import (
     CONFIG_FILE,
     ENCODERS_KEY,
@@ -127,7 +127,7 @@ def prune(folder: Path) -> list[Entry]:
         unused = [entry for entry in entries if entry.kind in _PREFIXES.values() and not entry.referenced]
         for entry in unused:
             (folder / entry.name).replace(trash / entry.name)  # atomic; deleting file by file may be interrupted
-    forget(entry.name for entry in unused)
+    remove_cached(entry.name for entry in unused)
     return unused
 
 

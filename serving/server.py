@@ -23,7 +23,7 @@ from serving.access import (
     restrictions,
     write_record,
 )
-from serving.compiled import FOLDER_VARIABLE, cache_folder
+from serving.cache_folder import FOLDER_VARIABLE, cache_folder
 from serving.process import DRAIN_TIMEOUT_S, EXIT_TIMEOUT_S, Address, TritonProcess
 from serving.repository import check_repository
 from serving.runtime import STUB, check_stub, find_runtime

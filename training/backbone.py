@@ -55,6 +55,21 @@ _NOT_A_CHECKPOINT = (
 LOAD_ERRORS = (*_CONNECTION, *_DEVICE, OSError, *_NOT_A_CHECKPOINT)
 
 
+# Width and positions of the image encoder, width of the text encoder, number of features.
+_OPENAI_SIZES = {
+    "RN50": (2048, 50, 512, 1024),
+    "RN101": (2048, 50, 512, 512),
+    "RN50x4": (2560, 82, 640, 640),
+    "RN50x16": (3072, 145, 768, 768),
+    "RN50x64": (4096, 197, 1024, 1024),
+    "ViT-B/32": (768, 50, 512, 512),
+    "ViT-B/16": (768, 197, 512, 512),
+    "ViT-L/14": (1024, 257, 768, 768),
+    "ViT-L/14@336px": (1024, 577, 768, 768),
+}
+_OPEN_CLIP_WIDTHS = {1280: "ViT-H-14", 1408: "ViT-g-14", 1664: "ViT-bigG-14"}  # by width, which none of OpenAI's has
+
+
 class ClipError(Exception):
     """A CLIP that cannot be loaded: unknown name, file or device, no checkpoint, or a failed download."""
 
@@ -140,6 +155,8 @@ def check_clip_source(source: str | Path) -> None:
             f"no CLIP {str(source)!r}: give a checkpoint file, {OPEN_CLIP}ARCHITECTURE/TAG or one of OpenAI's names: "
             f"{choices}"
         )
+    elif re.search("open.?clip", Path(source).name, re.IGNORECASE):  # as open_clip names its files
+        raise ClipError(f"{source} is a file of open_clip's by its name: give {OPEN_CLIP}ARCHITECTURE@{source}")
 
 
 def choose_device(asked: str) -> torch.device:
@@ -201,13 +218,32 @@ def load_clip(source: str | Path, device: str | torch.device = "cpu") -> FrozenC
             if name in clip.available_models():
                 model, _ = clip.load(name, device=device, jit=False)
             else:
-                model = clip.model.build_model(_read_weights(name)).to(device)
+                weights = _read_weights(name)
+                _check_is_openai(weights, name)
+                model = clip.model.build_model(weights).to(device)
         if device.type == "cpu":
             model.float()
     except LOAD_ERRORS as error:
         raise ClipError(load_error(error, name, device, f"{name} is not an OpenAI CLIP checkpoint")) from error
     model.eval().requires_grad_(False)
     return FrozenClip(model, name, weights_digest(model), torch.device(device))
+
+
+def load_distinct_clips(sources: Sequence[str], device: torch.device) -> list[FrozenClip]:
+    """Load the CLIPs of a fit, and print how plain files are read.
+
+    Raises:
+        ClipError: as :func:`load_clip`, or two of ``sources`` are the same CLIP.
+    """
+    clips: dict[str, FrozenClip] = {}
+    for source in sources:
+        loaded = load_clip(source, device)
+        if same := clips.get(loaded.digest):
+            raise ClipError(f"{same.source} and {source} are the same CLIP: give one")
+        clips[loaded.digest] = loaded
+        if reading := describe_reading(loaded):
+            print(reading)
+    return list(clips.values())
 
 
 def _read_weights(path: str) -> dict[str, Tensor]:
@@ -218,6 +254,46 @@ def _read_weights(path: str) -> dict[str, Tensor]:
         return dict(torch.jit.load(path, map_location="cpu").state_dict())
     except RuntimeError:  # not a TorchScript archive
         return dict(torch.load(path, map_location="cpu", weights_only=True))
+
+
+def _check_is_openai(weights: dict[str, Tensor], path: str) -> None:
+    """Refuse weights that are certainly not OpenAI's: open_clip's tensors have the same names.
+
+    A fine-tuned CLIP in fp32 is refused too, because nothing in it says which activation it was trained with.
+
+    Raises:
+        ClipError: they are of a width that only open_clip has, or of one of OpenAI's sizes and not exact in fp16.
+    """
+    vit, resnet = "visual.positional_embedding", "visual.attnpool.positional_embedding"
+    positions, width = weights[resnet if resnet in weights else vit].shape
+    if vit in weights and width in _OPEN_CLIP_WIDTHS:
+        raise ClipError(
+            f"{path} has the width of open_clip's {_OPEN_CLIP_WIDTHS[width]}: give {OPEN_CLIP}ARCHITECTURE@{path}"
+        )
+    first = weights["visual.conv1.weight"]  # trained in fp32, none is exact in fp16
+    for name, sizes in _OPENAI_SIZES.items():
+        if sizes == (width, positions, *weights["text_projection"].shape) and not torch.equal(
+            first.half().float(), first.float()
+        ):
+            architecture = name.replace("/", "-").replace("@336px", "-336")
+            raise ClipError(
+                f"{path} has the size of {name}, but OpenAI's weights are exact in fp16, and its are not. If it is "
+                f"open_clip's, give {OPEN_CLIP}{architecture}@{path}; if it was fine-tuned from OpenAI's, convert it "
+                "to fp16"
+            )
+
+
+def describe_reading(frozen: FrozenClip) -> str | None:
+    """How the file of ``frozen`` is read; None for a name. Files do not say which activation or heads they need."""
+    if frozen.source in clip.available_models() or frozen.source.startswith(OPEN_CLIP):
+        return None
+    visual = frozen.model.visual
+    pool = visual.attnpool if hasattr(visual, "attnpool") else visual.transformer.resblocks[0].attn
+    texts = frozen.model.transformer.resblocks[0].attn
+    return (
+        f"{frozen.source} is read as OpenAI's architecture: QuickGELU, {pool.num_heads} heads in the image encoder and "
+        f"{texts.num_heads} in the text encoder, weights in fp16"
+    )
 
 
 def weights_digest(model: torch.nn.Module) -> str:

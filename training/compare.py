@@ -16,6 +16,7 @@ Features come from the cache of the fits, so this takes seconds.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import sys
 from collections.abc import Sequence
@@ -26,7 +27,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from training.backbone import ClipError, choose_device, clip_name
+from training.backbone import ClipError, choose_device, clip_name, load_clip
 from training.baselines import features_of
 from training.dataset import DatasetError, Split, read_split
 from training.evaluate import load_clips_of
@@ -72,8 +73,10 @@ def compare(runs: Sequence[Run], val: Split, cache: Path, device: torch.device) 
     answerable = np.array([bool(record.answerable) for record in val.records])
     accuracies: list[npt.NDArray[np.float64]] = []
     rows = []
+    load_once = functools.cache(load_clip)  # runs share CLIPs
     for run in runs:
-        features = [encode_split(clip, val, cache) for clip in load_clips_of(run, None, device)]
+        clips = load_clips_of(run, None, device, load=load_once)
+        features = [encode_split(clip, val, cache) for clip in clips]
         predictions = predict(run.load_ensemble().to(device), features_of(features, device))
         answers = [run.answers[index] for index in predictions.best.tolist()]
         accuracies.append(100 * question_accuracies(answers, given).leave_one_out)

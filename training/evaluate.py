@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -140,13 +140,20 @@ def default_out(run: Run, split: Split) -> Path:
     return run.folder / f"evaluation-{split.name}{suffix}"
 
 
-def load_clips_of(run: Run, sources: Sequence[str] | None, device: torch.device) -> list[FrozenClip]:
+def load_clips_of(
+    run: Run,
+    sources: Sequence[str] | None,
+    device: torch.device,
+    *,
+    load: Callable[[str, torch.device], FrozenClip] = load_clip,
+) -> list[FrozenClip]:
     """Load the CLIPs of ``run`` and verify their weights.
 
     Args:
         run: the fitted run.
         sources: names or checkpoint files, in the run's order (default: those of the fit).
         device: where to load them.
+        load: loads a name or file.
 
     Raises:
         ClipError: a CLIP cannot be loaded.
@@ -156,7 +163,7 @@ def load_clips_of(run: Run, sources: Sequence[str] | None, device: torch.device)
     run.check_clips(names)
     for name in names:
         check_clip_source(name)
-    clips = [load_clip(name, device) for name in names]
+    clips = [load(name, device) for name in names]
     run.check_clips(names, [clip.digest for clip in clips])
     return clips
 

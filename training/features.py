@@ -31,7 +31,7 @@ import torch.distributed as dist
 from tqdm import tqdm
 
 from training.artifacts import digest_of, explain_full_disk
-from training.backbone import ClipError, FrozenClip, check_clip_source, choose_device, load_clip
+from training.backbone import ClipError, FrozenClip, check_clip_source, choose_device, describe_reading, load_clip
 from training.dataset import DatasetError, Split, read_split, refuse
 from training.decoding import ROTATIONS, Decoder, Pixels
 from training.feature_cache import (
@@ -248,7 +248,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--clip",
         required=True,
-        help="OpenAI's name, such as ViT-L/14@336px, a checkpoint file, or open_clip:ARCHITECTURE/TAG (docs/clips.md)",
+        help="OpenAI's name, such as ViT-L/14@336px, a FILE of OpenAI's architecture, open_clip:ARCHITECTURE/TAG, or "
+        "open_clip:ARCHITECTURE@FILE for a file of open_clip's (docs/clips.md)",
     )
     parser.add_argument("--splits", nargs="+", default=["train", "val"], help="splits to encode (default: train val)")
     parser.add_argument(
@@ -281,6 +282,8 @@ def run_command(arguments: argparse.Namespace) -> None:
     clip = load_clip(arguments.clip, _device(arguments.device))
     if rank() == 0:
         gather(None)
+        if reading := describe_reading(clip):
+            print(reading)
     for split in splits:
         start = time.perf_counter()
         features = encode_split(clip, split, arguments.cache, rotations=arguments.rotations, workers=arguments.workers)

@@ -25,7 +25,7 @@ import torch
 
 from demo import DEMO_CLIP, ensure_demo_dataset
 from training.artifacts import explain_full_disk, staged_folder, write_json
-from training.backbone import ClipError, FrozenClip, check_clip_source, choose_device, folder_name, load_clip
+from training.backbone import ClipError, FrozenClip, check_clip_source, choose_device, folder_name, load_distinct_clips
 from training.baselines import LABELS, LOGISTIC, Baseline, fit_baselines, normalised, underfits
 from training.dataset import DatasetError, Rows, Split, fold_rows, holdout_rows, read_split, select
 from training.folds import FinishedHeads, FittedPredictor, average, choose_sure_from, fit_predictor, summarise
@@ -278,7 +278,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--clip",
         action="append",
-        help="OpenAI's name, such as ViT-L/14@336px, a checkpoint file, or open_clip:ARCHITECTURE/TAG (docs/clips.md); "
+        help="OpenAI's name, such as ViT-L/14@336px, a FILE of OpenAI's architecture, open_clip:ARCHITECTURE/TAG, or "
+        "open_clip:ARCHITECTURE@FILE for a file of open_clip's (docs/clips.md); "
         "if given twice, heads are fitted on both and averaged",
     )
     parser.add_argument("--device", default="auto", help="auto (CUDA where there is one), cpu, cuda, cuda:1, ...")
@@ -339,7 +340,7 @@ def run_command(arguments: argparse.Namespace) -> Path:
     train, val = (
         add_votes(read_split(data, name, limit=arguments.limit), arguments.quality) for name in ("train", "val")
     )
-    clips = [load_clip(source, device) for source in sources]
+    clips = load_distinct_clips(sources, device)
     arguments.runs.mkdir(parents=True, exist_ok=True)  # fail now, not after the fit
     folder = fit(
         train,

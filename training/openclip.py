@@ -39,7 +39,7 @@ SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
 _SQUASH = {"shortest": False, "squash": True}  # of each accepted ``resize_mode``
 
 # Settings of an architecture that may have any value; all others must have open_clip's default.
-_FREE = {
+_SUPPORTED = {
     "": "embed_dim quick_gelu init_logit_scale nonscalar_logit_scale",
     "vision_cfg": "image_size layers width head_width mlp_ratio patch_size patch_dropout pos_embed_type "
     "final_ln_after_pool attn_pooler_queries attn_pooler_heads timm_model_pretrained timm_pool timm_proj "
@@ -47,8 +47,8 @@ _FREE = {
     "text_cfg": "width heads layers mlp_ratio pad_id eos_id final_ln_after_pool hf_model_pretrained hf_proj_type "
     "hf_pooler_type",
 }
-# What another value means. Of several, the first one is reported.
-_MEANINGS = {
+# Why a setting is refused, most important first.
+_REASONS = {
     "multimodal_cfg": "it is a CoCa, which pools images by attention and reads texts out at a class token",
     "text_cfg.hf_model_name": "its text encoder is one of Hugging Face, not CLIP's transformer",
     "init_logit_bias": "it is a SigLIP, whose tokenizer and pooling differ from CLIP's",
@@ -135,7 +135,7 @@ def find_checkpoint(source: str) -> Checkpoint:
         pretrained = package.get_pretrained_cfg(architecture, tag)
     else:
         raise ClipError(f"open_clip has no checkpoint {tag!r} of {architecture}: {_near(tag, known)}")
-    if reason := difference(config, pretrained):
+    if reason := unsupported_reason(config, pretrained):
         raise ClipError(f"{source} cannot be used: {reason}; docs/clips.md lists CLIPs that can")
     if tag and not _fits(config, pretrained):
         other = architecture.removesuffix("-quickgelu") + "-quickgelu" * pretrained.get("quick_gelu", False)
@@ -144,8 +144,8 @@ def find_checkpoint(source: str) -> Checkpoint:
     return Checkpoint(architecture, file, set_in_config, pretrained)
 
 
-def difference(config: Mapping[str, Any], pretrained: Mapping[str, Any]) -> str | None:
-    """How a checkpoint differs from CLIP in what cannot be exported or preprocessed; None if it does not.
+def unsupported_reason(config: Mapping[str, Any], pretrained: Mapping[str, Any]) -> str | None:
+    """Why a checkpoint cannot be exported or preprocessed; None if it can.
 
     Args:
         config: open_clip's configuration of its architecture.
@@ -157,13 +157,13 @@ def difference(config: Mapping[str, Any], pretrained: Mapping[str, Any]) -> str 
         f"{part}.{name}": value
         for part in defaults
         for name, value in config[part].items()
-        if name not in _FREE[part].split() and value != defaults[part].get(name) and not _only_epsilon(name, value)
+        if name not in _SUPPORTED[part].split() and value != defaults[part].get(name) and not _only_epsilon(name, value)
     }
-    free = {*defaults, *_FREE[""].split()}
-    changed |= {name: value for name, value in config.items() if value and name not in free}
-    for setting in (*_MEANINGS, *changed):
+    supported = {*defaults, *_SUPPORTED[""].split()}
+    changed |= {name: value for name, value in config.items() if value and name not in supported}
+    for setting in (*_REASONS, *changed):
         if setting in changed:
-            return _MEANINGS.get(setting) or f"its {setting} is {changed[setting]!r}, a setting that CLIP does not have"
+            return _REASONS.get(setting) or f"its {setting} is {changed[setting]!r}, a setting that CLIP does not have"
     if not isinstance(size := config["vision_cfg"].get("image_size", 224), int):
         return f"its images are not square: {size}"
     if (interpolation := pretrained.get("interpolation", "bicubic")) != "bicubic":
@@ -185,6 +185,7 @@ def load_open_clip(source: str, device: torch.device) -> OpenClip:
     squash = _SQUASH[pretrained.get("resize_mode", "shortest")]
     try:
         model = open_clip().CLIP(**config)
+        _check_positions(model, path)
         open_clip().load_checkpoint(model, path, strict=True, weights_only=True)
         preprocessing = {"mean": mean, "std": std, "squash": squash}
         digest = digest_of(weights_digest(model), json.dumps(preprocessing | _settings(model), sort_keys=True))
@@ -193,6 +194,23 @@ def load_open_clip(source: str, device: torch.device) -> OpenClip:
         raise ClipError(load_error(error, source, device, f"{path} is not a checkpoint of {architecture}")) from error
     model.eval().requires_grad_(False)
     return OpenClip(model, source, digest, device, squash, mean, std, architecture)
+
+
+def _check_positions(model: nn.Module, path: str) -> None:
+    """Refuse a checkpoint whose position embeddings open_clip would interpolate to those of ``model``."""
+    found, expected = open_clip().factory.load_state_dict(path), model.state_dict()
+    image, text = "visual.positional_embedding", "positional_embedding"
+    if image in found and image in expected and len(found[image]) != len(expected[image]):
+        patch = expected["visual.conv1.weight"].shape[-1]
+        sizes = [round((len(each[image]) - 1) ** 0.5) * patch for each in (found, expected)]
+        raise ClipError(
+            f"{path} is of image size {sizes[0]}, the architecture has {sizes[1]}: give an architecture of "
+            f"{sizes[0]} pixels"
+        )
+    if text in found and len(found[text]) != len(expected[text]):
+        raise ClipError(
+            f"{path} has {len(found[text])} text positions, not the {len(expected[text])} of CLIP: give another"
+        )
 
 
 def to_half(model: nn.Module, config: Mapping[str, Any]) -> nn.Module:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from training.artifacts import explain_full_disk, staged_file
-from training.backbone import ClipError, FrozenClip, check_clip_source, choose_device, clip_name, load_clip
+from training.backbone import ClipError, FrozenClip, check_clip_source, choose_device, clip_name, load_distinct_clips
 from training.baselines import LABELS
 from training.dataset import HOLDOUT, DatasetError, read_split
 from training.download import BASE_URL, DownloadError, download
@@ -186,7 +186,7 @@ def run_command(arguments: argparse.Namespace) -> Path:
     for source in arguments.clip:
         check_clip_source(source)
     download_missing(arguments.data, arguments.base_url)
-    clips = [load_clip(source, device) for source in arguments.clip]
+    clips = load_distinct_clips(arguments.clip, device)
     folder = reproduce(arguments.data, clips, recipe, arguments.holdout, arguments.runs, arguments.cache)
     print(f"run folder: {folder}\n{next_step(folder)}")
     return folder

@@ -93,7 +93,6 @@ def run_config(data: TrainingData, recipe: Recipe, cache: Path) -> dict[str, Any
         },
         "quality": _describe_quality(select(train, rows), recipe),
         "clips": described,
-        **({"clip": described[0]} if len(clips) == 1 else {}),
         "versions": {"python": platform.python_version()} | {package: version(package) for package in packages},
         "device": str(clips[0].device),
     }

@@ -7,6 +7,7 @@ import io
 import urllib.request
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from email.message import Message
 from http.client import IncompleteRead
 from pathlib import Path
@@ -19,7 +20,8 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from training.backbone import ClipError, FrozenClip, choose_device, clip, load_clip
+from benchmarks.architectures import ARCHITECTURES
+from training.backbone import ClipError, FrozenClip, choose_device, clip, describe_reading, load_clip
 
 NAME = "ViT-B/32"
 
@@ -155,6 +157,54 @@ def test_formats_of_checkpoints(
 def encodes_alike(clip: FrozenClip, other: FrozenClip) -> bool:
     pixels = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), dtype=np.uint8)
     return bool(np.allclose(clip.encode_images(pixels), other.encode_images(pixels), rtol=1e-2, atol=1e-2))
+
+
+def save_sizes(path: Path, image: tuple[int, ...], projection: tuple[int, int], value: float) -> Path:
+    """A checkpoint with the weights that tell an architecture, all of ``value``; the file is small."""
+    shapes = {"visual.conv1.weight": (image[1], 3, 32, 32), "visual.positional_embedding": image}
+    shapes["text_projection"] = projection
+    torch.save({name: torch.tensor(value).expand(shape) for name, shape in shapes.items()}, path)
+    return path
+
+
+def test_a_file_of_open_clips_is_refused_as_openais(tiny_vit: FrozenClip, tmp_path: Path) -> None:
+    in_fp32 = save_sizes(tmp_path / "b32.pt", (50, 768), (512, 512), 0.1)
+    with pytest.raises(ClipError, match=r"size of ViT-B/32, .* exact in fp16.* give open_clip:ViT-B-32@\S+b32\.pt"):
+        load_clip(in_fp32)
+    huge = save_sizes(tmp_path / "h14.pt", (257, 1280), (1024, 1024), 0.5)
+    with pytest.raises(ClipError, match=r"width of open_clip's ViT-H-14: give open_clip:ARCHITECTURE@\S+h14\.pt"):
+        load_clip(huge)
+    (named := tmp_path / "open_clip_pytorch_model.bin").write_bytes(Path(tiny_vit.source).read_bytes())
+    with pytest.raises(ClipError, match=r"file of open_clip's by its name: give open_clip:ARCHITECTURE@\S+\.bin"):
+        load_clip(named)
+
+
+def test_fp32_weights_that_are_exact_in_fp16_may_be_openais(tmp_path: Path) -> None:
+    """Such a file gets past the check, to be refused because it lacks the rest of the weights."""
+    with pytest.raises(ClipError, match=r"is not an OpenAI CLIP checkpoint \(\w+: "):
+        load_clip(save_sizes(tmp_path / "b32.pt", (50, 768), (512, 512), 0.5))
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_the_sizes_of_openais(name: str, tmp_path: Path) -> None:
+    embed_dim, size, layers, width, patch, text_width, _, _ = ARCHITECTURES[name]
+    with torch.device("meta"):
+        model = clip.model.CLIP(embed_dim, size, layers, width, patch, 77, 49408, text_width, text_width // 64, 1)
+    shapes = {key: value.shape for key, value in model.state_dict().items()}
+    inexact = torch.tensor(0.1)
+    torch.save({key: inexact.expand(shape) for key, shape in shapes.items()}, path := tmp_path / "clip.pt")
+    with pytest.raises(ClipError, match=f"has the size of {name}, "):
+        load_clip(path)
+
+
+def test_how_a_file_is_read_is_described(tiny_clip: FrozenClip) -> None:
+    heads = 2 if hasattr(tiny_clip.model.visual, "transformer") else 8
+    assert describe_reading(tiny_clip) == (
+        f"{tiny_clip.source} is read as OpenAI's architecture: QuickGELU, {heads} heads in the image encoder and 1 in "
+        "the text encoder, weights in fp16"
+    )
+    assert describe_reading(replace(tiny_clip, source=NAME)) is None
+    assert describe_reading(replace(tiny_clip, source="open_clip:ViT-B-32/openai")) is None
 
 
 class Archived(nn.Module):

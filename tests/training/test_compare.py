@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from tests.conftest import write_checkpoint
 from training import compare, evaluate
@@ -77,6 +78,18 @@ def test_the_table_names_clips_and_the_choice_of_the_epoch(
     assert "*" not in both
     assert both.startswith("tiny.pt and other.pt")
     assert note.startswith("* its fit chose the epoch on this val")
+
+
+def test_each_clip_is_loaded_once(three: list[Run], cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = []
+
+    def load(source: str, device: torch.device) -> FrozenClip:
+        loaded.append(source)
+        return load_clip(source, device)
+
+    monkeypatch.setattr(compare, "load_clip", load)
+    assert compare.main([*(str(run.folder) for run in three), "--cache", str(cache)]) == 0
+    assert loaded == [clip["source"] for clip in three[2].clips]
 
 
 def test_a_folder_without_a_run_is_one_clear_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

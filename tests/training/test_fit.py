@@ -53,7 +53,6 @@ def test_a_run_folder_holds_what_it_promises(run: Path, tiny_vit: FrozenClip) ->
     assert loaded.config["vocabulary"]["size"] == len(loaded.answers)
     assert 50 < loaded.config["vocabulary"]["oracle_accuracy"] <= 100
     assert loaded.config["holdout"] is None
-    assert loaded.config["clips"] == [loaded.config["clip"]]
     assert loaded.config["data"]["train"]["records"] == 50
     assert re.fullmatch(r"[0-9a-f]{64}", loaded.config["data"]["val"]["sha256"])
     assert {"python", "torch", "vizwiz-client"} <= loaded.config["versions"].keys()
@@ -172,7 +171,6 @@ def test_two_clips(tiny_vit: FrozenClip, splits: tuple[Split, Split], tmp_path: 
     recipe = Recipe(epochs=2)
     run = read_run(fit.fit(*splits, [tiny_vit, other], recipe, tmp_path / "runs", tmp_path / "cache"))
     assert [clip["sha256"] for clip in run.clips] == [tiny_vit.digest, other.digest]
-    assert "clip" not in run.config
     alone = read_run(fit.fit(*splits, tiny_vit, recipe, tmp_path / "alone", tmp_path / "cache"))
     member = run.load_ensemble().members[0].state_dict()
     assert all(torch.equal(member[key], value) for key, value in alone.load_ensemble().members[0].state_dict().items())
@@ -296,6 +294,16 @@ def test_bad_input_is_one_clear_line(
     assert fit.main(["--data", str(tmp_path), "--runs", str(tmp_path / "runs"), *clip, *arguments]) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "runs").exists()
+
+
+def test_the_same_clip_under_two_names_is_refused(
+    tiny_vit: FrozenClip, some_photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = shutil.copy(tiny_vit.source, tmp_path / "copy.pt")
+    assert fit.main(flags_of(tiny_vit, some_photos, tmp_path, "--clip", str(copy))) == 2
+    captured = capsys.readouterr()
+    assert f"error: {tiny_vit.source} and {copy} are the same CLIP: give one" in captured.err
+    assert f"\n{tiny_vit.source} is read as OpenAI's architecture: QuickGELU, 2 heads" in captured.out
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")

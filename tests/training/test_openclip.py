@@ -81,6 +81,16 @@ def test_a_file_with_something_else_is_not_a_checkpoint(content: Any, tiny: str,
         load_clip(f"open_clip:tiny@{damaged}")
 
 
+def test_position_embeddings_are_not_interpolated(tiny: str, weights: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    register(tmp_path, "larger", config(VIT | {"image_size": 96}))
+    with pytest.raises(ClipError, match="is of image size 64, the architecture has 96: give an architecture of 64 pix"):
+        load_clip(f"open_clip:larger@{tiny.partition('@')[2]}")
+    short = weights | {"positional_embedding": weights["positional_embedding"][:40]}
+    file = write_weights(short, tmp_path / "short.pt")
+    with pytest.raises(ClipError, match=r"short\.pt has 40 text positions, not the 77 of CLIP: give another"):
+        load_clip(f"open_clip:tiny@{file}")
+
+
 def test_a_checkpoint_is_downloaded_by_open_clip(tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 

@@ -11,7 +11,7 @@ import pytest
 from tests.open_clips import VIT, config, open_clip
 from training import openclip
 from training.backbone import ClipError, check_clip_source, clip_name, folder_name
-from training.openclip import difference, find_checkpoint
+from training.openclip import find_checkpoint, unsupported_reason
 
 
 def test_which_of_the_listed_checkpoints_are_accepted() -> None:
@@ -99,7 +99,7 @@ def test_what_is_refused_says_why(name: str, reason: str) -> None:
 def test_settings_that_differ_from_clips(
     architecture: dict[str, Any], pretrained: dict[str, Any], reason: str | None
 ) -> None:
-    found = difference(architecture, pretrained)
+    found = unsupported_reason(architecture, pretrained)
     assert found is None if reason is None else reason in str(found)
 
 

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy.typing as npt
 import onnxruntime as ort
 import triton_python_backend_utils as triton
-from compiled import compile_model
+from compile_cache import compile_model
 
 # OpenVINO sends telemetry when imported, and stores a client id in the home folder, unless this cannot be imported
 sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]

@@ -1,7 +1,7 @@
 """Cache of the graphs that OpenVINO has compiled for this CPU, so that a second start does not compile them again.
 
-One file per graph: what ``CompiledModel.export_model`` gives, then its SHA-256, which is verified before OpenVINO reads
-the file: it trusts what it reads. :mod:`serving.compiled` names the folder, and removes the files of pruned models.
+One file per graph: the blob of ``CompiledModel.export_model``, then its SHA-256, which is verified first: OpenVINO does
+not validate the blob. :mod:`serving.cache_folder` names the folder, and removes the files of pruned models.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ import numpy as np
 import numpy.typing as npt
 import triton_python_backend_utils as triton
 
-FOLDER_VARIABLE = "VIZWIZ_SERVING_CACHE"  # as in serving/compiled.py; the supervisor sets it
+FOLDER_VARIABLE = "VIZWIZ_SERVING_CACHE"  # as in serving/cache_folder.py; the supervisor sets it
 SUFFIX = ".openvino"
-MAX_BYTES = 4 << 30  # of all files; those that were not used for longest go
+MAX_BYTES = 4 << 30  # of all files; least recently used files are deleted first
 _DIGEST_BYTES = 32
 
 _mapped: list[Any] = []  # files whose weights a loaded graph reads where they are: they must stay mapped
@@ -30,7 +30,8 @@ _mapped: list[Any] = []  # files whose weights a loaded graph reads where they a
 def compile_model(core: Any, graph: Path, model: str, digest: str | None, options: Mapping[str, Any]) -> Any:
     """Compile ``graph`` on the CPU, or load what an earlier start has compiled.
 
-    The cache never fails a start: a file that is damaged or refused is removed, and the graph compiled.
+    No error of the cache fails a start: it is logged as a warning, and the graph compiled. A file that is damaged or
+    cannot be loaded is removed.
 
     Args:
         core: ``openvino.Core``.
@@ -45,7 +46,11 @@ def compile_model(core: Any, graph: Path, model: str, digest: str | None, option
     folder = os.environ.get(FOLDER_VARIABLE)
     if not folder or digest is None or not _is_private(Path(folder)):
         return core.compile_model(graph, "CPU", dict(options))
-    path = Path(folder, f"{model}-{cache_key(core, digest, options)}{SUFFIX}")
+    try:
+        path = Path(folder, f"{model}-{cache_key(core, digest, options)}{SUFFIX}")
+    except Exception as error:  # such as StopIteration: /proc/cpuinfo of some CPUs has no "flags"
+        triton.Logger.log_warn(f"{model} is not cached: its cache key cannot be computed ({error!r})")
+        return core.compile_model(graph, "CPU", dict(options))
     if (compiled := _load(core, path, options)) is None:
         compiled = core.compile_model(graph, "CPU", dict(options))
         try:
@@ -66,7 +71,7 @@ def cache_key(core: Any, digest: str, options: Mapping[str, Any]) -> str:
 
 
 def _is_private(folder: Path) -> bool:
-    """Whether ``folder``, which is made where it is missing, is this user's alone: OpenVINO trusts its files."""
+    """Whether ``folder``, created if missing, is this user's alone: OpenVINO does not validate a blob."""
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         found = folder.stat()
@@ -82,20 +87,20 @@ def _is_private(folder: Path) -> bool:
 def _load(core: Any, path: Path, options: Mapping[str, Any]) -> Any:
     import openvino
 
-    content: npt.NDArray[np.uint8]
+    content: npt.NDArray[np.uint8] = np.empty(0, np.uint8)
+    compiled, problem = None, "is damaged (its SHA-256 is wrong)"
     try:
-        content = np.memmap(path, np.uint8, "c")  # copy-on-write: OpenVINO asks for writable memory
+        if path.stat().st_size:  # an empty file cannot be mapped
+            content = np.memmap(path, np.uint8, "c")  # copy-on-write: OpenVINO asks for writable memory
+        blob, digest = content[:-_DIGEST_BYTES], content[-_DIGEST_BYTES:]
+        if hashlib.sha256(blob.data).digest() == digest.tobytes():
+            compiled = core.import_model(openvino.Tensor(blob, shared_memory=True), "CPU", dict(options))
     except FileNotFoundError:
         return None
-    except (OSError, ValueError):  # ValueError: an empty file
-        content = np.empty(0, np.uint8)
-    blob, digest = content[:-_DIGEST_BYTES], content[-_DIGEST_BYTES:]
-    try:
-        if hashlib.sha256(blob.data).digest() != digest.tobytes():
-            raise RuntimeError("its SHA-256 is wrong")
-        compiled = core.import_model(openvino.Tensor(blob, shared_memory=True), "CPU", dict(options))
     except Exception as error:  # whatever it is: the graph is there to be compiled
-        triton.Logger.log_warn(f"{path} is damaged ({error}): the graph is compiled again")
+        problem = f"cannot be loaded ({error})"
+    if compiled is None:
+        triton.Logger.log_warn(f"{path} {problem}: the graph is compiled again")
         with suppress(OSError):
             path.unlink()
         return None

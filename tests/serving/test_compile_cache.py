@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 from tritonclient.grpc import InferenceServerClient
 
-from serving.compiled import FOLDER_VARIABLE, cache_folder, forget
+from serving.cache_folder import FOLDER_VARIABLE, cache_folder, remove_cached
 from serving.server import EmbeddedTriton
 from tests.conftest import ROOT
 from tests.serving.test_openvino import accelerate
@@ -79,9 +80,11 @@ def test_a_damaged_file_is_compiled_again(damage: str, accelerated: Path, cache:
 
 def test_two_servers_that_start_at_once_share_it(accelerated: Path, cache: Path) -> None:
     with ThreadPoolExecutor(2) as pool:
-        logs = list(pool.map(serve_once, [accelerated] * 2))
-    assert len(logs) == 2
-    assert sorted(name.rpartition("-")[0] for name in inodes(cache)) == sorted(MODELS)
+        list(pool.map(serve_once, [accelerated] * 2))
+    third = serve_once(accelerated)
+    assert len(inodes(cache)) == len(MODELS)
+    for model in MODELS:
+        assert f"{model} is loaded from" in third
 
 
 def test_a_folder_that_others_may_write_is_not_read(accelerated: Path, cache: Path) -> None:
@@ -91,11 +94,11 @@ def test_a_folder_that_others_may_write_is_not_read(accelerated: Path, cache: Pa
     assert list(cache.iterdir()) == []
 
 
-def test_models_that_are_forgotten_leave_it(cache: Path) -> None:
+def test_graphs_of_removed_models_are_deleted(cache: Path) -> None:
     cache.mkdir()
     for model in (*MODELS, "clip_image_0000000000001"):
         (cache / f"{model}-0123456789abcdef.openvino").touch()
-    forget([IMAGE_MODEL])
+    remove_cached([IMAGE_MODEL])
     assert sorted(inodes(cache)) == sorted(
         f"{model}-0123456789abcdef.openvino" for model in ("clip_image_0000000000001", TEXT_MODEL)
     )
@@ -118,17 +121,18 @@ from pathlib import Path
 logger = types.SimpleNamespace(log_warn=print, log_info=print)
 sys.modules["triton_python_backend_utils"] = types.SimpleNamespace(Logger=logger)
 sys.path.insert(0, sys.argv[1])
-import compiled, openvino
+import compile_cache, openvino
 core = openvino.Core()
 def start(model, digest, threads=1):
-    compiled.compile_model(core, Path(sys.argv[2]), model, digest, {"INFERENCE_NUM_THREADS": threads})
+    compile_cache.compile_model(core, Path(sys.argv[2]), model, digest, {"INFERENCE_NUM_THREADS": threads})
 """
 
 
-def compile_in_a_process(model: Path, script: str) -> None:
+def compile_in_a_process(model: Path, script: str) -> str:
+    """Run ``script``, and return the log."""
     backend = ROOT / "serving" / "backends" / "onnxruntime"
     command = [sys.executable, "-c", f"{COMPILE}{script}", backend, model / "1" / "model.onnx"]
-    subprocess.run(command, check=True)
+    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
 
 
 def test_another_graph_or_option_is_another_file(tiny_repository: Path, cache: Path) -> None:
@@ -137,11 +141,51 @@ def test_another_graph_or_option_is_another_file(tiny_repository: Path, cache: P
     assert len(list(cache.iterdir())) == 3
 
 
-def test_files_that_were_not_used_for_longest_go_first(tiny_repository: Path, cache: Path) -> None:
+def test_least_recently_used_files_are_deleted_first(tiny_repository: Path, cache: Path) -> None:
     compile_in_a_process(tiny_repository / TEXT_MODEL, 'start("a", "0"); start("b", "0")')
     for number, path in enumerate(sorted(cache.iterdir())):
         os.utime(path, (number, number))
         size = path.stat().st_size
-    script = f'compiled.MAX_BYTES = {2 * size}; start("a", "0"); start("c", "0")'
+    script = f'compile_cache.MAX_BYTES = {2 * size}; start("a", "0"); start("c", "0")'
     compile_in_a_process(tiny_repository / TEXT_MODEL, script)
     assert [path.name[0] for path in sorted(cache.iterdir())] == ["a", "c"]
+
+
+def test_a_file_that_openvino_refuses_is_not_called_damaged(tiny_repository: Path, cache: Path) -> None:
+    compile_in_a_process(tiny_repository / TEXT_MODEL, 'start("m", "0")')
+    [file] = cache.iterdir()
+    file.write_bytes(b"a blob of another format" + hashlib.sha256(b"a blob of another format").digest())
+    log = compile_in_a_process(tiny_repository / TEXT_MODEL, 'start("m", "0"); start("m", "0")')
+    assert f"{file} cannot be loaded (" in log
+    assert "damaged" not in log
+    assert f"m is loaded from {file}" in log
+
+
+FAULTY = """
+class Faulty:
+    def __getattr__(self, name):
+        return getattr(openvino.Core(), name)
+    def {method}(self, *arguments):
+        raise {error}
+    def compile_model(self, *arguments):
+        self.model = openvino.Core().compile_model(*arguments)
+        return self if "{method}" == "export_model" else self.model
+core = Faulty()
+start("m", "0")
+assert core.model.inputs
+"""
+
+
+@pytest.mark.parametrize(
+    ("method", "error", "warning"),
+    [
+        ("get_versions", "StopIteration", "m is not cached: its cache key cannot be computed (StopIteration())"),
+        ("export_model", "MemoryError('no memory')", "m will be compiled again at the next start: "),
+    ],
+)
+def test_no_error_of_the_cache_fails_a_start(
+    method: str, error: str, warning: str, tiny_repository: Path, cache: Path
+) -> None:
+    log = compile_in_a_process(tiny_repository / TEXT_MODEL, FAULTY.format(method=method, error=error))
+    assert warning in log
+    assert list(cache.iterdir()) == []

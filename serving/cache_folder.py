@@ -1,4 +1,4 @@
-"""Folder of the graphs that OpenVINO has compiled for the embedded server (backends/onnxruntime/compiled.py)."""
+"""Folder of the graphs that OpenVINO has compiled for the embedded server (backends/onnxruntime/compile_cache.py)."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ def cache_folder() -> Path | None:
     return None
 
 
-def forget(models: Iterable[str]) -> None:
-    """Remove what is cached of these Triton models."""
+def remove_cached(models: Iterable[str]) -> None:
+    """Delete the cached graphs of these Triton models."""
     if folder := cache_folder():
         for model in models:
             for file in folder.glob(f"{model}-*"):
