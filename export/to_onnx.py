@@ -103,6 +103,8 @@ def run_command(arguments: argparse.Namespace) -> int:
     print(f"run: {run.folder} ({len(run.answers)} answers, CLIP {' and '.join(fitted)})")
     kind = choose_kind(arguments.variant, arguments.precision, this_machine(), arguments.target)
     print(f"graphs: {kind.device} {kind.variant} {kind.precision}: {GRAPH_KINDS[kind]} (--help lists the others)")
+    if limit := run.config["data"].get("limit"):
+        print(f"warning: a trial run, fitted with --limit {limit}", file=sys.stderr)
     run.check_clips(arguments.clip or fitted)
     clips = [load_clip(source) for source in arguments.clip] if arguments.clip else fitted  # a named one is verified
     names = export_run(run, clips, arguments.repository, kind, recheck=arguments.recheck)

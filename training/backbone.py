@@ -311,6 +311,8 @@ def load_error(error: Exception, name: str, device: torch.device, no_checkpoint:
     """Error message for one of LOAD_ERRORS, ``no_checkpoint`` for most; the order matters, URLError is an OSError."""
     first_line = str(error).partition("\n")[0]  # PyTorch adds hints for its developers
     reason = f"{type(error).__name__}: {first_line}"
+    if isinstance(error, UnpicklingError):  # PyTorch's message advises to read the file with its code
+        reason = "neither a TorchScript archive, nor a PyTorch file of weights alone, nor .safetensors"
     downloaded = name in clip.available_models()
     if isinstance(error, _CONNECTION):
         return (

@@ -53,7 +53,8 @@ class Row:
     minus_first_margin_95: float  # half of the 95% interval of that difference, paired by question
     unanswerable_ap: float
     answerable_ap: float
-    epoch_chosen_here: bool  # the fit chose its epoch on this val, which favours it
+    epoch_chosen_here: bool  # the fit chose its epoch on this val, or a part of it, which favours it
+    limit: int | None  # the fit's --limit
 
 
 def compare(runs: Sequence[Run], val: Split, cache: Path, device: torch.device) -> list[Row]:
@@ -94,6 +95,7 @@ def compare(runs: Sequence[Run], val: Split, cache: Path, device: torch.device) 
                 scores["unanswerable_ap"],
                 scores["answerable_ap"],
                 _chose_epoch_on(val, run),
+                run.config["data"].get("limit"),
             )
         )
     return rows
@@ -110,7 +112,7 @@ def table(rows: Sequence[Row]) -> str:
     cells = [
         (
             " and ".join(row.clips),
-            row.recipe,
+            row.recipe + f" --limit {row.limit}" * bool(row.limit),
             str(row.answers),
             f"{row.vqa_accuracy_leave_one_out:.2f}{'*' * row.epoch_chosen_here}",
             "" if row is rows[0] else f"{row.minus_first:+.2f} ± {row.minus_first_margin_95:.2f}",

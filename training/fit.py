@@ -366,6 +366,8 @@ def run_command(arguments: argparse.Namespace) -> Path:
     if "quality" in best:
         print(describe_quality(best["quality"]))
     print(f"run folder: {folder}\nloss curves: {folder / CURVES_FILE}")
+    if arguments.limit:
+        print(f"a trial on --limit {arguments.limit} records, now the newest run: export another one with --run")
     print(next_step(folder))
     return folder
 
