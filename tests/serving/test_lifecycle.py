@@ -41,6 +41,7 @@ from tests.serving.processes import (
     shared_memory_of,
 )
 from tests.serving.tiny_repository import HEAD, IMAGE_MODEL, SIDE, TEXT_MODEL, ask, change_config, expected_answer
+from vizwiz_client.contract import tensors
 
 IMAGE, TOKENS = np.ones((1, SIDE, SIDE, 3), np.uint8), np.ones((1, 8), np.int32)
 
@@ -192,7 +193,7 @@ def test_a_killed_process_restarts_the_server(tiny_repository: Path, victim: str
     server = EmbeddedTriton(tiny_repository)
     server.start(report=said.append)
     try:
-        feed = read_golden(server.repository, HEAD).feed(SIDE)
+        feed = read_golden(server.repository, HEAD).feed([tensors.ImageInput(tensors.IMAGE.name, SIDE)])
         with Load(server.grpc_url, server.repository, feed) as load:
             load.wait_for(5)
             workspace = server.log.parent

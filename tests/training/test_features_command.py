@@ -139,6 +139,8 @@ def test_the_command_reports_what_it_did(
     flags: list[str], whole: dict[str, bytes], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main([*flags, "--cache", str(tmp_path), "--limit", "5"]) == 0
-    assert capsys.readouterr().out.startswith("train: 5 x 64, 2 rotation(s), ")
+    announced, found = capsys.readouterr().out.splitlines()
+    assert "is read as OpenAI's architecture: QuickGELU, 2 heads" in announced
+    assert found.startswith("train: 5 x 64, 2 rotation(s), ")
     assert main([*flags, "--cache", str(tmp_path), "--workers", "0"]) == 2
     assert capsys.readouterr().err == "error: --workers must be at least 1, got 0\n"
