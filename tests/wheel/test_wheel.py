@@ -57,10 +57,11 @@ class Environment:
 
     def __init__(self, folder: Path, wheel: Path, python: str, *others: str) -> None:
         self.folder = folder
-        run(python, "-m", "venv", folder / "venv")
+        run(python, "-m", "venv", "--without-pip", folder / "venv")
         self.bin = folder / "venv" / ("Scripts" if os.name == "nt" else "bin")
         self.python = self.bin / "python"
-        pip(self.python, "install", "--quiet", "--only-binary=:all:", wheel, *others)
+        install = ("install", "--quiet", "--no-compile", "--only-binary=:all:")
+        pip(sys.executable, "--python", self.python, *install, wheel, *others)
 
     def test(self) -> tuple[int, str]:
         """Run the tests that need the package alone; return how many passed, and the report."""
