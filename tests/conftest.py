@@ -32,7 +32,6 @@ os.environ["VIZWIZ_SERVING_CACHE"] = ""  # servers of tests cache nothing in the
 
 ROOT = Path(__file__).parents[1]
 REAL_DATA = os.environ.get("VIZWIZ_MATERIAL")  # a VizWiz folder: the project carries no real photos or questions
-USES_REAL_DATA = {"vizwiz", "real_annotations", "real_photos", "some_photos"}  # fixtures
 
 
 def pytest_configure() -> None:
@@ -42,9 +41,9 @@ def pytest_configure() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests that use real data where there is some: `pytest -m material` runs them alone."""
+    """Mark the tests that need real data. Tests of `some_photos` have the mark where the photos may decide."""
     for item in items:
-        if USES_REAL_DATA & set(getattr(item, "fixturenames", ())):
+        if "vizwiz" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.material)
 
 

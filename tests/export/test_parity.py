@@ -95,6 +95,7 @@ def refused_at(comparisons: list[Comparison]) -> list[str]:
     return [name for name, tolerance in TOLERANCES.items() if not all(row.passes(tolerance) for row in comparisons)]
 
 
+@pytest.mark.material
 def test_the_graphs_as_they_are_pass(bench: Bench, tmp_path: Path) -> None:
     comparisons = compared(bench, tmp_path)
     assert refused_at(comparisons) == []
@@ -102,6 +103,7 @@ def test_the_graphs_as_they_are_pass(bench: Bench, tmp_path: Path) -> None:
     assert [row.rows for row in comparisons if row.inputs == "val"] == [50] * 5
 
 
+@pytest.mark.material
 @pytest.mark.parametrize("fault", REFUSED_EVERYWHERE)
 def test_gross_faults_are_refused_at_every_precision(
     fault: Callable[[Any], None], bench: Bench, tmp_path: Path
@@ -157,6 +159,7 @@ def test_a_wrong_mean_is_refused_at_every_precision(
     assert refused_at(compared(bench, tmp_path, lambda model: None)) == ["fp32", "fp16", "bf16", "int8"]
 
 
+@pytest.mark.material
 @pytest.mark.parametrize("fault", REFUSED_IN_FP32)
 def test_one_matrix_times_1_01_is_refused_in_fp32(fault: Callable[[Any], None], bench: Bench, tmp_path: Path) -> None:
     assert "fp32" in refused_at(compared(bench, tmp_path, fault))
@@ -185,6 +188,7 @@ def test_a_refused_export_publishes_nothing(
     assert [path.name for path in published.parent.iterdir()] == ["triton_models"]
 
 
+@pytest.mark.material
 def test_the_report_holds_every_comparison_and_what_is_allowed(published: Path) -> None:
     report = json.loads((next(published.glob("gated_head_*")) / "parity.json").read_text(encoding="utf-8"))
     assert report["target"] == "portable-fp32"

@@ -19,6 +19,7 @@ from training.run import read_run
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 
 
+@pytest.mark.material
 def test_features_and_fit_on_cuda(tiny_clip: FrozenClip, some_photos: Path, tmp_path: Path) -> None:
     on_gpu = load_clip(tiny_clip.source, "cuda")
     assert on_gpu.digest == tiny_clip.digest  # the same weights, in whatever precision

@@ -100,6 +100,7 @@ def load(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
+@pytest.mark.material
 def test_the_metrics_are_those_of_the_submission(on_val: Path, data: Path, run: Run) -> None:
     records = read_split(data, "val").records
     tasks = load(on_val / "submission_answers.json"), load(on_val / "submission_answerability.json")
@@ -168,6 +169,7 @@ def test_the_report_can_be_read_without_seeing(on_val: Path) -> None:
     assert all(header.get("scope") in ("row", "col") for header in page.all("th"))
 
 
+@pytest.mark.material
 def test_test_gets_the_submission_files_alone(run: Run, cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert command(run, cache, "--split", "test") == 0
     files = sorted(path.name for path in (run.folder / "evaluation-test").iterdir())
@@ -175,6 +177,7 @@ def test_test_gets_the_submission_files_alone(run: Run, cache: Path, capsys: pyt
     assert "the answers of this split are hidden" in capsys.readouterr().out
 
 
+@pytest.mark.material
 def test_the_held_out_part_is_what_the_fit_left_out(run: Run, data: Path, cache: Path, on_val: Path) -> None:
     assert command(run, cache, "--split", "holdout") == 0
     train = read_split(data, "train")
@@ -293,6 +296,7 @@ def test_a_run_that_lacks_what_is_used_is_refused(run: Run, tmp_path: Path) -> N
             read_run(copy)
 
 
+@pytest.mark.material
 @pytest.mark.parametrize("is_vizwiz", [False, True])
 def test_vizwiz_is_named_in_the_card_of_vizwiz_alone(run: Run, tmp_path: Path, is_vizwiz: bool) -> None:
     for name in ("run.json", "metrics.json"):
@@ -315,6 +319,7 @@ def test_settings_that_override_the_recipe_are_named_with_it(run: Run, on_val: P
     assert overrides(vars(replace(RECIPES["best"], learning_rate=0.001))) == "--learning-rate 0.001"
 
 
+@pytest.mark.material
 def test_the_model_card_is_complete(run: Run, on_val: Path) -> None:
     card = (run.folder / "MODEL_CARD.md").read_text(encoding="utf-8")
     for needed in (

@@ -26,6 +26,7 @@ def split(some_photos: Path, tmp_path: Path) -> Split:
     return Split("val", original.records, tmp_path, original.digest)
 
 
+@pytest.mark.material
 def test_features_are_what_clip_itself_gives(tiny_clip: FrozenClip, split: Split, tmp_path: Path) -> None:
     features = encode_split(tiny_clip, split, tmp_path / "cache")
     with torch.inference_mode():
@@ -78,6 +79,7 @@ def test_unreadable_photos_are_all_named_and_none_is_cached(tiny_vit: FrozenClip
     assert list((tmp_path / "cache").rglob("*.npy")) == []
 
 
+@pytest.mark.material
 def test_photos_are_rotated_upright_and_before_the_crop(tiny_vit: FrozenClip, split: Split, tmp_path: Path) -> None:
     features = encode_split(tiny_vit, split, tmp_path / "cache", rotations=4)
     assert [rotated.shape for rotated in features.rotated] == [features.images.shape] * 3
@@ -90,6 +92,7 @@ def test_photos_are_rotated_upright_and_before_the_crop(tiny_vit: FrozenClip, sp
             assert not np.allclose(rotated[row], features.images[row], atol=1e-3)
 
 
+@pytest.mark.material
 def test_rotations_requested_later_keep_the_upright_photos(tiny_vit: FrozenClip, split: Split, tmp_path: Path) -> None:
     first = encode_split(tiny_vit, split, tmp_path / "cache")
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*.npy")}

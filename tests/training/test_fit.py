@@ -43,6 +43,7 @@ def run(tiny_vit: FrozenClip, splits: tuple[Split, Split], tmp_path_factory: pyt
     return fit.fit(*splits, tiny_vit, Recipe(epochs=3), place / "runs", place / "cache")
 
 
+@pytest.mark.material
 def test_a_run_folder_holds_what_it_promises(run: Path, tiny_vit: FrozenClip) -> None:
     loaded = read_run(run)
     assert loaded.clips[0]["sha256"] == tiny_vit.digest
@@ -63,6 +64,7 @@ def test_a_run_folder_holds_what_it_promises(run: Path, tiny_vit: FrozenClip) ->
     assert loaded.load_ensemble()([(zeros, zeros)]).answer.shape == (1, len(loaded.answers))
 
 
+@pytest.mark.material
 def test_every_epoch_is_scored(run: Path) -> None:
     metrics = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
     assert [row["epoch"] for row in metrics["history"]] == [1, 2, 3]
@@ -90,6 +92,7 @@ def test_every_epoch_is_scored(run: Path) -> None:
     )
 
 
+@pytest.mark.material
 def test_baselines_are_scored_again_as_the_fit_scored_them(run: Path, tmp_path: Path) -> None:
     cache = str(run.parents[1] / "cache")
     assert evaluate.main(["--run", str(run), "--cache", cache, "--out", str(tmp_path), "--device", "cpu"]) == 0
@@ -131,6 +134,7 @@ def test_the_same_seed_gives_the_same_weights(
     assert read_run(again).digest == read_run(run).digest != read_run(other).digest
 
 
+@pytest.mark.material
 def test_a_head_learns_what_can_be_learnt(tiny_vit: FrozenClip, splits: tuple[Split, Split], tmp_path: Path) -> None:
     """Fitted long enough on 50 photos and scored on the same, it must know most of them by heart."""
     folder = fit.fit(*splits, tiny_vit, Recipe(epochs=100, dropout=0.0), tmp_path / "runs", tmp_path / "cache")

@@ -44,6 +44,7 @@ def cells(table: str) -> list[list[str]]:
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
 
 
+@pytest.mark.material
 @pytest.mark.parametrize(
     "recipe", [["--recipe", "report"], ["--recipe", "best", "--folds", "2"]], ids=["report", "best"]
 )
