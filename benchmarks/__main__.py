@@ -25,6 +25,7 @@ PARTS = {  # the module of each, and what it measures
     "encoders": "CLIP's encoders as graphs, against PyTorch and the matrix rate of this machine",
     "peers": "the server beside infinity, LitServe, FastAPI and the bare encoders",
     "clips": "one CLIP, and two in one ensemble",
+    "costs": "an image and a question of each CLIP of docs/clips.md",
     "start": "first and second start of the server",
     "gateway": "what the gateway adds to a question, and its throughput",
     "scale": "gateway workers and Triton replicas",

@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from training.backbone import clip
+from training.backbone import OPEN_CLIP, FrozenClip, clip
+from training.openclip import OpenClip, open_clip
 
 # embed_dim, image_resolution, vision_layers, vision_width, vision_patch_size, transformer width, heads, layers
 ARCHITECTURES = {
@@ -27,12 +28,26 @@ ARCHITECTURES = {
 
 def write_full_size(name: str, path: Path) -> Path:
     """Write a checkpoint of one of :data:`ARCHITECTURES` to ``path``, in fp16 as OpenAI's are."""
+    torch.save(_random_model(name).half().state_dict(), path)
+    return path
+
+
+def random_clip(name: str) -> FrozenClip:
+    """One of :data:`ARCHITECTURES`, or "open_clip:ARCHITECTURE" in the preprocessing of OpenAI's, on the CPU."""
+    architecture, cpu = name.removeprefix(OPEN_CLIP), torch.device("cpu")
+    if architecture == name:
+        return FrozenClip(_random_model(name).eval().requires_grad_(False), name, "", cpu)
+    package = open_clip()
+    config = {key: value for key, value in package.get_model_config(architecture).items() if value}
+    return OpenClip(package.CLIP(**config).eval().requires_grad_(False), name, "", cpu, architecture=architecture)
+
+
+def _random_model(name: str) -> Any:
     embed_dim, image_size, layers, width, patch, text_width, heads, text_layers = ARCHITECTURES[name]
     torch.manual_seed(0)
     model = clip.model.CLIP(embed_dim, image_size, layers, width, patch, 77, 49408, text_width, heads, text_layers)
     model.initialize_parameters()
-    torch.save(model.half().state_dict(), path)
-    return path
+    return model
 
 
 def write_hugging_face(name: str, checkpoint: Path, folder: Path) -> None:

@@ -55,12 +55,12 @@ class Case:
 def run(settings: Settings) -> Section:
     """Measure every case, eager fp32, the baseline, first."""
     cuda = settings.device == "cuda"
-    rates = _in_a_process(settings.device, "rates")
+    rates = in_a_process(settings.device, "rates")
     rows: list[list[str]] = []
     eager: dict[tuple[int, int], float] = {}
     gflop: dict[int, float] = {}  # of one image, or one text, by its length
     for case in cases(settings.large, settings, cuda):
-        found = _in_a_process(settings.device, json.dumps(asdict(case)))
+        found = in_a_process(settings.device, json.dumps(asdict(case)))
         if case.system == "eager fp32":
             eager[case.batch, case.length] = found["median_ms"]
             gflop.setdefault(case.length, found.get("gflop", 0.0))
@@ -154,7 +154,8 @@ def count(run: Callable[[], object]) -> float:
     return float(counter.get_total_flops()) / 1e9
 
 
-def _in_a_process(device: str, task: str) -> dict[str, float]:
+def in_a_process(device: str, task: str) -> dict[str, float]:
+    """Run :func:`main` in a process of its own: the rates, or a case in JSON."""
     # ONNX Runtime takes a GPU where it sees one
     env = os.environ if device == "cuda" else {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(
