@@ -263,6 +263,7 @@ class Core:
                     request_id=request_id,
                     timings=Timings(item.prepare_s, request_s, total_s),
                     thresholds=info.thresholds,
+                    demo=info.demo,
                 )
                 for item, reply in zip(batch, replies, strict=True)
             ]

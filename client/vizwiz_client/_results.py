@@ -48,6 +48,7 @@ class Answer:
         quality: the probability of each issue of the photo ("blur", "framing", ...), most probable first; empty if the
             served head does not predict them.
         thresholds: the served head's thresholds of :attr:`words`, :attr:`advice` and :attr:`sentence`.
+        demo: the head was fitted on the demo's drawn pictures; its answers to real photos mean nothing.
     """
 
     candidates: tuple[Candidate, ...]
@@ -60,6 +61,7 @@ class Answer:
     runner_up: Candidate | None = None
     quality: Mapping[str, float] = field(default_factory=dict, hash=False)
     thresholds: Thresholds = field(default_factory=Thresholds)
+    demo: bool = False
 
     @property
     def answer(self) -> str:
@@ -115,6 +117,7 @@ class Answer:
             "advice": list(self.advice),
             "sentence": self.sentence,
             "question_truncated": self.question_truncated,
+            "demo": self.demo,
             "head_id": self.head_id,
             "request_id": self.request_id,
             "timings": vars(self.timings).copy(),

@@ -16,11 +16,12 @@ from starlette.requests import ClientDisconnect
 from starlette.staticfiles import StaticFiles
 
 import vizwiz_client
+from vizwiz_client import Answer
 from vizwiz_gateway import metrics, page
 from vizwiz_gateway.middleware import Guard, problem_response
 from vizwiz_gateway.problems import Problem, ProblemError, problem
 from vizwiz_gateway.schema import REQUEST, RESPONSES, AskBody
-from vizwiz_gateway.service import Reply, Service
+from vizwiz_gateway.service import Service
 from vizwiz_gateway.settings import Settings
 from vizwiz_gateway.uploads import OVERHEAD_BYTES, Upload, read_upload, too_large
 
@@ -84,13 +85,9 @@ def create_app(settings: Settings) -> FastAPI:
     @app.post("/v1/ask", response_model=AskBody, responses=RESPONSES, openapi_extra=REQUEST)
     async def ask(request: Request) -> JSONResponse:
         """Ask one or more questions about a photo."""
-        reply = await _answer(request, Upload(), settings, service)
+        answers = await _answer(request, Upload(), settings, service)
         return JSONResponse(
-            {
-                "answers": [answer.to_dict() for answer in reply.answers],
-                "demo": reply.demo,
-                "request_id": request.state.request_id,
-            }
+            {"answers": [answer.to_dict() for answer in answers], "request_id": request.state.request_id}
         )
 
     @app.get("/", include_in_schema=False)
@@ -103,17 +100,17 @@ def create_app(settings: Settings) -> FastAPI:
     @app.post("/", include_in_schema=False)
     async def ask_on_page(request: Request) -> HTMLResponse:
         upload = Upload(top=page.TOP)
-        reply, refusal = None, None
+        answers, refusal = list[Answer](), None
         try:
-            reply = await _answer(request, upload, settings, service)
+            answers = await _answer(request, upload, settings, service)
         except ProblemError as error:
             refusal = error.problem
         state = page.PageState(
-            reply.demo if reply else service.demo,
+            answers[0].demo if answers else service.demo,
             settings.max_photo_bytes,
             timeout_s,
             upload.questions,
-            reply.answers if reply else (),
+            answers,
             refusal,
             request.state.request_id,
         )
@@ -125,16 +122,16 @@ def create_app(settings: Settings) -> FastAPI:
     return app
 
 
-async def _answer(request: Request, upload: Upload, settings: Settings, service: Service) -> Reply:
+async def _answer(request: Request, upload: Upload, settings: Settings, service: Service) -> list[Answer]:
     """Admit a request, read it into ``upload``, and ask. Raises ProblemError."""
     outcome = "internal"
     try:
         with service.admit() as admission:
             with service.metrics.upload.time():
                 await _read(request, upload, settings)
-            reply = await service.ask(upload, request.state.request_id, admission)
+            answers = await service.ask(upload, request.state.request_id, admission)
         outcome = "answered"
-        return reply
+        return answers
     except ProblemError as error:
         outcome = error.problem.code
         raise

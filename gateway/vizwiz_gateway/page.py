@@ -24,7 +24,7 @@ from typing import Literal
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from vizwiz_client import Answer
-from vizwiz_client.contract.wording import QUESTION_TRUNCATED, Outcome, quality_in_words
+from vizwiz_client.contract.wording import DEMO, QUESTION_TRUNCATED, Outcome, quality_in_words
 from vizwiz_gateway.problems import Problem
 
 CSP = (
@@ -140,7 +140,7 @@ def render(state: PageState) -> str:
     """The page as an HTML document."""
     return _TEMPLATES.get_template("page.html").render(
         result=_result(state),
-        demo=state.demo,
+        demo=DEMO if state.demo else "",
         question=state.questions[0] if state.questions else "",
         suggestions=SUGGESTIONS,
         request_id=state.request_id,

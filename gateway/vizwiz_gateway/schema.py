@@ -41,6 +41,7 @@ class AnswerBody(BaseModel):
     advice: list[str] = Field(description="what is wrong with the photo and what to do; `sentence` may leave it out")
     sentence: str = Field(description="everything to tell a person, advice included where a better photo is needed")
     question_truncated: bool
+    demo: bool = Field(description="the model has learnt drawn pictures only: its answers to real photos mean nothing")
     head_id: str
     request_id: str
     timings: TimingsBody
@@ -50,7 +51,6 @@ class AskBody(BaseModel):
     """The reply to one request."""
 
     answers: list[AnswerBody] = Field(description="one for each question, in order")
-    demo: bool = Field(description="the model has learnt drawn pictures only: its answers to real photos mean nothing")
     request_id: str
 
 

@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from http import HTTPStatus
 
 from vizwiz_client import Answer, AsyncVizwizClient, ContractMismatch, ModelInfo, Timings, VizwizError
@@ -23,14 +23,6 @@ TRITON_TIMEOUT_S = 600.0
 DRAIN_TIMEOUT_S = 60.0  # for calls to Triton to end when the gateway stops
 PROBE_TIMEOUT_S = 5.0  # of a request for the model's configuration
 MAX_RESENDS = 3  # of a request that a rollout to other image inputs met
-
-
-@dataclass(frozen=True)
-class Reply:
-    """An answer for each question of a request, and whether the head was fitted on drawn pictures alone."""
-
-    answers: Sequence[Answer]
-    demo: bool
 
 
 class Service:
@@ -51,7 +43,7 @@ class Service:
         self._info: ModelInfo | None = None
         self._admitted = 0
         self.metrics = Metrics(lambda: self._admitted)
-        self._tasks: set[asyncio.Task[Reply]] = set()
+        self._tasks: set[asyncio.Task[list[Answer]]] = set()
 
     async def close(self) -> None:
         """Wait for the calls to Triton, then close connections and threads."""
@@ -91,7 +83,7 @@ class Service:
         """Whether the served head was fitted on drawn pictures alone; None before Triton's configuration was read."""
         return self._info.demo if self._info else None
 
-    async def ask(self, upload: Upload, request_id: str, admission: ExitStack) -> Reply:
+    async def ask(self, upload: Upload, request_id: str, admission: ExitStack) -> list[Answer]:
         """Answer the questions of ``upload``.
 
         Args:
@@ -124,12 +116,11 @@ class Service:
                 "too-slow",
                 f"no answer came within {self._settings.answer_timeout_s:g} s; ask again in a while",
             )
-        reply = task.result()
-        for answer in reply.answers:
+        for answer in task.result():
             self.metrics.answers.labels("true" if answer.declined else "false").inc()
-        return reply
+        return task.result()
 
-    async def _answer(self, upload: Upload, request_id: str, admission: ExitStack) -> Reply:
+    async def _answer(self, upload: Upload, request_id: str, admission: ExitStack) -> list[Answer]:
         """Decode and ask. Nothing cancels this once it has started: the process waits for it when it stops."""
         with admission:
             assert upload.photo is not None
@@ -156,7 +147,7 @@ class Service:
             except VizwizError as error:
                 raise from_client(error) from None  # its text may quote the photo, and causes are logged
             prepare_s, total_s = decoded - start, time.perf_counter() - start
-            return Reply([_with_timings(answer, prepare_s, total_s) for answer in answers], info.demo)
+            return [_with_timings(answer, prepare_s, total_s) for answer in answers]
 
     async def _ask(self, photo: PreparedPhoto, upload: Upload, request_id: str) -> Sequence[Answer]:
         pairs = [(photo, question) for question in upload.questions]

@@ -37,6 +37,7 @@ COLUMNS = [
     "advice",
     "sentence",
     "question_truncated",
+    "demo",
     "head_id",
     "request_id",
     "error",

@@ -15,7 +15,7 @@ from vizwiz_client import Answer, ServerError, Tls, VizwizClient, VizwizError
 from vizwiz_client.cli import _output
 from vizwiz_client.cli._output import STANDARD_INPUT, UsageError, print_error, print_json, print_line, standard_input
 from vizwiz_client.contract.errors import escape_controls
-from vizwiz_client.contract.wording import quality_in_words
+from vizwiz_client.contract.wording import DEMO, quality_in_words
 
 
 def ask(arguments: argparse.Namespace) -> int:
@@ -139,9 +139,13 @@ def _notes(photo: str, question: str, answer: Answer | VizwizError, arguments: a
     if isinstance(answer, VizwizError):
         yield f"Error: {'standard input: ' if photo == STANDARD_INPUT else ''}{answer}"
         return
-    if answer.question_truncated and not arguments.quiet:
+    if arguments.quiet:
+        return
+    if answer.demo:
+        yield DEMO
+    if answer.question_truncated:
         yield f"Note: the question {_shorten(question)!r} is too long; its end was ignored."
-    if arguments.quality and not answer.quality and not arguments.quiet:
+    if arguments.quality and not answer.quality:
         yield "Note: the served model was fitted without photo quality, so nothing is known about it."
 
 

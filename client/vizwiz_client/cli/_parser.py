@@ -79,14 +79,14 @@ output:
   With several photos or questions, each line starts with their names. Errors and notes go to standard error.
 
   With --json, one JSON object a line: photo, question, answer, confidence, declined, answerable, answer_type,
-  candidates, runner_up, quality, advice, sentence, question_truncated, head_id, request_id, timings; for a refused
-  photo or question: photo, question, error.
+  candidates, runner_up, quality, advice, sentence, question_truncated, demo, head_id, request_id, timings; for a
+  refused photo or question: photo, question, error.
 """,
     "batch": """\
 output:
   The input's columns, then answer, confidence, declined, answerable, answer_type, candidates, quality, advice,
-  sentence, question_truncated, head_id, request_id, error; in the format of the input, or JSON Lines with --json or if
-  FILE ends in .jsonl. In CSV, candidates, quality and advice are JSON, and empty where there are none.
+  sentence, question_truncated, demo, head_id, request_id, error; in the format of the input, or JSON Lines with
+  --json or if FILE ends in .jsonl. In CSV, candidates, quality and advice are JSON, and empty where there are none.
   A refused photo or question has its error, and no answer. A server error ends the batch, so that it can be resumed;
   with --keep-going it is written as the row's error.
 """,

@@ -31,6 +31,7 @@ DECLINED = "The photo cannot answer this."
 DECLINED_ADVICE = "Take another photo, or ask another question."
 RETAKE = "Then take another photo."
 QUESTION_TRUNCATED = "The question was too long; its end was ignored."
+DEMO = "Demo: this model has learnt drawn pictures only. Its answers to real photos mean nothing."
 
 Outcome = Literal["answered", "unsure", "declined"]
 
