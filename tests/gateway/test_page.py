@@ -183,11 +183,14 @@ class TestWithoutScript:
     def test_errors(self, visit: Callable[..., Visit], demo_gateway: Gateway, asked: dict[str, Asked]) -> None:
         shown = visit(java_script_enabled=False)
         shown.page.goto(demo_gateway.url)
+        whole = asked["answered"].photo.read_bytes()
+        half = {"name": "half.jpg", "mimeType": "image/jpeg", "buffer": whole[: len(whole) // 2]}
         for photo, question, sentence in (
             (None, "", "There is no photo."),
             (asked["answered"].photo, " ", "There is no question."),
             (TEXT_FILE, "a <b> question", "This file is not a photo."),
             (LARGE_FILE, "why?", "The photo is too large: it has more than 2 MB."),
+            (half, "why?", "This photo is damaged or incomplete. Choose it again, or take another one."),
         ):
             shown.ask(photo, question)
             shown.page.get_by_text(sentence).wait_for()
