@@ -36,7 +36,7 @@ def write_head(ensemble: ClipEnsemble, digest: str, path: Path) -> None:
     logits: list[tuple[str, str, str]] = []
     for member, image, text in zip(members, images, texts, strict=True):
         both = graph.add("Concat", text.name, image.name, axis=1)
-        logits += [_gated_head(graph, both, head) for head in member.heads if isinstance(head, GatedHead)]
+        logits += [_gated_head(graph, both, image.name, head) for head in member.heads if isinstance(head, GatedHead)]
     answer, answer_type, answerable = zip(*logits, strict=True)
     graph.add("Mean", *answer, name=tensors.ANSWER.name)
     graph.add("Mean", *answer_type, name=tensors.ANSWER_TYPE.name)
@@ -53,8 +53,8 @@ def write_head(ensemble: ClipEnsemble, digest: str, path: Path) -> None:
     graph.save(path, inputs, outputs)
 
 
-def _gated_head(graph: GraphBuilder, both: str, head: GatedHead) -> tuple[str, str, str]:
-    """:class:`GatedHead` of ``both`` features [B, 2 D].
+def _gated_head(graph: GraphBuilder, both: str, image: str, head: GatedHead) -> tuple[str, str, str]:
+    """:class:`GatedHead` of ``both`` features [B, 2 D], of which ``image`` [B, D] is a part.
 
     Returns:
         Probabilities of answers and of answer types, and the log-odds of answerability.
@@ -64,11 +64,19 @@ def _gated_head(graph: GraphBuilder, both: str, head: GatedHead) -> tuple[str, s
     answer_type = graph.linear(hidden, head.answer_type)
     gate = graph.add("Sigmoid", graph.linear(answer_type, head.gate))
     answer = graph.add("Mul", graph.linear(graph.layer_norm(hidden, head.answer[0]), head.answer[2]), gate)
+    inputs = features if head.answerable_from == FEATURES else hidden
+    if head.quality is not None:
+        inputs = graph.add("Concat", inputs, _quality_head(graph, image, head.quality), axis=1)
     return (
         graph.add("Softmax", answer, axis=1),
         graph.add("Softmax", answer_type, axis=1),
-        graph.linear(features if head.answerable_from == FEATURES else hidden, head.answerable),
+        graph.linear(inputs, head.answerable),
     )
+
+
+def _quality_head(graph: GraphBuilder, image: str, head: QualityHead) -> str:
+    """Log-odds [B, Q] of :class:`QualityHead` of the features ``image`` [B, D]."""
+    return graph.linear(graph.layer_norm(image, head.norm), head.linear)
 
 
 def _quality(graph: GraphBuilder, members: Sequence[Predictor], images: Sequence[TensorSpec]) -> int:
@@ -78,7 +86,7 @@ def _quality(graph: GraphBuilder, members: Sequence[Predictor], images: Sequence
         for head in member.quality:
             assert isinstance(head, QualityHead)
             issues = head.linear.out_features
-            log_odds.append(graph.linear(graph.layer_norm(image.name, head.norm), head.linear))
+            log_odds.append(_quality_head(graph, image.name, head))
     if len(log_odds) > 1:
         log_odds = [graph.add("Unsqueeze", x, graph.constant([1])) for x in log_odds]  # [B, 1, Q]
     graph.add("Sigmoid", _log_odds_of_mean(graph, log_odds, keepdims=0), name=tensors.QUALITY.name)

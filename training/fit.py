@@ -27,13 +27,13 @@ from demo import DEMO_CLIP, ensure_demo_dataset
 from training.artifacts import explain_full_disk, staged_folder, write_json
 from training.backbone import ClipError, FrozenClip, check_clip_source, choose_device, folder_name, load_distinct_clips
 from training.baselines import LABELS, LOGISTIC, Baseline, fit_baselines, normalised, underfits
-from training.dataset import DatasetError, Rows, Split, fold_rows, holdout_rows, read_split, select
+from training.dataset import DatasetError, Split, fold_rows, holdout_rows, read_split, select
 from training.folds import FinishedHeads, FittedPredictor, average, choose_sure_from, fit_predictor, summarise
 from training.labels import TYPE_SETS
 from training.model import ClipEnsemble, predict
 from training.plots import curves
-from training.quality import QUALITY_FOLDS, FittedQuality, add_votes, fit_quality, quality_scores, vote_shares
-from training.recipe import FEW_STEPS, NONE, Recipe, RecipeError, add_recipe_flags, recipe_from
+from training.quality import add_votes, fit_records, quality_scores, require_votes, vote_shares
+from training.recipe import FEW_STEPS, Recipe, RecipeError, add_recipe_flags, recipe_from
 from training.report import describe_quality, write_model_card
 from training.run import CURVES_FILE, DEFAULT_RUNS, METRICS_FILE, epoch_log, log_quality, write_run
 from training.trainer import DivergedError, FeatureDataset, Row, official_scores
@@ -87,11 +87,12 @@ def fit(
         The run folder.
 
     Raises:
-        DatasetError: ``train`` has no answers, or a photo cannot be read.
+        DatasetError: ``train`` has no answers or lacks votes that the recipe needs, or a photo cannot be read.
         DivergedError: the loss is not finite.
         OSError: ``runs`` or ``cache`` cannot be written.
     """
     rows = np.arange(len(train.records)) if holdout is None else holdout_rows(train, holdout, recipe.seed)[0]
+    require_votes(select(train, rows), recipe)
     clips = [clip] if isinstance(clip, FrozenClip) else list(clip)
     data = TrainingData(train, rows, val, clips, choose_vocabulary(recipe, select(train, rows)))
     config = run_config(data, recipe, cache)
@@ -126,6 +127,10 @@ def fit_ensemble(
     parts: list[FittedPredictor] = []
     on_train: list[FeatureDataset] = []
     on_val: list[FeatureDataset] = []
+    for clip in clips:
+        on_train.append(make_dataset(train, rows, clip, vocabulary, recipe, cache, rotations=recipe.rotations))
+        on_val.append(make_dataset(val, np.arange(len(val.records)), clip, vocabulary, recipe, cache))
+    quality = fit_records([train.records[row] for row in rows], [each.images[0] for each in on_train], folds, recipe)
     history: list[Row] = []
     with epoch_log(folder) as log:
 
@@ -136,21 +141,19 @@ def fit_ensemble(
             if not folds or row["epoch"] == recipe.epochs:
                 print(describe_epoch(row))
 
-        for number, clip in enumerate(clips, 1):
-            on_train.append(make_dataset(train, rows, clip, vocabulary, recipe, cache, rotations=recipe.rotations))
-            on_val.append(make_dataset(val, np.arange(len(val.records)), clip, vocabulary, recipe, cache))
+        for number, (fitted_on, scored_on) in enumerate(zip(on_train, on_val, strict=True)):
             fitted = fit_predictor(
                 recipe,
-                on_train[-1],
-                on_val[-1],
+                fitted_on,
+                scored_on,
                 sizes,
                 folds,
                 finished=finished,
-                name=f"clip{number}",
+                name=f"clip{number + 1}",
+                quality=quality.heads[number] if quality else (),
                 on_epoch=on_epoch,
             )
             parts.append(fitted)
-    quality = _fit_quality(data, recipe, on_train, folds)
     if quality:
         for part, heads in zip(parts, quality.heads, strict=True):
             part.predictor.quality.extend(heads)
@@ -175,18 +178,6 @@ def fit_ensemble(
     if (sure_from := choose_sure_from(parts, on_train, folds)) is not None:
         wording["sure_from"] = sure_from
     return Result(ensemble, history, best, wording, fitted_baselines, baseline_scores)
-
-
-def _fit_quality(
-    data: TrainingData, recipe: Recipe, on_train: Sequence[FeatureDataset], folds: Sequence[Rows]
-) -> FittedQuality | None:
-    """Heads of photo quality, one per fold; None where train has no votes."""
-    records = [data.train.records[row] for row in data.rows]
-    if (shares := vote_shares(records)) is None:
-        return None
-    folds = folds or fold_rows(records, QUALITY_FOLDS, recipe.seed)
-    images = [dataset.images[0] for dataset in on_train]
-    return fit_quality(images, shares, folds, calibrated=recipe.calibration != NONE)
 
 
 def _remedy(recipe: Recipe) -> str:
@@ -340,6 +331,7 @@ def run_command(arguments: argparse.Namespace) -> Path:
     train, val = (
         add_votes(read_split(data, name, limit=arguments.limit), arguments.quality) for name in ("train", "val")
     )
+    require_votes(train, recipe)
     clips = load_distinct_clips(sources, device)
     arguments.runs.mkdir(parents=True, exist_ok=True)  # fail now, not after the fit
     folder = fit(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import json
 import shutil
@@ -16,14 +17,14 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from sklearn.linear_model import LogisticRegression
-from torch import nn
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from training.artifacts import digest_of, staged_file
 from training.dataset import Rows
 from training.metrics import choose_threshold
-from training.model import ClipEnsemble, GatedHead, Predictor, predict
-from training.recipe import PLATT, Recipe
+from training.model import ClipEnsemble, GatedHead, Predictor, QualityHead, predict
+from training.recipe import NO, PLATT, Recipe
 from training.trainer import HEADLINE, FeatureDataset, FittedHead, OnEpoch, Row, fit_head, make_head
 
 UNFINISHED = ".unfinished"  # folder within the runs; the dot keeps it from being taken for a run
@@ -97,6 +98,25 @@ def calibrate(layer: nn.Linear, calibration: Calibration, output: int = 0) -> No
         layer.bias[output].mul_(calibration.scale).add_(calibration.offset)
 
 
+@torch.no_grad()
+def standardised(heads: Sequence[QualityHead], images: Tensor) -> QualityHead:
+    """The mean log-odds of ``heads`` as one head, scaled to mean 0 and variance 1 over ``images`` [N, D].
+
+    Answerability reads them on the photos that the heads were fitted on, where they are a little too sure. Two things
+    bound that: the L2 penalty of the heads was chosen on held-out photos, and a gated head is scored and calibrated on
+    records that neither itself nor its quality head was fitted on.
+    """
+    result = copy.deepcopy(heads[0])
+    result.norm.reset_parameters()  # each LayerNorm's scale and shift become part of the linear layer
+    result.linear.weight.copy_(torch.stack([head.linear.weight * head.norm.weight for head in heads]).mean(dim=0))
+    result.linear.bias.copy_(torch.stack([head.linear(head.norm.bias) for head in heads]).mean(dim=0))
+    deviation, mean = torch.std_mean(result(images), dim=0, correction=0)
+    deviation = deviation.clamp(min=1e-6)
+    result.linear.weight.div_(deviation[:, None])
+    result.linear.bias.sub_(mean).div_(deviation)
+    return result
+
+
 class FittedPredictor(NamedTuple):
     """The heads of one CLIP."""
 
@@ -114,6 +134,7 @@ def fit_predictor(
     *,
     finished: FinishedHeads | None = None,
     name: str = "clip",
+    quality: Sequence[QualityHead] = (),
     on_epoch: OnEpoch = lambda row: None,
 ) -> FittedPredictor:
     """Fit the heads of one CLIP: one that is scored on ``val``, or one per fold that is scored on its fold.
@@ -126,6 +147,8 @@ def fit_predictor(
         folds: rows of ``train`` that each head is not fitted on; empty for a single head.
         finished: heads of an interrupted fit.
         name: prefix of the heads' names in ``finished``.
+        quality: the CLIP's heads of photo quality, one for each fold, for a recipe whose answerability reads them. A
+            single head reads the mean of their log-odds.
         on_epoch: called after each epoch with its scores, as by ``fit_head``; in a fit of folds with ``fold`` too,
             from 1.
     """
@@ -133,11 +156,14 @@ def fit_predictor(
     def fit_or_load(
         recipe: Recipe, train: FeatureDataset, val: FeatureDataset, number: int, name: str, on_epoch: OnEpoch
     ) -> FittedHead:
-        if finished and (fitted := finished.load(name, make_head(recipe, train, *sizes))):
+        inputs = None
+        if recipe.answerable_quality != NO:
+            inputs = standardised([quality[number]] if folds else quality, train.images[0])
+        if finished and (fitted := finished.load(name, make_head(recipe, train, *sizes, inputs))):
             for row in fitted.history:
                 on_epoch(row)
             return fitted
-        fitted = fit_head(recipe, train, val, sizes, seed=recipe.seed + number, on_epoch=on_epoch)
+        fitted = fit_head(recipe, train, val, sizes, seed=recipe.seed + number, quality=inputs, on_epoch=on_epoch)
         if finished:
             finished.save(name, fitted)
         return fitted

@@ -60,6 +60,7 @@ class GatedHead(nn.Module):
         hidden: int = 512,
         dropout: float = 0.5,
         answerable_from: str = HIDDEN,
+        quality: QualityHead | None = None,
     ) -> None:
         """Build a head.
 
@@ -70,6 +71,7 @@ class GatedHead(nn.Module):
             hidden: size of the projection.
             dropout: probability of dropping an input of either linear layer.
             answerable_from: what answerability reads, ``hidden`` or ``features``.
+            quality: a fitted head whose log-odds answerability reads too; it becomes part of this head, fixed.
         """
         super().__init__()
         self.answerable_from = answerable_from
@@ -80,6 +82,12 @@ class GatedHead(nn.Module):
         self.answer_type = nn.Linear(hidden, types)
         self.gate = nn.Linear(types, answers)
         self.answerable = nn.Linear(2 * embed_dim if answerable_from == FEATURES else hidden, 1)
+        self.quality = quality
+        if quality is not None:
+            quality.requires_grad_(False)
+            # The log-odds' weights start at 0 and take no random numbers: the rest starts as in a head without them.
+            weight = functional.pad(self.answerable.weight.detach(), (0, quality.linear.out_features))
+            self.answerable.weight = nn.Parameter(weight)
 
     def forward(self, text_features: Tensor, image_features: Tensor) -> HeadLogits:
         """Logits from ``text_features`` [B, D] and ``image_features`` [B, D]."""
@@ -88,8 +96,10 @@ class GatedHead(nn.Module):
         hidden = linear(dropout(features))
         answer_type = self.answer_type(hidden)
         answer = self.answer(hidden) * torch.sigmoid(self.gate(answer_type))
-        answerable = self.answerable(features if self.answerable_from == FEATURES else hidden)
-        return HeadLogits(answer, answer_type, answerable.squeeze(1))
+        inputs = features if self.answerable_from == FEATURES else hidden
+        if self.quality is not None:
+            inputs = torch.cat([inputs, self.quality(image_features)], dim=1)
+        return HeadLogits(answer, answer_type, self.answerable(inputs).squeeze(1))
 
 
 class QualityHead(nn.Module):

@@ -19,10 +19,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from training.artifacts import file_digest
-from training.dataset import Record, Rows, Split, read_list, refuse
+from training.dataset import DatasetError, Record, Rows, Split, fold_rows, read_list, refuse
 from training.folds import calibrate, find_calibration
 from training.metrics import Reliability, average_precision, choose_threshold, expected_calibration_error, reliability
 from training.model import QualityHead
+from training.recipe import NO, NONE, Recipe
 from vizwiz_client.contract.wording import Thresholds, reasons
 
 ISSUES = {  # issue -> its code in the file
@@ -111,6 +112,20 @@ def vote_shares(records: Sequence[Record]) -> Shares | None:
     return None if all(row is unknown for row in rows) else np.array(rows, np.float32) / VOTERS
 
 
+def require_votes(train: Split, recipe: Recipe) -> None:
+    """Check that ``train`` has the votes that ``recipe`` needs.
+
+    Raises:
+        DatasetError: it has none.
+    """
+    if recipe.answerable_quality != NO and vote_shares(train.records) is None:
+        raise DatasetError(
+            f"--answerable-quality yes needs votes on the photos of train, but {train.folder} has none of its "
+            f"{len(train.records)}: run `python -m training.download --quality`, give their folder with --quality, or "
+            "give --answerable-quality no"
+        )
+
+
 def counts(shares: Shares) -> npt.NDArray[np.bool_]:
     """Whether each issue counts, bool [N, Q], from the shares of the voters."""
     return shares * VOTERS > COUNTS_FROM - 0.5
@@ -123,6 +138,19 @@ class FittedQuality(NamedTuple):
     advise_from: dict[
         str, float
     ]  # issue -> lowest probability at which it is reported; it is right in 70% of the photos
+
+
+def fit_records(
+    records: Sequence[Record], features: Sequence[Tensor], folds: Sequence[Rows], recipe: Recipe
+) -> FittedQuality | None:
+    """Fit heads of photo quality as :func:`fit_quality` does, on folds of their own where ``recipe`` has none.
+
+    Returns None where no photo of ``records`` has votes.
+    """
+    if (shares := vote_shares(records)) is None:
+        return None
+    folds = folds or fold_rows(records, QUALITY_FOLDS, recipe.seed)
+    return fit_quality(features, shares, folds, calibrated=recipe.calibration != NONE)
 
 
 def fit_quality(

@@ -15,6 +15,7 @@ from typing import Any
 REPORT_RULE, PAPER, OFFICIAL = "report", "paper", "official"  # rules of the answer list, sets of answer types
 HIDDEN, FEATURES = "hidden", "features"  # inputs of answerability
 LABEL, ANNOTATORS = "label", "annotators"  # targets of answerability
+NO, YES = "no", "yes"
 CONSTANT, COSINE = "constant", "cosine"  # schedules
 RANDOM, PRINCIPAL = "random", "principal"  # initial projections
 BEST_EPOCH, LAST_EPOCH = "best", "last"
@@ -57,6 +58,11 @@ class Recipe:
     folds: int = _option(1, "heads, each fitted without its fold of train; their probabilities are averaged")
     answerable_from: str = _option(
         HIDDEN, "input of answerability: the projection, as for answers, or CLIP's features", (HIDDEN, FEATURES)
+    )
+    answerable_quality: str = _option(
+        NO,
+        "whether answerability also reads the log-odds of the photo's quality issues; needs votes on them",
+        (NO, YES),
     )
     answerable_targets: str = _option(
         LABEL, "the official label, or its mean with the share of annotators who found an answer", (LABEL, ANNOTATORS)

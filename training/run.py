@@ -35,6 +35,7 @@ from training.artifacts import digest_of, file_digest, write_json
 from training.baselines import Baseline, load_baselines, save_baselines
 from training.dataset import HOLDOUT
 from training.model import ClipEnsemble, GatedHead, Predictor, QualityHead
+from training.recipe import NO, YES
 
 DEFAULT_RUNS = Path("runs")
 RUN_FORMAT = 4
@@ -127,9 +128,15 @@ class Run:
         source = recipe["answerable_from"]
         issues = len(self.quality_issues)
         quality_heads = self.config["quality"]["heads"] if issues else 0
+        reads_quality = recipe.get("answerable_quality", NO) == YES  # runs before the setting do not
+
+        def gated_head(dim: int) -> GatedHead:
+            quality = QualityHead(dim, issues) if reads_quality else None
+            return GatedHead(dim, *sizes, answerable_from=source, quality=quality)
+
         members = [
             Predictor(
-                [GatedHead(clip["embed_dim"], *sizes, answerable_from=source) for _ in range(recipe["folds"])],
+                [gated_head(clip["embed_dim"]) for _ in range(recipe["folds"])],
                 [QualityHead(clip["embed_dim"], issues) for _ in range(quality_heads)],
             )
             for clip in self.clips

@@ -15,7 +15,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from training.labels import IGNORED_TARGET, AnswerScores, Targets
 from training.metrics import answerability
-from training.model import PREDICTION_BATCH, GatedHead, HeadLogits
+from training.model import PREDICTION_BATCH, GatedHead, HeadLogits, QualityHead
 from training.recipe import BEST_EPOCH, COSINE, PRINCIPAL, Recipe
 
 HEADLINE = "vqa_accuracy_leave_one_out"
@@ -108,21 +108,31 @@ def learning_rate_at(recipe: Recipe, progress: float) -> float:
     return recipe.learning_rate
 
 
-def make_head(recipe: Recipe, train: FeatureDataset, answers: int, types: int) -> GatedHead:
+def make_head(
+    recipe: Recipe, train: FeatureDataset, answers: int, types: int, quality: QualityHead | None = None
+) -> GatedHead:
     """A head with random weights on the device of ``train``."""
     embed_dim = train.texts.shape[1]
-    head = GatedHead(embed_dim, answers, types, recipe.hidden, recipe.dropout, recipe.answerable_from)
+    head = GatedHead(embed_dim, answers, types, recipe.hidden, recipe.dropout, recipe.answerable_from, quality)
     return head.to(train.texts.device)
 
 
 class Trainer:
     """A head during its fit."""
 
-    def __init__(self, recipe: Recipe, train: FeatureDataset, answers: int, types: int, seed: int) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        train: FeatureDataset,
+        answers: int,
+        types: int,
+        seed: int,
+        quality: QualityHead | None = None,
+    ) -> None:
         """Initialise a head for ``answers`` answers and ``types`` answer types."""
         torch.manual_seed(seed)
         self.recipe, self.train = recipe, train
-        self.head = make_head(recipe, train, answers, types)
+        self.head = make_head(recipe, train, answers, types, quality)
         if recipe.projection == PRINCIPAL:
             _initialise_as_logistic_regression(self.head, train)
         # Adam's weight decay is an L2 penalty, as in logistic regression; with AdamW's, rare answers learn noise.
@@ -187,7 +197,7 @@ def _parameter_groups(head: GatedHead, recipe: Recipe) -> list[dict[str, Any]]:
                 "weight_decay": recipe.weight_decay if decayed else 0.0,
             }
         )
-        tensor.requires_grad_(not (principal and layer == "projection"))
+        tensor.requires_grad_(layer != "quality" and not (principal and layer == "projection"))
     return [group for group in groups if group["params"][0].requires_grad]
 
 
@@ -234,6 +244,7 @@ def fit_head(
     sizes: tuple[int, int],
     *,
     seed: int | None = None,
+    quality: QualityHead | None = None,
     on_epoch: OnEpoch = lambda row: None,
 ) -> FittedHead:
     """Fit a head to ``train`` and score every epoch on ``val``.
@@ -247,6 +258,7 @@ def fit_head(
             accuracy on them is kept.
         sizes: (V, K): numbers of answers and of answer types.
         seed: of weights, order and dropout (default: the recipe's).
+        quality: the head whose log-odds answerability reads too.
         on_epoch: called after each epoch with its scores: ``epoch``, ``train_loss`` and ``val_loss`` in nats, and the
             metrics of :func:`scores`.
 
@@ -257,7 +269,7 @@ def fit_head(
     Raises:
         DivergedError: the loss is not finite.
     """
-    trainer = Trainer(recipe, train, *sizes, recipe.seed if seed is None else seed)
+    trainer = Trainer(recipe, train, *sizes, recipe.seed if seed is None else seed, quality)
     history: list[Row] = []
     best: Row = {HEADLINE: -1.0}
     weights: dict[str, Tensor] = {}

@@ -17,11 +17,20 @@ from vizwiz_client.contract.tensors import head_digest
 DIGEST = "0123456789ab"
 
 
-def make_predictor(folds: int, answerable_from: str = "hidden", quality: int = 0, embed_dim: int = 8) -> Predictor:
+def make_predictor(
+    folds: int, answerable_from: str = "hidden", quality: int = 0, embed_dim: int = 8, reads_quality: bool = False
+) -> Predictor:
     """Heads whose every weight differs from its initial value, LayerNorm's scale and shift included."""
     torch.manual_seed(0)
     heads = [
-        GatedHead(embed_dim=embed_dim, answers=5, types=3, hidden=16, answerable_from=answerable_from).eval()
+        GatedHead(
+            embed_dim=embed_dim,
+            answers=5,
+            types=3,
+            hidden=16,
+            answerable_from=answerable_from,
+            quality=QualityHead(embed_dim, 7) if reads_quality else None,
+        ).eval()
         for _ in range(folds)
     ]
     for parameter in nn.ModuleList(heads).parameters():
@@ -49,15 +58,17 @@ def test_served_head_gives_probabilities_and_its_number(tmp_path: Path) -> None:
 
 
 @torch.inference_mode()
+@pytest.mark.parametrize("folds", [1, 3])
+@pytest.mark.parametrize("reads_quality", [False, True])
 @pytest.mark.parametrize("answerable_from", ["hidden", "features"])
-def test_folds_are_the_mean_of_the_heads(answerable_from: str, tmp_path: Path) -> None:
-    predictor = make_predictor(3, answerable_from=answerable_from)
+def test_folds_are_the_mean_of_the_heads(answerable_from: str, reads_quality: bool, folds: int, tmp_path: Path) -> None:
+    predictor = make_predictor(folds, answerable_from=answerable_from, reads_quality=reads_quality)
     image, text = torch.randn(4, 8), torch.randn(4, 8)
     answer, answer_type, answerable, _ = serve(predictor, tmp_path, image, text)
     logits = [head(text, image) for head in predictor.heads]
-    torch.testing.assert_close(answer, sum(each.answer.softmax(1) for each in logits) / 3)
-    torch.testing.assert_close(answer_type, sum(each.answer_type.softmax(1) for each in logits) / 3)
-    torch.testing.assert_close(answerable[:, 0], sum(each.answerable.sigmoid() for each in logits) / 3)
+    torch.testing.assert_close(answer, sum(each.answer.softmax(1) for each in logits) / folds)
+    torch.testing.assert_close(answer_type, sum(each.answer_type.softmax(1) for each in logits) / folds)
+    torch.testing.assert_close(answerable[:, 0], sum(each.answerable.sigmoid() for each in logits) / folds)
 
 
 @torch.inference_mode()

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pytest
 import torch
 from torch.nn import functional
 
@@ -38,6 +39,27 @@ def test_answerability_can_be_read_from_the_features() -> None:
     torch.testing.assert_close(logits.answerable, head.answerable(normalised)[:, 0])  # nothing is dropped before it
     logits.answerable.sum().backward()
     assert head.projection[2].weight.grad is None
+
+
+@pytest.mark.parametrize("source", ["hidden", "features"])
+def test_answerability_reads_quality_too_and_moves_nothing_else(source: str) -> None:
+    """Before its weights are learnt, the log-odds change nothing; no gradient reaches the quality head."""
+    torch.manual_seed(0)
+    quality = QualityHead(8, 7)
+    torch.manual_seed(1)
+    without, after = GatedHead(8, answers=5, types=3, hidden=16, answerable_from=source).eval(), torch.rand(1)
+    torch.manual_seed(1)
+    head = GatedHead(8, answers=5, types=3, hidden=16, answerable_from=source, quality=quality).eval()
+    assert torch.equal(torch.rand(1), after)
+    text, image = torch.randn(4, 8), torch.randn(4, 8)
+    for got, expected in zip(head(text, image), without(text, image), strict=True):
+        torch.testing.assert_close(got, expected)
+    with torch.no_grad():
+        head.answerable.weight[0, -7:] = weight = torch.randn(7)
+    logits = head(text, image)
+    torch.testing.assert_close(logits.answerable, without(text, image).answerable + quality(image) @ weight)
+    logits.answerable.sum().backward()
+    assert all(parameter.grad is None for parameter in quality.parameters())
 
 
 def test_dropout_is_where_the_paper_has_it() -> None:

@@ -33,6 +33,7 @@ def test_the_reports_recipe_is_the_default() -> None:
         "rotations": 1,
         "folds": 1,
         "answerable_from": "hidden",
+        "answerable_quality": "no",
         "answerable_targets": "label",
         "weight_decay": 0.0,
         "decay_trials": 0,
