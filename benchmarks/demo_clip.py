@@ -2,7 +2,7 @@
 
     python -m benchmarks.demo_clip                          # 3 minutes
     python -m benchmarks.demo_clip --before OLD.pt          # such as an earlier demo/clip_demo.pt, from the history
-    python -m benchmarks.demo_clip --answerable-quality     # what that setting changes in `report` and in `best`
+    python -m benchmarks.demo_clip --answerable-quality     # what that setting changes in two recipes, 16 minutes
 
 The scores are those of the demo's val. The difference is the mean over the seeds; its 95% interval is a paired
 bootstrap over the questions.
