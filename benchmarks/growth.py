@@ -64,10 +64,19 @@ def run(settings: Settings) -> Section:
         for name, values in points.items():
             slope = np.polyfit(np.log(VARIED[what]), np.log(np.maximum(values, 1e-6)), 1)[0]
             span = f"{VARIED[what][0]:,g} to {VARIED[what][-1]:,g}"
-            rows.append([what, span, name, f"{slope:.2f}", f"{values[0]:,.3g} to {values[-1]:,.3g}"])
+            rows.append([what, span, name, in_words(slope), f"{slope:.2f}", f"{values[0]:,.3g} to {values[-1]:,.3g}"])
     text = f"A head of {ANSWERS:,} answers and {FEATURES} features; a step of the fit takes {BATCH} records."
-    header = ("varied", "from, to", "measured", "slope", "from, to")
+    header = ("varied", "from, to", "measured", "grows", "slope", "from, to")
     return [Table(header, rows, text), "![times and sizes by each number](growth.png)"]
+
+
+def in_words(slope: float) -> str:
+    """How a value grows whose logarithm has this slope."""
+    if slope > 1.15:
+        return "faster than in proportion"
+    if slope > 0.85:
+        return "in proportion"
+    return "slower than in proportion" if slope > 0.15 else "hardly"
 
 
 def head(rounds: int, answers: int = ANSWERS, features: int = FEATURES, heads: int = 1) -> Iterator[tuple[str, float]]:
