@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ from contextlib import redirect_stdout
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
+from shutil import copytree
 
 import numpy as np
 
@@ -78,6 +80,9 @@ def prepare_both(served: Sequence[Served], cache: Path) -> Served:
     repository = folder / f"models-{served[0].target.name}-{EXPORT_FORMAT}"
     if not (repository / tensors.ENSEMBLE).exists():
         run = _merged(runs, folder / "runs")
+        for each in served:  # export checks no encoder twice
+            for model in each.repository.glob("clip_*"):
+                copytree(model, repository / model.name, copy_function=os.link, dirs_exist_ok=True)
         with redirect_stdout(sys.stderr):
             export_run(run, [str(each.checkpoint) for each in served], repository, served[0].target)
     return replace(served[0], name=folder.name, repository=repository)
