@@ -38,9 +38,9 @@ def run(settings: Settings) -> Section:
     unit: dict[GraphKind, float] = {}
     with tempfile.TemporaryDirectory(dir=settings.cache) as folder:
         for name in ("ViT-B/32",) if settings.quick else CLIPS:
-            row = [f"`{name}`"]
+            row, clip = [f"`{name}`"], random_clip(name)
             for kind in kinds:
-                image, text, gigabytes, peak = _cost(random_clip(name), kind, Path(folder), settings)
+                image, text, gigabytes, peak = _cost(clip, kind, Path(folder), settings)
                 ratio = (image + text) / unit.setdefault(kind, image + text)
                 row += [f"{ratio:.2f} x", f"{image:,.0f} + {text:,.0f} ms", f"{gigabytes:.1f}, {peak:.1f} GB"]
             rows.append(row)
