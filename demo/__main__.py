@@ -81,7 +81,8 @@ def server() -> Iterator[str]:
 
 def ask(photo: Path, question: str, url: str) -> str:
     """Ask with the command, and return the line it prints."""
-    command = [str(Path(sys.executable).with_name("vizwiz-client")), "ask", str(photo), question, "--url", url]
+    client = str(Path(sys.executable).with_name("vizwiz-client"))
+    command = [client, "ask", str(photo), question, "--url", url, "--quiet"]  # its note is for real photos
     return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.strip()
 
 
