@@ -79,6 +79,7 @@ def test_ctrl_c_ends_a_process_that_has_opened_graphs_with_openvino() -> None:
 import os, pathlib, signal, tempfile
 import onnx
 from export.targets import GraphKind, open_graph
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 header = '<ir_version: 10, opset_import: ["": 17]>'
 graph = onnx.parser.parse_model(header + "g (float[1, 4] x) => (float[1, 4] y) {y = Relu(x)}")
 path = pathlib.Path(tempfile.mkdtemp()) / "model.onnx"
