@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from onnx import TensorProto, helper, numpy_helper, save
 
-from export.targets import GRAPH_KINDS, open_graph
+from benchmarks.report import kinds_here
+from export.targets import open_graph
 
 MATRIX = 4096  # rows and columns of the product on a GPU
 POSITIONS, WIDTH, HIDDEN = 577, 1024, 4096  # of ViT-L/14@336px: its products are the rate on a CPU
@@ -23,18 +24,17 @@ ROUNDS = 12  # the best of them counts
 def cpu_rates() -> dict[str, float]:
     """Best rate of a chain of matrix products that OpenVINO reaches here, G operations/s by precision.
 
-    The products are those of ViT-L/14@336px: [577, 1024] x [1024, 4096] and back. bf16 is fp32 where the CPU lacks it.
+    The products are those of ViT-L/14@336px: [577, 1024] x [1024, 4096] and back.
     """
     operations = 2 * POSITIONS * WIDTH * HIDDEN * PRODUCTS
     found: dict[str, float] = {}
     feed = {"x": np.random.default_rng(0).standard_normal((POSITIONS, WIDTH), np.float32)}
-    for kind in GRAPH_KINDS:
-        if kind.variant == "portable" and kind.precision in ("fp32", "bf16", "int8"):
-            with tempfile.TemporaryDirectory() as folder:
-                path = Path(folder, "products.onnx")
-                _write_products(path, int8=kind.precision == "int8")
-                products = open_graph(path, kind)
-                found[kind.precision] = 1e-9 * operations / _best(lambda products=products: products(feed))  # type: ignore[misc]
+    for kind in kinds_here():
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder, "products.onnx")
+            _write_products(path, int8=kind.precision == "int8")
+            products = open_graph(path, kind)
+            found[kind.precision] = 1e-9 * operations / _best(lambda products=products: products(feed))  # type: ignore[misc]
     return found
 
 

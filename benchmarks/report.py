@@ -53,10 +53,11 @@ class Table:
 Section = Sequence[Table | str]
 
 
-def kinds_here(*, bf16: bool = True) -> list[GraphKind]:
-    """The kinds of graphs for this machine's CPU, the slowest first; bf16 only where it multiplies that."""
-    able = bf16 and bool(this_machine().cpu_flags & {"avx512_bf16", "amx_bf16"})
-    return [GraphKind("portable", precision) for precision in ("fp32", "bf16", "int8") if precision != "bf16" or able]
+def kinds_here() -> list[GraphKind]:
+    """The kinds of graphs for this machine's CPU, the slowest first: only those that it multiplies."""
+    machine = this_machine()
+    able = {"fp32": True, "bf16": machine.bf16, "int8": machine.int8}
+    return [GraphKind("portable", precision) for precision in ("fp32", "bf16", "int8") if able[precision]]
 
 
 def describe_machine() -> str:

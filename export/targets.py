@@ -34,6 +34,10 @@ Array = npt.NDArray[Any]
 Graph = Callable[[Mapping[str, Array]], list[Array]]  # inputs by name -> outputs in order, batch axis first
 
 _BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16"})  # CPU flags of hardware bf16 products
+_INT8_FLAGS = frozenset({"avx512_vnni", "avx_vnni", "amx_int8"})  # of int8 products that are added in 32 bits
+# Other CPUs add two int8 products in 16 bits, which overflow: the sum is wrong, and slower than fp32 (docs/decisions.md).
+# OpenVINO then has to compute the rounded values in fp32; it has no documented option for that.
+_WITHOUT_INT8 = {"LP_TRANSFORMS_MODE": False}
 _CPU, _CUDA, _TENSORRT = "CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider"
 _PROVIDERS: dict[Device, str] = {"cpu": _CPU, "cuda": _CUDA, "tensorrt": _TENSORRT}
 
@@ -71,7 +75,8 @@ GRAPH_KINDS: Mapping[GraphKind, str] = {
     GraphKind("portable", "fp32"): "exact to rounding; any CPU or GPU, any ONNX runtime; the safe choice",
     GraphKind("portable", "bf16"): "CPUs with bf16 instructions: bf16 through OpenVINO; fp32 where the serving machine "
     "lacks either",
-    GraphKind("portable", "int8"): "CPUs: int8 through OpenVINO; a third of the size, least exact",
+    GraphKind("portable", "int8"): "CPUs with VNNI: int8 through OpenVINO; a third of the size, least exact; elsewhere "
+    "in fp32",
     GraphKind("portable", "fp16"): "TensorRT and other GPU runtimes: half the size, tensor cores",
     GraphKind("fused", "fp32"): "ONNX Runtime on an NVIDIA GPU: exact to rounding, fused attention",
     GraphKind("fused", "fp16"): "ONNX Runtime on an NVIDIA GPU: half the size, tensor cores, fused attention",
@@ -85,6 +90,16 @@ class Machine:
     cuda: bool
     cpu_flags: frozenset[str]
     openvino: bool
+
+    @property
+    def bf16(self) -> bool:
+        """Whether its CPU multiplies bf16."""
+        return bool(self.cpu_flags & _BF16_FLAGS)
+
+    @property
+    def int8(self) -> bool:
+        """Whether its CPU multiplies int8 without overflow."""
+        return bool(self.cpu_flags & _INT8_FLAGS)
 
 
 def this_machine() -> Machine:
@@ -105,7 +120,7 @@ def recommend(machine: Machine) -> tuple[GraphKind, str]:
     """The fastest safe kind for ``machine``, and the reason; docs/results.md has the figures behind it."""
     if machine.cuda:
         return GraphKind("fused", "fp16"), "it has a CUDA GPU"
-    if not machine.cpu_flags & _BF16_FLAGS:
+    if not machine.bf16:
         return GraphKind("portable", "fp32"), "its CPU does not multiply bf16"
     if not machine.openvino:
         return GraphKind("portable", "fp32"), "OpenVINO, which would compute in bf16, is not installed"
@@ -178,9 +193,9 @@ def execution(kind: GraphKind) -> Execution:
     """
     if kind.accelerator == OPENVINO:
         version, requested = _import_openvino(kind).__version__, f"{kind.precision} by {OPENVINO}"
-        precision: str = kind.precision
-        if not _openvino_multiplies(OPENVINO_HINT):
-            precision = "int8 and fp32" if kind.precision == "int8" else "fp32"
+        precision = OPENVINO_HINT if _openvino_multiplies(OPENVINO_HINT) else "fp32"
+        if kind.precision == "int8" and this_machine().int8:
+            precision = "int8" if precision == OPENVINO_HINT else f"int8 and {precision}"
         return Execution(f"OpenVINO {version}", OPENVINO, cpu_name(), precision, requested)
     on_gpu = _on_gpu(kind)
     return Execution(
@@ -231,7 +246,8 @@ def _open_openvino(path: Path, kind: GraphKind, emulate: bool) -> Graph:
     core = openvino_core()
     native = OPENVINO_HINT.upper() in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     hint = OPENVINO_HINT if (_openvino_multiplies(OPENVINO_HINT) if emulate else native) else "f32"
-    model = core.compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": hint})
+    options = {"INFERENCE_PRECISION_HINT": hint, **({} if this_machine().int8 else _WITHOUT_INT8)}
+    model = core.compile_model(path, "CPU", options)
     return lambda inputs: [output.copy() for output in model(dict(inputs)).values()]
 
 

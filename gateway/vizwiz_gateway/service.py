@@ -143,7 +143,7 @@ class Service:
                 if any(tensors.HEAD_PREFIX + answer.head_id not in info.models for answer in answers):
                     self._info = None  # another model was rolled out
                     with suppress(ProblemError):  # the answers are complete
-                        info = await self.check()
+                        await self.check()
             except VizwizError as error:
                 raise from_client(error) from None  # its text may quote the photo, and causes are logged
             prepare_s, total_s = decoded - start, time.perf_counter() - start

@@ -12,7 +12,8 @@ from PIL import Image
 
 from tests.client.blocking_client import BlockingClient
 from tests.client.fake_server import FakeServer, serve
-from vizwiz_client import VizwizClient
+from vizwiz_client import VizwizClient, cli
+from vizwiz_client.cli import _parser
 
 KINDS = (VizwizClient, BlockingClient)
 Connect = Callable[..., Any]  # the arguments of a client -> one that is closed after the test
@@ -47,3 +48,24 @@ def photos(tmp_path: Path) -> list[Path]:
         paths.append(tmp_path / f"photo{index}.png")
         Image.new("RGB", (40 + index, 50), colour).save(paths[-1])
     return paths
+
+
+@pytest.fixture
+def no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable in (*(option.variable for option in _parser.OPTIONS), _parser.HEADERS_VARIABLE):
+        monkeypatch.delenv(variable, raising=False)
+
+
+@pytest.fixture
+def run(no_environment: None, capsys: pytest.CaptureFixture[str]):
+    """Run a command line; return exit code, lines of standard output, lines of standard error."""
+
+    def run(*arguments: object) -> tuple[int | str | None, list[str], list[str]]:
+        try:
+            code: int | str | None = cli.main([str(argument) for argument in arguments])
+        except SystemExit as ended:
+            code = ended.code
+        output = capsys.readouterr()
+        return code, output.out.splitlines(), output.err.splitlines()
+
+    return run

@@ -28,9 +28,14 @@ def read_report(folder: Path) -> dict[str, Any]:
 
 
 @vit
-@pytest.mark.parametrize(("kind", "precision"), [(BF16, "fp32"), (INT8, "int8 and fp32")], ids=["bf16", "int8"])
+@pytest.mark.parametrize(
+    ("kind", "flags", "precision"),
+    [(BF16, {"avx2"}, "fp32"), (INT8, {"avx512_vnni"}, "int8 and fp32"), (INT8, {"avx512f"}, "fp32")],
+    ids=["bf16", "int8 without bf16", "int8 without VNNI"],
+)
 def test_a_precision_that_this_machine_lacks_does_not_pass(
     kind: GraphKind,
+    flags: set[str],
     precision: str,
     run: Run,
     tiny_clip: FrozenClip,
@@ -40,6 +45,11 @@ def test_a_precision_that_this_machine_lacks_does_not_pass(
 ) -> None:
     pytest.importorskip("openvino")
     monkeypatch.setattr(targets, "_openvino_multiplies", lambda precision: False)
+    with monkeypatch.context() as patch:
+        patch.setattr(targets, "_cpuinfo", lambda key: " ".join(flags))
+        assert execution(kind).precision == precision
+    if kind == INT8 and not targets.this_machine().int8:
+        precision = "fp32"  # the gate itself computes: this machine has the last word
     names = export_run(run, tiny_clip, tmp_path / "triton_models", kind)
     report = read_report(tmp_path / "triton_models" / names.head)
     assert (report["passed"], report["computed_as_requested"]) == (None, False)

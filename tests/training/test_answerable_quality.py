@@ -67,8 +67,8 @@ def test_each_head_reads_the_quality_head_of_its_own_fold(folds: int, projection
 
 def test_photos_without_differences_are_finite() -> None:
     dataset, answers = make_dataset(make_records(60), READING)
-    alike = replace(dataset, images=dataset.images[:, :1].expand_as(dataset.images))
-    [fitted] = fit_predictor(READING, alike, alike, (answers, 4), [], quality=quality_heads(1)).fits
+    equal_photos = replace(dataset, images=dataset.images[:, :1].expand_as(dataset.images))
+    [fitted] = fit_predictor(READING, equal_photos, equal_photos, (answers, 4), [], quality=quality_heads(1)).fits
     assert all(tensor.isfinite().all() for tensor in fitted.head.state_dict().values())
 
 

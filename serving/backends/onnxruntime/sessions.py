@@ -35,6 +35,9 @@ _CUDA_OPTIONS: dict[str, tuple[str, ...]] = {  # names of the values 0, 1, ...; 
     "gpu_mem_limit": (),
 }
 _OPENVINO = "openvino"
+# CPU flags of int8 products that are added in 32 bits. Other CPUs add pairs of them in 16 bits, which overflow: there
+# the rounded values are multiplied in fp32. As in export/targets.py.
+_INT8_FLAGS = frozenset({"avx512_vnni", "avx_vnni", "amx_int8"})
 _OPENVINO_TYPES = {"f32": "tensor(float)", "u8": "tensor(uint8)", "i32": "tensor(int32)", "i64": "tensor(int64)"}
 
 
@@ -75,6 +78,7 @@ def open_onnx_runtime(
     options.intra_op_num_threads = threads(config)
     # an idle session must not spin: it would take cores from the models that work
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.disable_quant_qdq", "0" if multiplies_int8() else "1")
     session = ort.InferenceSession(graph, options, providers=chosen)
     if args["model_instance_kind"] == "GPU" and "CUDAExecutionProvider" not in session.get_providers():
         triton.Logger.log_warn(f"{args['model_name']} runs on the CPU: ONNX Runtime cannot use CUDA here")
@@ -101,6 +105,12 @@ def threads(config: Mapping[str, Any]) -> int:
     """Compute threads of this model: as many as the server allows, or fewer if ``config`` says so."""
     allowed = int(os.environ.get("VIZWIZ_SERVING_THREADS", "0")) or len(os.sched_getaffinity(0))
     return min(allowed, int(parameter(config, "intra_op_thread_count") or 0) or allowed)
+
+
+def multiplies_int8() -> bool:
+    """Whether this CPU multiplies int8 without overflow."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    return any(_INT8_FLAGS & set(line.split()) for line in lines if line.startswith("flags"))
 
 
 def niceness(config: Mapping[str, Any]) -> int:
@@ -153,6 +163,9 @@ class OpenVinoSession:
         hint = self.arithmetic = precision if able else "f32"
         options: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": hint}
         options |= {"INFERENCE_NUM_THREADS": thread_count, "ENABLE_CPU_PINNING": pinned}
+        if not multiplies_int8():
+            options["LP_TRANSFORMS_MODE"] = False  # OpenVINO has no documented option
+            self.arithmetic += ", int8 graphs too: this CPU lacks VNNI"
         self._model = compile_model(core, graph, *model, options)
         self._request = self._model.create_infer_request()
 
