@@ -35,7 +35,7 @@ Graph = Callable[[Mapping[str, Array]], list[Array]]  # inputs by name -> output
 
 _BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16"})  # CPU flags of hardware bf16 products
 _INT8_FLAGS = frozenset({"avx512_vnni", "avx_vnni", "amx_int8"})  # of int8 products that are added in 32 bits
-# Other CPUs add two int8 products in 16 bits, which overflow: the sum is wrong, and slower than fp32 (docs/decisions.md).
+# Other CPUs add two int8 products in 16 bits, which overflow: wrong sums, and slower than fp32 (docs/decisions.md).
 # OpenVINO then has to compute the rounded values in fp32; it has no documented option for that.
 _WITHOUT_INT8 = {"LP_TRANSFORMS_MODE": False}
 _CPU, _CUDA, _TENSORRT = "CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider"
