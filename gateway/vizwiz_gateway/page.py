@@ -59,7 +59,8 @@ _AWAY = f"The server that answers is not available. {_AGAIN_LATER} If that fails
 _BY_CODE = {  # of a problem; the page shows the detail of others
     "no-photo": _NO_PHOTO,
     "no-question": _NO_QUESTION,
-    "malformed": "The form did not arrive whole, or with two photos. Choose one photo, then press Ask again.",
+    "malformed": "The form did not arrive whole. Choose the photo again, then press Ask.",
+    "several-photos": "There are two photos, one taken and one chosen. Take or choose one alone, then press Ask.",
     "busy": "Too many people are asking at the moment. Press Ask again in a few seconds.",
     "too-slow": f"No answer came in time. {_AGAIN_LATER}",
     "slow-upload": "The photo took too long to arrive. Choose a smaller one, or ask where the connection is faster.",
@@ -78,7 +79,7 @@ _SCRIPT_MESSAGES = {  # attributes of the form that the script reads
     "not-heard": "Nothing was understood. Dictate again, or type the question.",
     "photo": "Photo:",
 }
-_PHOTO_CODES = ("no-photo", "not-a-photo", "too-large", "malformed", "slow-upload")
+_PHOTO_CODES = ("no-photo", "not-a-photo", "too-large", "malformed", "several-photos", "slow-upload")
 _QUESTION_CODES = ("no-question", "too-many-questions")
 
 _TEMPLATES = Environment(

@@ -47,7 +47,7 @@ async def read_upload(
         upload: the fields, filled as they arrive.
 
     Raises:
-        ProblemError: 415 not multipart/form-data, 400 malformed, 413 too large.
+        ProblemError: 415 not multipart/form-data, 400 malformed or several photos, 413 too large.
     """
     kind, options = parse_options_header(content_type)
     boundary = options.get(b"boundary")
@@ -72,6 +72,10 @@ async def read_upload(
         raise _malformed("the multipart body is malformed; send the form again") from error
     if not form.complete:
         raise _malformed("the multipart body ends before its last boundary; send the form again")
+    if form.several_photos:
+        raise problem(
+            HTTPStatus.BAD_REQUEST, "several-photos", "the form has more than one photo; send one photo in a request"
+        )
 
 
 def too_large(max_photo_bytes: int) -> ProblemError:
@@ -101,7 +105,7 @@ class _Form:
 
     def __init__(self, max_photo_bytes: int, upload: Upload) -> None:
         self.upload = upload
-        self.complete = False
+        self.complete = self.several_photos = False
         self._max_photo_bytes = max_photo_bytes
         self._header = (bytearray(), bytearray())  # name and value of the header that is being read
         self._name = ""
@@ -153,7 +157,8 @@ class _Form:
             if not data:  # of the page's two file controls, the unused one sends an empty file
                 return
             if self.upload.photo:
-                raise _malformed("the form has more than one photo; send one photo in a request")
+                self.several_photos = True  # refused at the end: the page keeps a question that comes after them
+                return
             if not self._is_file and _is_text(data):
                 raise problem(
                     HTTPStatus.UNSUPPORTED_MEDIA_TYPE,

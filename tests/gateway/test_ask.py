@@ -86,6 +86,16 @@ def test_a_photo_without_its_at_sign(gateway: Gateway, photo: bytes) -> None:
             assert response.json()["detail"].endswith("with curl, write photo=@img.jpg")
 
 
+def test_two_photos(gateway: Gateway, photo: bytes) -> None:
+    """One taken and one chosen, for example; the page's form has the question after them, and keeps it."""
+    files = [("photo", ("a.jpg", photo)), ("photo", ("b.jpg", photo)), ("question", (None, b"a rare question"))]
+    assert gateway.http.post("/v1/ask", files=files).json()["code"] == "several-photos"
+    page = gateway.http.post("/", files=files)
+    assert page.status_code == 400
+    assert "There are two photos" in page.text
+    assert 'value="a rare question"' in page.text
+
+
 def test_request_ids(gateway: Gateway, photo: bytes) -> None:
     answer = gateway.ask(photo, "what is this?", headers={"x-request-id": "one.2_three"})
     assert answer.headers["x-request-id"] == answer.json()["request_id"] == "one.2_three"
