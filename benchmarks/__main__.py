@@ -1,6 +1,6 @@
 """Measure, and write docs/results.md: `make bench`, or `make bench-NAME` for one part.
 
-    python -m benchmarks                       # all parts: about 25 minutes on two cores
+    python -m benchmarks                       # all parts: about 80 minutes on two cores
     python -m benchmarks peers start           # some of them
     python -m benchmarks --quick --no-write    # small models, short measurements: a few minutes, to see that all runs
 
@@ -19,6 +19,7 @@ import traceback
 from pathlib import Path
 
 from benchmarks.architectures import ARCHITECTURES
+from benchmarks.machine import reset_peak
 from benchmarks.report import MAX_LOAD, Settings, is_busy, render, section_name, write_section
 
 PARTS = {  # the module of each, and what it measures
@@ -77,6 +78,7 @@ def measure(name: str, settings: Settings, load: float, write: bool) -> bool:
     """Measure one part, and print or write its section; return whether that succeeded."""
     print(f"== {name}: {PARTS[name]}", file=sys.stderr, flush=True)
     started = time.monotonic()
+    reset_peak()
     try:
         section = importlib.import_module(f"benchmarks.{name}").run(settings)
     except (Exception, SystemExit):  # the other parts are measured all the same

@@ -52,6 +52,11 @@ def cuda_rates() -> dict[str, float]:
     return found
 
 
+def reset_peak() -> None:
+    """Let :func:`peak_gb` count from now on."""
+    Path("/proc/self/clear_refs").write_text("5")  # proc(5): resets VmHWM
+
+
 def peak_gb() -> float:
     """Peak memory of this process; getrusage(2) would count that of the process which started it, too."""
     [line] = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")]

@@ -68,9 +68,9 @@ def run(settings: Settings) -> Section:
         )
         systems.append((IMAGE, System("infinity", "fp32", INFINITY, fp32, server)))
         everything = [each for _, each in systems]
-        alone = measure(everything, photos, 1, 1.0, rounds=1 if quick else 2, min_requests=2)
+        alone = measure(everything, photos, 1, 1.0, rounds=1 if quick else 5, min_requests=2)
         loaded = [each for _, each in systems if is_loaded(each)]
-        at_once = measure(loaded, photos, CONCURRENCY, 0, requests=(1 if quick else 2) * CONCURRENCY)
+        at_once = measure(loaded, photos, CONCURRENCY, 0, rounds=1 if quick else 3, requests=CONCURRENCY)
     return report(systems, alone, dict(zip(loaded, at_once, strict=True)), name)
 
 

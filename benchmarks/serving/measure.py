@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.serving.load import BARE, Job, Record
-from benchmarks.serving.servers import Generator, Served, Server, usage
+from benchmarks.serving.servers import Generator, Served, Server, stopped, usage
 
 BURST = 0.1  # of the median latency: answers that close together may come from one batch
 
@@ -27,6 +27,11 @@ class System:
     server: Server | None = None  # None: within the generator
     url: str | None = None  # default: that of the server
     pids: tuple[int, ...] = ()  # whose usage counts; default: of the server
+
+    @property
+    def servers(self) -> tuple[int, ...]:
+        """Roots of the processes that answer; none within the generator."""
+        return self.pids or ((self.server.pid,) if self.server else ())
 
 
 @dataclass(frozen=True)
@@ -71,7 +76,8 @@ def measure(
         for number in range(rounds):
             for place, system in enumerate(systems):
                 generator = in_process if system.name == BARE else remote
-                pids = system.pids or (system.server.pid if system.server else generator.pid,)
+                pids = system.servers or (generator.pid,)
+                idle = {pid for other in systems for pid in other.servers} - set(pids)
                 job = Job(
                     system.name,
                     str(photos),
@@ -89,9 +95,10 @@ def measure(
                 )
                 if number == 0:  # opens graphs, connects, warms up
                     generator.run(replace(job, concurrency=1, max_requests=2, distinct=2))
-                before = usage(*pids)
-                record = generator.run(job)
-                after = usage(*pids)
+                with stopped(idle):
+                    before = usage(*pids)
+                    record = generator.run(job)
+                    after = usage(*pids)
                 if requests and record.ends:
                     record.stopped = record.ends[-1]
                 records[place].append(record)

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, redirect_stdout, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -251,6 +251,19 @@ def _wait_until_answering(url: str, process: subprocess.Popen[str]) -> None:
         time.sleep(0.1)
 
 
+@contextmanager
+def stopped(pids: Iterable[int]) -> Iterator[None]:
+    """Stop the processes ``pids`` and their descendants meanwhile (SIGSTOP): an idle server computes a little too."""
+    processes = [each for pid in pids for each in _tree(pid)]
+    try:
+        for each in processes:
+            each.suspend()
+        yield
+    finally:
+        for each in processes:
+            each.resume()
+
+
 @dataclass(frozen=True)
 class Usage:
     """Processor time and memory of a process and its descendants."""
@@ -262,10 +275,14 @@ class Usage:
 def usage(*pids: int) -> Usage:
     """What the processes ``pids`` and their descendants use now."""
     cpu_s, memory = 0.0, 0
-    roots = [psutil.Process(pid) for pid in pids]
-    for process in (each for root in roots for each in (root, *root.children(recursive=True))):
+    for process in (each for pid in pids for each in _tree(pid)):
         with suppress(psutil.NoSuchProcess), process.oneshot():
             times = process.cpu_times()
             cpu_s += times.user + times.system
             memory += process.memory_info().rss
     return Usage(cpu_s, memory)
+
+
+def _tree(pid: int) -> list[psutil.Process]:
+    root = psutil.Process(pid)
+    return [root, *root.children(recursive=True)]
