@@ -11,9 +11,10 @@ import pytest
 import torch
 
 from export.publish import export_run
+from tests.conftest import write_checkpoint
 from tests.training.synthetic import make_dataset, make_records
 from training import fit
-from training.backbone import FrozenClip
+from training.backbone import FrozenClip, load_clip
 from training.dataset import DatasetError, Rows, Split, fold_rows, read_split
 from training.folds import FinishedHeads, fit_predictor
 from training.model import Predictor, QualityHead
@@ -84,19 +85,35 @@ def test_from_fit_to_export(folds: int, some_photos: Path, tiny_vit: FrozenClip,
     train, val = (with_votes(read_split(some_photos, name)) for name in ("train", "val"))
     recipe = replace(READING, epochs=3, folds=folds)
     run = read_run(fit.fit(train, val, tiny_vit, recipe, tmp_path / "runs", tmp_path / "cache"))
-    ensemble = run.load_ensemble()
-    [member] = ensemble.members
+    [member] = run.load_ensemble().members
+    check_what_heads_read(member, tiny_vit.embed_dim, folds)
+    assert export_run(run, tiny_vit, tmp_path / "triton_models").head
+
+
+def test_on_two_clips(some_photos: Path, tiny_vit: FrozenClip, tmp_path: Path) -> None:
+    """The heads of each CLIP read that CLIP's quality heads."""
+    other = load_clip(write_checkpoint(tmp_path / "other.pt", (1, 1, 1, 1), seed=1))
+    train, val = (with_votes(read_split(some_photos, name)) for name in ("train", "val"))
+    recipe = replace(READING, epochs=3, folds=2)
+    run = read_run(fit.fit(train, val, [tiny_vit, other], recipe, tmp_path / "runs", tmp_path / "cache"))
+    members = run.load_ensemble().members
+    for member, clip in zip(members, (tiny_vit, other), strict=True):
+        check_what_heads_read(member, clip.embed_dim, folds=2)
+    assert export_run(run, [tiny_vit, other], tmp_path / "triton_models").head
+
+
+def check_what_heads_read(member: torch.nn.Module, features: int, folds: int) -> None:
+    """Each head of ``member`` reads the log-odds of its own fold's quality head, but for scale and offset."""
     assert isinstance(member, Predictor)
-    images = torch.randn(50, tiny_vit.embed_dim)
+    images = torch.randn(50, features)
     own = [head(images) for head in member.quality]
     read = [head.quality(images) for head in member.heads if isinstance(head.quality, QualityHead)]
     assert len(read) == folds
     assert read[0].shape == (50, len(ISSUES))
-    for number, found in enumerate(read):  # but for scale and offset
+    for number, found in enumerate(read):
         expected = own[number] if folds > 1 else torch.stack(own).mean(dim=0)
         for issue in (0, 1):
             assert torch.corrcoef(torch.stack([found[:, issue], expected[:, issue]]))[0, 1] > 0.9999
-    assert export_run(run, tiny_vit, tmp_path / "triton_models").head
 
 
 def test_votes_are_asked_for_before_any_work(
