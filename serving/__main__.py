@@ -17,7 +17,7 @@ from pathlib import Path
 from serving import ServingError
 from serving.access import EXPOSE_FLAG, KEY_VARIABLE, KNOWN_HOLES, LOOPBACK, check_host, claim_ports
 from serving.gateway import PORT, Gateway, missing_packages
-from serving.repository import DEFAULT_REPOSITORY
+from serving.repository import DEFAULT_REPOSITORY, check_repository
 from serving.rollout import rollout
 from serving.server import EmbeddedTriton
 from vizwiz_client.contract import streams
@@ -93,6 +93,7 @@ def _serve(arguments: argparse.Namespace) -> int:
     )
     gateway = None
     try:
+        check_repository(arguments.repository)
         check_host(arguments.host, arguments.expose)
         with_gateway = arguments.gateway and _has_gateway()
         flag = "--gateway-port"

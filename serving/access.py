@@ -76,8 +76,12 @@ def claim_ports(wanted: Mapping[str, int], hosts: Mapping[str, str]) -> dict[str
         hosts: flag -> IPv4 address to listen at.
 
     Raises:
-        ServingError: a port is in use, or needs privileges that this process lacks.
+        ServingError: a port is given twice, in use, or needs privileges that this process lacks.
     """
+    for port in wanted.values():
+        same = [other for other, number in wanted.items() if number == port != 0]
+        if len(same) > 1:
+            raise ServingError(f"{' and '.join(same)} are both {port}: give each its own port, or 0 for any free one")
     with ExitStack() as stack:  # keeps all sockets open until the last is bound, so that the ports differ
         return {
             flag: _listen(stack.enter_context(socket.socket()), flag, hosts[flag], port)

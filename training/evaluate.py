@@ -225,7 +225,11 @@ def run_command(arguments: argparse.Namespace) -> Path:
     print(f"split: {arguments.split}, {len(evaluated.split.records)} records of {evaluated.whole.folder}")
     metrics = evaluate_run(run, evaluated, clips, arguments.cache, out)
     if metrics is None:
-        print("the answers of this split are hidden: upload the submission files to the evaluation server")
+        print(
+            "the answers of this split are hidden, and nobody scores submissions for the demo"
+            if evaluated.whole.is_demo
+            else "the answers of this split are hidden: upload the submission files to the evaluation server"
+        )
     else:
         print(describe_scores(metrics))
         if not _is_fitted_split(run, evaluated.split):

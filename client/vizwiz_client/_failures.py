@@ -96,10 +96,10 @@ def _unavailable(failure: Failure, settings: Settings) -> tuple[type[ServerError
             "Python: Tls(ca=...)), and the host name that it was issued for"
         )
     # gRPC reports an HTTP server only as "Socket closed", so every message names the usual mistake: the HTTP port.
-    hint = "start it with `python -m serving`, or give its gRPC port (8001 by default; 8000 is HTTP)"
-    if settings.tls is None:
+    hint = "start it with `python -m serving`, or give its gRPC port (8001 by default; 8000 is HTTP, 8080 the page)"
+    if settings.tls is None and "Connection refused" not in failure.message:
         hint += "; a server with TLS needs --tls-ca (in Python: Tls(ca=...))"
-    else:
+    if settings.tls is not None:
         hint += "; does it use TLS, and does it require a client certificate?"
     return errors.ServerUnavailable, f"no server is ready at {url}; {hint}"
 

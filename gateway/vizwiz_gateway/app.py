@@ -167,5 +167,7 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     status = HTTPStatus(error.status_code)
     code = status.name.lower().replace("_", "-")
-    refusal = Problem(status, code, status.phrase, f"{request.method} is not served at this path; see /openapi.json")
-    return problem_response(refusal, request.state.request_id, dict(error.headers or {}))
+    headers = dict(error.headers or {})
+    served = f"only {headers['Allow']} is served" if "Allow" in headers else "nothing is served"
+    refusal = Problem(status, code, status.phrase, f"got {request.method}; {served} at this path; see /openapi.json")
+    return problem_response(refusal, request.state.request_id, headers)

@@ -172,6 +172,8 @@ def _explain(problem: Problem, state: PageState) -> str:
         detail = problem.detail.removeprefix("the photo: ")
         if detail.startswith("not a picture"):  # the rest of it shows the file's first bytes
             return "This file is not a photo. Choose a JPEG or PNG file, or take a photo."
+        if detail.startswith("the photo is an empty file"):
+            return "This photo is an empty file. Choose it again, or take another one."
         if detail.startswith("the picture is damaged"):  # the rest of it is the decoder's text
             return "This photo is damaged or incomplete. Choose it again, or take another one."
         return f"This photo cannot be used. {_capitalized(detail)}"

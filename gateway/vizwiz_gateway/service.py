@@ -97,13 +97,13 @@ class Service:
         """
         if upload.photo is None:
             raise problem(
-                HTTPStatus.UNPROCESSABLE_ENTITY, "no-photo", "the form has no photo; add one in the field photo"
+                HTTPStatus.UNPROCESSABLE_ENTITY, "no-photo", f"{upload.got}, expected a photo in the field photo"
             )
         if not upload.questions:
             raise problem(
                 HTTPStatus.UNPROCESSABLE_ENTITY,
                 "no-question",
-                "the form has no question; add one in the field question",
+                f"{upload.got}, expected a question in the field question, and not a blank one",
             )
         task = asyncio.create_task(self._answer(upload, request_id, admission.pop_all()))
         self._tasks.add(task)

@@ -17,6 +17,7 @@ MAX_QUESTIONS = 16
 MAX_TEXT_BYTES = 20_000  # of a text field: 5,000 characters, the tokenizer's limit, of 4 bytes
 OVERHEAD_BYTES = 400_000  # of a body beside its photo: text fields, headers and boundaries
 MAX_TOP = 50
+MAX_NAMED, NAME_LENGTH = 8, 40  # parts that a message names, and characters of a name
 _FIELDS = ("photo", "question", "top")
 
 
@@ -28,11 +29,18 @@ class Upload:
         photo: the photo's file; None if the form has none.
         questions: texts of the fields ``question``, blank ones left out.
         top: number of candidates to return.
+        fields: names of the parts that came, at most :data:`MAX_NAMED` of them, shortened.
     """
 
     photo: bytes | None = None
     questions: list[str] = field(default_factory=list)
     top: int = 1
+    fields: list[str] = field(default_factory=list)
+
+    @property
+    def got(self) -> str:
+        """The names of the fields that came, for messages."""
+        return f"got {', '.join(self.fields) or 'no field'}"
 
 
 async def read_upload(
@@ -55,8 +63,8 @@ async def read_upload(
         raise problem(
             HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
             "not-a-form",
-            "expected a body of type multipart/form-data with its boundary: "
-            "curl -F photo=@img.jpg -F question='what is this?'",
+            f"got a body of type {kind.decode(errors='replace') or 'unknown'}, expected multipart/form-data with its "
+            "boundary: curl -F photo=@img.jpg -F question='what is this?'",
         )
     form = _Form(max_photo_bytes, upload)
     try:
@@ -109,7 +117,7 @@ class _Form:
         self._max_photo_bytes = max_photo_bytes
         self._header = (bytearray(), bytearray())  # name and value of the header that is being read
         self._name = ""
-        self._is_file = False
+        self._is_file, self._file_name = False, b""
         self._data = bytearray()
 
     def callbacks(self) -> Any:
@@ -135,7 +143,7 @@ class _Form:
         if name.lower() == b"content-disposition":
             options = parse_options_header(value)[1]
             self._name = options.get(b"name", b"").decode(errors="replace")
-            self._is_file = b"filename" in options
+            self._is_file, self._file_name = b"filename" in options, options.get(b"filename", b"")
 
     def _part_data(self, data: bytes, start: int, end: int) -> None:
         if self._name not in _FIELDS:
@@ -153,8 +161,14 @@ class _Form:
     def _part_end(self) -> None:
         name, data = self._name, self._data
         self._name, self._data = "", bytearray()
+        if len(self.upload.fields) < MAX_NAMED:
+            self.upload.fields.append(name[:NAME_LENGTH])
         if name == "photo":
-            if not data:  # of the page's two file controls, the unused one sends an empty file
+            if not data:
+                if self._file_name:  # of the page's two file controls, the unused one sends no name
+                    raise problem(
+                        HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "not-a-photo", "the photo is an empty file; send another one"
+                    )
                 return
             if self.upload.photo:
                 self.several_photos = True  # refused at the end: the page keeps a question that comes after them

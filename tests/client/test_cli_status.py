@@ -53,7 +53,7 @@ def test_json(run, fake_server: FakeServer) -> None:
 def test_too_slow(status, fake_server: FakeServer) -> None:
     code, lines = status(fake_server.url, "--max-latency", "0.000001", "--quiet")
     assert (code, list(lines)) == (_output.SOME_FAILED, ["latency"])
-    assert "expected at most 0 ms; is the server busy, or its CLIP too large for the machine?" in lines["latency"]
+    assert "expected at most 0.001 ms; is the server busy, or its CLIP too large for the machine?" in lines["latency"]
 
 
 def test_the_model_is_missing(status, fake_server: FakeServer) -> None:
@@ -68,7 +68,7 @@ def test_the_model_is_missing(status, fake_server: FakeServer) -> None:
 def test_the_http_port(status, live_server) -> None:
     code, lines = status(live_server.http_url.removeprefix("http://"), "--timeout", "10")
     assert code == _output.TRY_LATER
-    assert "give its gRPC port (8001 by default; 8000 is HTTP)" in lines["server"]
+    assert "give its gRPC port (8001 by default; 8000 is HTTP, 8080 the page)" in lines["server"]
 
 
 def test_no_server(status) -> None:

@@ -110,8 +110,8 @@ def test_it_is_named_where_it_cannot_be_decoded(monkeypatch: pytest.MonkeyPatch)
         with pytest.raises(ImageError) as caught:
             load_photo(b"\0\0\0\x18ftyp" + brands + bytes(100))
         assert str(caught.value) == (
-            "the photo: HEIC, expected JPEG, PNG, WEBP, GIF or BMP; export it as JPEG, or install pillow-heif, which "
-            "decodes it"
+            "the photo: the file is HEIC, expected JPEG, PNG, WEBP, GIF or BMP; export it as JPEG, or install "
+            "pillow-heif, which decodes it"
         )
 
 

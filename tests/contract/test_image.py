@@ -162,7 +162,7 @@ class TestRefused:
             ((12_001, 12_001), "12001 x 12001 pixels, expected at most 110,000,000 in all; make it smaller"),
             (
                 (60_000, 60_000),
-                r"size \(3600000000 pixels\) exceeds .* Expected at most 110,000,000 pixels; make it smaller",
+                "has 3,600,000,000 pixels, expected at most 110,000,000 in all; make it smaller before sending it",
             ),  # over Pillow's own limit
         ],
     )
@@ -211,7 +211,10 @@ class TestRefused:
         for photo, name in ((path, str(path)), (path.read_bytes(), "the photo")):
             with pytest.raises(ImageError) as caught:
                 load_photo(photo)
-            assert str(caught.value) == f"{name}: {format}, expected JPEG, PNG, WEBP, GIF or BMP; export it as JPEG"
+            assert (
+                str(caught.value)
+                == f"{name}: the file is {format}, expected JPEG, PNG, WEBP, GIF or BMP; export it as JPEG"
+            )
 
     @pytest.mark.parametrize("start", [b"<!----><!---->" * 70, b"<?xml" * 200, b" " * 1024, b"<" * 1024])
     def test_text_that_is_nearly_a_drawing(self, start: bytes) -> None:

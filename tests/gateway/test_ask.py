@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from typing import Any
 
 import httpx
 import pytest
@@ -44,7 +45,7 @@ def test_a_photo_is_turned_upright(gateway: Gateway, photo: bytes) -> None:
     [
         ({"photo": ("a.txt", b"no photo")}, {"question": "what is this?"}, 415, "not-a-photo"),
         ({"photo": ("a.pdf", b"%PDF-1.4")}, {"question": "what is this?"}, 415, "not-a-photo"),
-        ({"photo": ("a.jpg", b"")}, {"question": "what is this?"}, 422, "no-photo"),
+        ({"photo": ("a.jpg", b"")}, {"question": "what is this?"}, 415, "not-a-photo"),
         ({"other": ("a.jpg", b"x")}, {"question": "what is this?"}, 422, "no-photo"),
         ("photo", {}, 422, "no-question"),
         ("photo", {"question": "  "}, 422, "no-question"),
@@ -94,6 +95,29 @@ def test_two_photos(gateway: Gateway, photo: bytes) -> None:
     assert page.status_code == 400
     assert "There are two photos" in page.text
     assert 'value="a rare question"' in page.text
+
+
+def test_what_came_is_said(gateway: Gateway, photo: bytes) -> None:
+    """Wrong fields, an empty file, another type of body, another method."""
+
+    def detail(**request: Any) -> str:
+        return str(gateway.http.post("/v1/ask", **request).json()["detail"])
+
+    asked = {"question": (None, b"why?")}
+    assert (
+        detail(files={"image": ("a.jpg", photo), **asked}) == "got image, question, expected a photo in the field photo"
+    )
+    blank = detail(files={"photo": ("a.jpg", photo), "question": (None, b" ")})
+    assert blank == "got photo, question, expected a question in the field question, and not a blank one"
+    assert detail(files={"photo": ("a.jpg", b""), **asked}) == "the photo is an empty file; send another one"
+    assert detail(files={"photo": ("", b""), "photo ": ("a.jpg", photo), **asked}).startswith(
+        "got photo, photo , question"
+    )
+    assert detail(json={}).startswith("got a body of type application/json, expected multipart/form-data")
+    refused = gateway.http.get("/v1/ask")
+    assert (refused.status_code, refused.headers["allow"]) == (405, "POST")
+    assert refused.json()["detail"] == "got GET; only POST is served at this path; see /openapi.json"
+    assert gateway.http.get("/nowhere").json()["detail"].startswith("got GET; nothing is served at this path")
 
 
 def test_request_ids(gateway: Gateway, photo: bytes) -> None:

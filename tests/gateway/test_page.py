@@ -190,6 +190,7 @@ class TestWithoutScript:
             (asked["answered"].photo, " ", "There is no question."),
             (TEXT_FILE, "a <b> question", "This file is not a photo."),
             (LARGE_FILE, "why?", "The photo is too large: it has more than 2 MB."),
+            (half | {"buffer": b""}, "why?", "This photo is an empty file. Choose it again, or take another one."),
             (half, "why?", "This photo is damaged or incomplete. Choose it again, or take another one."),
         ):
             shown.ask(photo, question)

@@ -74,8 +74,8 @@ output:
     Banana. Very sure, 92%.
     Maybe banana, or lemon. Not sure, 31%.
     The photo cannot answer this. The photo is too dark. Turn on a light. Then take another photo.
-  With --quality, each line ends with the probability of each problem of the photo:
-    Banana. Very sure, 92%. Photo: too dark, 64%; blurred, 20%; badly framed, 9%.
+  With --quality, each line ends with advice and the probability of each problem of the photo:
+    Banana. Very sure, 92%. The photo is too dark. Turn on a light. Photo: too dark, 94%; blurred, 20%.
   With several photos or questions, each line starts with their names. Errors and notes go to standard error.
 
   With --json, one JSON object a line: photo, question, answer, confidence, declined, answerable, answer_type,

@@ -248,7 +248,7 @@ def _open(file: BinaryIO, name: str) -> Image.Image:
         heif = _pillow_heif() if format == "HEIC" else None
         if format and not heif:
             heic = ", or install pillow-heif, which decodes it" if format == "HEIC" else ""
-            raise ImageError(f"{name}: {format}, expected {_formats()}; export it as JPEG{heic}")
+            raise ImageError(f"{name}: the file is {format}, expected {_formats()}; export it as JPEG{heic}")
         try:
             with _suppress_warnings():
                 if heif:
@@ -264,7 +264,8 @@ def _open(file: BinaryIO, name: str) -> Image.Image:
             got = f"data that starts with {head[:16]!r}" if head else "no data"
             raise ImageError(f"{name}: not a picture: got {got}, expected a {_formats()} file") from error
         except Image.DecompressionBombError as error:  # Pillow's own limit, checked before we can read the size
-            raise ImageError(f"{name}: {error} Expected at most {MAX_PIXELS:,} pixels; make it smaller") from error
+            [pixels, *_] = re.findall(r"[0-9]+", str(error))
+            raise _too_many_pixels(f"{name}: the picture has {int(pixels):,} pixels") from error
 
 
 def _pillow_heif() -> Any:
@@ -316,8 +317,11 @@ def _check_size(width: int, height: int, name: str) -> None:
 
 def _check_pixels(width: int, height: int, name: str) -> None:
     if width * height > MAX_PIXELS:
-        got = f"{name}: the picture is {width} x {height} pixels"
-        raise ImageError(f"{got}, expected at most {MAX_PIXELS:,} in all; make it smaller before sending it")
+        raise _too_many_pixels(f"{name}: the picture is {width} x {height} pixels")
+
+
+def _too_many_pixels(got: str) -> ImageError:
+    return ImageError(f"{got}, expected at most {MAX_PIXELS:,} in all; make it smaller before sending it")
 
 
 def _to_rgb(image: Image.Image, name: str) -> Image.Image:
