@@ -64,7 +64,8 @@ def fit_and_export(name: str, frozen: FrozenClip, some_photos: Path, tmp_path: P
     train, val = (read_split(some_photos, split, limit=PHOTOS) for split in ("train", "val"))
     for encoder in ("encode_image", "encode_text"):  # the references of one kind are those of the next
         setattr(frozen.model, encoder, remembered(getattr(frozen.model, encoder)))
-    run = read_run(fit(train, val, frozen, Recipe(epochs=5), tmp_path / "runs", tmp_path / "cache"))
+    folder = fit(train, val, frozen, Recipe(epochs=5), tmp_path / "runs", tmp_path / "cache", limit=PHOTOS)
+    run = read_run(folder)  # its limit is that of the export's gate, too
     emulates = GraphKind("portable", "bf16") not in kinds_here()
     for kind in ON_A_CPU:
         if kind.precision == "bf16" and emulates:
