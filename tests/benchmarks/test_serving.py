@@ -25,7 +25,7 @@ from benchmarks.serving.load import (
     draw_questions,
 )
 from benchmarks.serving.measure import System, measure, summarise
-from benchmarks.serving.servers import Generator, Served, fastapi, gateway_of, triton
+from benchmarks.serving.servers import Generator, Served, fastapi, gateway_of, stopped, triton, usage
 from demo import DEMO_CLIP
 from export.targets import GraphKind
 from serving.rollout import DIRECT_CHANNEL
@@ -162,3 +162,15 @@ def requests_of(url: str) -> int:
     with InferenceServerClient(url, channel_args=DIRECT_CHANNEL) as client:
         [model] = client.get_inference_statistics(tensors.ENSEMBLE, as_json=True)["model_stats"]
         return int(model["inference_stats"]["success"].get("count", 0))
+
+
+def test_servers_that_are_not_measured_are_stopped(live_server: LiveServer, served: Served) -> None:
+    """Two servers in turn: both answer after each stop, and neither computes while the other one is measured."""
+    with triton(served) as one, triton(served) as two:
+        systems = [System("direct", "fp32", tensors.ENSEMBLE, served, each) for each in (one, two)]
+        found = measure(systems, live_server.data / "val", 1, seconds=0.1, rounds=2)
+        assert [each.errors for each in found] == [0, 0]
+        with stopped([one.pid]):
+            before = usage(one.pid).cpu_s
+            assert measure(systems[1:], live_server.data / "val", 1, seconds=0.1)[0].errors == 0
+            assert usage(one.pid).cpu_s == before
