@@ -80,10 +80,8 @@ async def read_upload(
         raise _malformed("the multipart body is malformed; send the form again") from error
     if not form.complete:
         raise _malformed("the multipart body ends before its last boundary; send the form again")
-    if form.several_photos:
-        raise problem(
-            HTTPStatus.BAD_REQUEST, "several-photos", "the form has more than one photo; send one photo in a request"
-        )
+    if form.photo_error:
+        raise form.photo_error
 
 
 def too_large(max_photo_bytes: int) -> ProblemError:
@@ -113,7 +111,8 @@ class _Form:
 
     def __init__(self, max_photo_bytes: int, upload: Upload) -> None:
         self.upload = upload
-        self.complete = self.several_photos = False
+        self.complete = False
+        self.photo_error: ProblemError | None = None  # raised at the end: the page keeps a question that comes after it
         self._max_photo_bytes = max_photo_bytes
         self._header = (bytearray(), bytearray())  # name and value of the header that is being read
         self._name = ""
@@ -164,22 +163,8 @@ class _Form:
         if len(self.upload.fields) < MAX_NAMED:
             self.upload.fields.append(name[:NAME_LENGTH])
         if name == "photo":
-            if not data:
-                if self._file_name:  # of the page's two file controls, the unused one sends no name
-                    raise problem(
-                        HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "not-a-photo", "the photo is an empty file; send another one"
-                    )
-                return
-            if self.upload.photo:
-                self.several_photos = True  # refused at the end: the page keeps a question that comes after them
-                return
-            if not self._is_file and _is_text(data):
-                raise problem(
-                    HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
-                    "not-a-photo",
-                    "the field photo is text, not a file; with curl, write photo=@img.jpg",
-                )
-            self.upload.photo = bytes(data)
+            if data or self._file_name:  # of the page's two file controls, the unused one sends no name
+                self._add_photo(data)
         elif name == "question":
             self._add_question(data)
         elif name == "top":
@@ -190,6 +175,21 @@ class _Form:
                     HTTPStatus.UNPROCESSABLE_ENTITY, "bad-top", f"expected top to be a whole number from 1 to {MAX_TOP}"
                 )
             self.upload.top = top
+
+    def _add_photo(self, data: bytearray) -> None:
+        wrong_type = HTTPStatus.UNSUPPORTED_MEDIA_TYPE
+        if not data:
+            self.photo_error = problem(wrong_type, "not-a-photo", "the photo is an empty file; send another one")
+        elif self.upload.photo:
+            self.photo_error = problem(
+                HTTPStatus.BAD_REQUEST, "several-photos", "the form has more than one photo; send one in a request"
+            )
+        elif not self._is_file and _is_text(data):
+            self.photo_error = problem(
+                wrong_type, "not-a-photo", "the field photo is text, not a file; with curl, write photo=@img.jpg"
+            )
+        else:
+            self.upload.photo = bytes(data)
 
     def _add_question(self, data: bytearray) -> None:
         try:

@@ -97,6 +97,12 @@ def test_two_photos(gateway: Gateway, photo: bytes) -> None:
     assert 'value="a rare question"' in page.text
 
 
+def test_a_question_after_an_empty_photo_is_kept(gateway: Gateway) -> None:
+    page = gateway.http.post("/", files={"photo": ("a.jpg", b""), "question": (None, b"a rare question")})
+    assert page.status_code == 415
+    assert 'value="a rare question"' in page.text
+
+
 def test_what_came_is_said(gateway: Gateway, photo: bytes) -> None:
     """Wrong fields, an empty file, another type of body, another method."""
 
