@@ -1,7 +1,7 @@
 """Every recipe against logistic regression on the same features, on the demo's photos.
 
-    python -m benchmarks.recipes              # 300, 1,000 and 3,000 records of train, three seeds, scored on val
-    python -m benchmarks.recipes --choose     # variants of `best`, scored on a part of train: no look at val
+    python -m benchmarks recipes              # 300, 1,000 and 3,000 records of train, three seeds, scored on val
+    python -m benchmarks recipes --choose     # variants of `best`, scored on a part of train: no look at val
 
 A difference is the mean over the seeds; its 95% interval is a paired bootstrap over the scored records. The `C` of
 logistic regression is chosen on a part of train. `report` and each head of `paper` keep their best epoch, `report` the
@@ -10,20 +10,17 @@ best on the scored records, which favours it. The demo data and its features are
 
 from __future__ import annotations
 
-import argparse
-import os
-import platform
-import time
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from sklearn.metrics import average_precision_score, log_loss
+from sklearn.metrics import average_precision_score
 
+from benchmarks.report import Section, Settings, Table
 from demo import DEMO_CLIP, ensure_demo_dataset
 from training.backbone import load_clip
 from training.baselines import LOGISTIC, fit_baseline, normalised
@@ -40,14 +37,16 @@ SIZES = (300, 1_000, 3_000)
 CS = (0.001, 0.01, 0.1, 1.0)
 FITTED_SHARE = 0.85  # of train, where settings are chosen on the rest of it
 BOOTSTRAPS = 2_000
+SEEDS = 3
 BEST = RECIPES["best"]
+BY_NAME = {name: RECIPES[name] for name in ("best", "report", "paper")}
 VARIANTS = {
     "best": BEST,
-    "  random projection": replace(BEST, projection="random"),
-    "  no weight decay": replace(BEST, weight_decay=0.0, decay_trials=0),
-    "  300 steps": replace(BEST, repeat_to_steps=300),
-    "  1,200 steps": replace(BEST, repeat_to_steps=1_200),
-    "  dropout 0.5": replace(BEST, dropout=0.5),
+    "random projection": replace(BEST, projection="random"),
+    "no weight decay": replace(BEST, weight_decay=0.0, decay_trials=0),
+    "300 steps": replace(BEST, repeat_to_steps=300),
+    "1,200 steps": replace(BEST, repeat_to_steps=1_200),
+    "dropout 0.5": replace(BEST, dropout=0.5),
 }
 
 Array = npt.NDArray[Any]
@@ -90,25 +89,16 @@ class Outcome:
     uncalibrated: Array  # [N], the same without calibration
 
 
-def divide(records: Sequence[Record], groups: Sequence[Any]) -> tuple[list[Record], list[Record]]:
-    """85% of ``groups`` [N] at random with their records, and the rest."""
-    parts: tuple[list[Record], list[Record]] = [], []
-    for record, inside in zip(records, _drawn(groups), strict=True):
-        parts[not inside].append(record)
-    return parts
+def inside(count: int) -> Array:
+    """bool [count]: a random 85% of train, on which settings are tried that the rest of it chooses."""
+    rows = np.random.default_rng(0).permutation(count)
+    return rows < round(FITTED_SHARE * count)
 
 
-def _drawn(groups: Sequence[Any]) -> Array:
-    distinct = list(dict.fromkeys(groups))
-    order = np.random.default_rng(0).permutation(len(distinct))
-    fitted = {distinct[number] for number in order[: round(FITTED_SHARE * len(distinct))]}
-    return np.array([group in fitted for group in groups])
-
-
-def divide_part(part: Part) -> tuple[Part, Part]:
+def divide(part: Part) -> tuple[Part, Part]:
     """85% of the records at random, and the rest."""
-    inside = _drawn(range(len(part.records)))
-    return part.select(np.flatnonzero(inside)), part.select(np.flatnonzero(~inside))
+    chosen = inside(len(part.records))
+    return part.select(np.flatnonzero(chosen)), part.select(np.flatnonzero(~chosen))
 
 
 def fit_recipe(recipe: Recipe, train: Part, test: Part) -> Outcome:
@@ -141,112 +131,86 @@ def fit_logistic(c: float, train: Part, test: Part) -> Outcome:
 
 def choose_c(train: Part) -> float:
     """The ``C`` that is best on a part of ``train``."""
-    fitted, rest = divide_part(train)
+    fitted, rest = divide(train)
     return max(CS, key=lambda c: fit_logistic(c, fitted, rest).accuracy.mean())
 
 
-def describe(name: str, outcomes: Sequence[Outcome], answerable: Array, seconds: float) -> str:
-    """One row of the table: means over the seeds."""
-
-    def ece(confidence: Array) -> float:
-        return expected_calibration_error(reliability(confidence, answerable))
-
-    def loss(confidence: Array) -> float:
-        return float(log_loss(answerable, confidence.astype(np.float64)))
-
-    scores = [
-        (
-            average_precision_score(answerable, o.answerable),
-            average_precision_score(~answerable, -o.answerable),
-            *(measure(given) for measure in (ece, loss) for given in (o.uncalibrated, o.answerable)),
-        )
-        for o in outcomes
-    ]
-    vqa = 100 * _mean([o.accuracy.mean() for o in outcomes])
-    cells = "".join(f"{value:>9.3f}" for value in np.mean(scores, axis=0))
-    return f"{name:<38}{vqa:>7.2f}{cells}{seconds:>8.0f} s"
+HEADER = (
+    *("fitted on", "model", "VQA", "first recipe minus it", "AP answerable", "first recipe minus it"),
+    *("AP unanswerable", "ECE", "before calibration"),
+)
 
 
-COLUMNS = ("AP ans.", "AP un.", "ECE", "cal.", "loss", "cal.")  # calibration error and log loss, before and after
-HEADER = f"{'':<38}{'VQA':>7}" + "".join(f"{name:>9}" for name in (*COLUMNS, "time"))
-
-
-def compare(name: str, ours: Sequence[Outcome], theirs: Sequence[Outcome], answerable: Array) -> str:
-    """The mean difference over the seeds and its 95% interval, by a paired bootstrap over the questions."""
-    gained = _mean([o.accuracy for o in ours]) - _mean([o.accuracy for o in theirs])  # [N]
-
-    def precision(outcomes: Sequence[Outcome], rows: Any) -> Any:
-        return _mean([average_precision_score(answerable[rows], o.answerable[rows]) for o in outcomes])
-
-    measures: dict[str, tuple[int, Callable[[Any], float]]] = {
-        "VQA": (BOOTSTRAPS, lambda rows: 100 * float(gained[rows].mean())),
-        "AP answerable": (BOOTSTRAPS // 10, lambda rows: precision(ours, rows) - precision(theirs, rows)),
-    }
-    rng = np.random.default_rng(0)
-    found = []
-    for measure, (count, of) in measures.items():
-        drawn = [of(rng.integers(0, len(answerable), len(answerable))) for _ in range(count)]
-        low, high = np.percentile(drawn, [2.5, 97.5])
-        found.append(f"{measure} {of(slice(None)):+.3f} ({low:+.3f} to {high:+.3f})")
-    return f"  {name}: {', '.join(found)}"
-
-
-def run(train: Part, test: Part, recipes: dict[str, Recipe], seeds: int) -> None:
-    """Print the scores of every recipe and of logistic regression, and how the first recipe compares with each."""
-    answerable = test.answerable
-    started = time.perf_counter()
-    c = choose_c(train)
-    found = {f"logistic regression, C = {c:g}": [fit_logistic(c, train, test)]}
-    print(f"fitted on {len(train.records):,} records, scored on {len(test.records):,}\n{HEADER}")
-    print(describe(*next(iter(found.items())), answerable, time.perf_counter() - started), flush=True)
+def score(train: Part, test: Part, recipes: Mapping[str, Recipe], seeds: int, c: float) -> list[list[str]]:
+    """A row of HEADER for each recipe, and one for logistic regression by ``c``: means over the seeds."""
+    found: dict[str, list[Outcome]] = {}
     for name, recipe in recipes.items():
-        started = time.perf_counter()
         found[name] = [fit_recipe(replace(recipe, seed=seed), train, test) for seed in range(seeds)]
-        print(describe(name, found[name], answerable, (time.perf_counter() - started) / seeds), flush=True)
-    first = next(iter(recipes))
-    for name, outcomes in found.items():
-        if name != first:
-            print(compare(f"{first} - {name.strip()}", found[first], outcomes, answerable), flush=True)
+        print(f"{name}: VQA {100 * _accuracies(found[name]).mean():.2f}", file=sys.stderr, flush=True)
+    found[f"logistic regression, C = {c:g}"] = [fit_logistic(c, train, test)]
+    first = next(iter(found.values()))
+    return [
+        [f"{len(train.records):,}", f"`{name}`" if name in RECIPES else name, *_cells(each, first, test.answerable)]
+        for name, each in found.items()
+    ]
 
 
-def describe_machine() -> str:
-    """The machine and its load."""
-    return (
-        f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}, "
-        f"load average {os.getloadavg()[0]:.1f}"
+def _cells(outcomes: Sequence[Outcome], first: Sequence[Outcome], answerable: Array) -> list[str]:
+    """The scores of a model, and the differences of the ``first`` model to it."""
+
+    def precision(of: Sequence[Outcome], rows: Any = slice(None)) -> float:
+        return float(_mean([average_precision_score(answerable[rows], o.answerable[rows]) for o in of]))
+
+    unanswerable = _mean([average_precision_score(~answerable, -o.answerable) for o in outcomes])
+    calibrated, before = (
+        _mean([expected_calibration_error(reliability(confidence, answerable)) for confidence in confidences])
+        for confidences in ([o.answerable for o in outcomes], [o.uncalibrated for o in outcomes])
     )
+    gained = 100 * (_accuracies(first) - _accuracies(outcomes))
+    differences = ["", ""]
+    if outcomes is not first:
+        differences = [
+            _interval(lambda rows: gained[rows].mean(), len(answerable), BOOTSTRAPS, 2),
+            _interval(lambda rows: precision(first, rows) - precision(outcomes, rows), len(answerable), 200, 3),
+        ]
+    vqa = f"{100 * _accuracies(outcomes).mean():.2f}"
+    found = [vqa, differences[0], f"{precision(outcomes):.3f}", differences[1]]
+    return [*found, f"{unanswerable:.3f}", f"{calibrated:.3f}", f"{before:.3f}"]
+
+
+def _interval(difference: Callable[[Any], float], count: int, bootstraps: int, digits: int) -> str:
+    """The difference, and its 95% interval by a paired bootstrap over ``count`` questions."""
+    rng = np.random.default_rng(0)
+    low, high = np.percentile([difference(rng.integers(0, count, count)) for _ in range(bootstraps)], [2.5, 97.5])
+    return f"{difference(slice(None)):+.{digits}f} ({low:+.{digits}f} to {high:+.{digits}f})"
+
+
+def _accuracies(outcomes: Sequence[Outcome]) -> Array:
+    """[N], means over the seeds."""
+    return np.asarray(_mean([o.accuracy for o in outcomes]))
 
 
 def _mean(values: Sequence[Any]) -> Any:
     return sum(values[1:], start=values[0]) / len(values)
 
 
-def _encoded(split: Split, cache: Path) -> Part:
-    features = encode_split(load_clip(str(DEMO_CLIP)), split, cache, rotations=4)
+def _encoded(split: Split, settings: Settings) -> Part:
+    features = encode_split(load_clip(str(DEMO_CLIP)), split, settings.cache / "features", rotations=4)
     images = np.stack([np.array(view) for view in (features.images, *features.rotated)])
     return Part(split.records, np.array(features.texts), images)
 
 
-def main() -> int:
-    """Print the tables."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--choose", action="store_true", help="fit variants of `best` on 85%% of train, score the rest")
-    parser.add_argument("--sizes", type=int, nargs="+", default=SIZES, help="records of train")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--cache", type=Path, default=Path(".cache/features"), help="encoded features")
-    arguments = parser.parse_args()
+def run(settings: Settings) -> Section:
+    """Score the recipes, or variants of `best`, on some sizes of train."""
     data = ensure_demo_dataset()
-    train, test = (_encoded(read_split(data, name), arguments.cache) for name in ("train", "val"))
-    print(describe_machine())
-    for size in arguments.sizes:
-        rows = np.random.default_rng(size).permutation(len(train.records))[:size]
-        fitted, scored = train.select(np.sort(rows)), test
-        if arguments.choose:
-            fitted, scored = divide_part(fitted)
-        recipes = VARIANTS if arguments.choose else {name: RECIPES[name] for name in ("best", "report", "paper")}
-        run(fitted, scored, recipes, arguments.seeds)
-    return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())
+    train, test = (_encoded(read_split(data, name), settings) for name in ("train", "val"))
+    recipes, seeds = VARIANTS if settings.choose else BY_NAME, 1 if settings.quick else SEEDS
+    rows = []
+    for size in SIZES[:1] if settings.quick else SIZES:
+        chosen = np.random.default_rng(size).permutation(len(train.records))[:size]
+        fitted, scored = train.select(np.sort(chosen)), test
+        if settings.choose:
+            fitted, scored = divide(fitted)
+        rows += score(fitted, scored, recipes, seeds, choose_c(fitted))
+    text = f"Scored on {len(scored.records)} records of the demo; {seeds} seeds of each recipe."
+    return [Table(HEADER, rows, text)]

@@ -29,6 +29,7 @@ class Settings:
     quick: bool = False  # few and short measurements of ViT-B/32 or the demo, to see that everything runs
     device: str = "cpu"
     write: bool = True  # docs/results.md, and its plots
+    choose: bool = False  # of recipes: compare variants of `best` on a part of train, to choose its settings
 
     @property
     def large(self) -> str:

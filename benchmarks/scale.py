@@ -19,7 +19,7 @@ from benchmarks.serving.measure import Measured, System, measure
 from benchmarks.serving.servers import drawn_photos, gateway_of, prepare, triton
 from vizwiz_client.contract import tensors
 
-GATEWAYS, REPLICAS, CONCURRENCY = (1, 2, 4), (1, 2), 16
+GATEWAYS, REPLICAS, CONCURRENCY = (1, 2, 4, 8), (1, 2), 16
 UTILISATION = 0.6  # as in docs/operations.md
 
 

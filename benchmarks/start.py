@@ -1,8 +1,9 @@
-"""Seconds until the embedded server is ready: a first start, which compiles its graphs, and a second one.
+"""Seconds until the embedded server is ready: on a first start, which compiles graphs, on a second, after a crash.
 
     python -m benchmarks start
 
-The graphs' files are read once before, so both starts find them in memory. A restart after a crash is a second start.
+The graphs' files are read once before, so all starts find them in memory. A CPU that does not multiply int8 computes
+int8 graphs in fp32; they are compiled and kept all the same.
 """
 
 from __future__ import annotations
@@ -11,11 +12,18 @@ import statistics
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 
+import psutil
+from tritonclient.grpc import InferenceServerClient
+from tritonclient.utils import InferenceServerException
+
 from benchmarks.report import Section, Settings, Table, kinds_here
-from benchmarks.serving.servers import Served, prepare, triton
+from benchmarks.serving.servers import READY_TIMEOUT_S, Served, prepare, triton
+from export.targets import GraphKind
 from serving.cache_folder import FOLDER_VARIABLE
+from vizwiz_client.contract.tensors import ENSEMBLE
 
 GOAL = 0.4  # of a first start
 
@@ -23,23 +31,40 @@ GOAL = 0.4  # of a first start
 def run(settings: Settings) -> Section:
     """Start each kind of repository with an empty cache, and then again."""
     rows = []
-    for kind in kinds_here():
+    for kind in dict.fromkeys([*kinds_here(), GraphKind("portable", "int8")]):
         served = prepare(settings.large, settings.cache, kind)
         for file in served.repository.rglob("model.onnx"):
             file.read_bytes()
         with tempfile.TemporaryDirectory() as cache:
             first, *later = (_ready_s(served, cache) for _ in range(2 if settings.quick else 4))
             size = sum(file.stat().st_size for file in Path(cache).iterdir()) / 1e6
+            restart = _restart_s(served, cache)
         second = statistics.median(later)
-        rows.append([kind.name, f"{second / first:.0%}", f"{first:.1f} s", f"{second:.1f} s", f"{size:,.0f} MB"])
+        times = (f"{seconds:.1f} s" for seconds in (first, second, restart))
+        rows.append([kind.name, f"{second / first:.0%}", *times, f"{size:,.0f} MB"])
         print(" | ".join(rows[-1]), file=sys.stderr, flush=True)
-    header = ("graphs", f"second / first (goal: at most {GOAL:.0%})", "first start", "second start", "cached")
-    return [
-        Table(header, rows, f"{settings.large} size, without the gateway; the second start is the median of three.")
-    ]
+    header = ("graphs", f"second / first (goal: at most {GOAL:.0%})", "first start", "second start", "after a crash")
+    text = f"{settings.large} size, without the gateway; the second start is the median of three."
+    return [Table((*header, "kept in the cache"), rows, text)]
 
 
 def _ready_s(served: Served, cache: str) -> float:
     started = time.monotonic()
     with triton(served, environment={FOLDER_VARIABLE: cache}):
         return time.monotonic() - started
+
+
+def _restart_s(served: Served, cache: str) -> float:
+    """Seconds from the death of ``tritonserver`` until the ensemble is ready again."""
+    with triton(served, environment={FOLDER_VARIABLE: cache}) as server:
+        [process] = [
+            each for each in psutil.Process(server.pid).children(recursive=True) if each.name() == "tritonserver"
+        ]
+        process.kill()
+        started = time.monotonic()
+        while time.monotonic() - started < READY_TIMEOUT_S:
+            time.sleep(0.1)
+            with suppress(InferenceServerException), InferenceServerClient(server.url) as client:
+                if client.is_model_ready(ENSEMBLE):
+                    return time.monotonic() - started
+        raise SystemExit(f"the server is not ready {READY_TIMEOUT_S} s after a crash; its messages are above")

@@ -24,7 +24,7 @@ from training.run import CARD_FILE, RUN_FILE, Run, annotations_of_fit, read_epoc
 from training.scoring import Scores
 
 _TEMPLATES = Path(__file__).with_name("templates")
-_CARD_ROWS = (  # label, key, digits
+CARD_ROWS = (  # label, key, digits
     ("VQA accuracy, leave-one-out (%)", "vqa_accuracy_leave_one_out", 2),
     ("VQA accuracy, min(matches / 3, 1) (%)", "vqa_accuracy_min3", 2),
     ("AP, unanswerable positive (official)", "unanswerable_ap", 3),
@@ -93,17 +93,17 @@ def write_model_card(folder: Path, name: str | None = None) -> Path:
         clips=[clip | {"name": clip_name(clip["source"])} for clip in config["clips"]],
         splits=list(evaluations),
         scores=[
-            *_rows(_CARD_ROWS[:1], columns),
-            *_rows([(majority, _CARD_ROWS[0][1], 2)], [scores["majority_baseline"] for scores in columns]),
+            *_rows(CARD_ROWS[:1], columns),
+            *_rows([(majority, CARD_ROWS[0][1], 2)], [scores["majority_baseline"] for scores in columns]),
             *(
                 row
                 for baseline in fitted["baselines"]
                 for row in _rows(
-                    [(f"- {LABELS[baseline]}", _CARD_ROWS[0][1], 2)],
+                    [(f"- {LABELS[baseline]}", CARD_ROWS[0][1], 2)],
                     [scores["baselines"].get(baseline, {}) for scores in columns],
                 )
             ),
-            *_rows(_CARD_ROWS[1:], columns),
+            *_rows(CARD_ROWS[1:], columns),
         ],
         quality=fitted["best"].get("quality"),
         published_unrecognizable_ap=PUBLISHED_UNRECOGNIZABLE_AP,
