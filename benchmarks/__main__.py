@@ -39,6 +39,7 @@ SPEEDS = {  # the module of each part, and what it measures
     "demo": "`make demo` in a fresh clone",
 }
 SCORES = {  # only where they are named: they take long, and depend little on the machine
+    "parity": "errors of exported CLIPs of full size against PyTorch",
     "quality": "photo quality and answers by the demo CLIP",
     "recipes": "every recipe against logistic regression, on the demo's photos",
     "questions": "the same on real questions without photos: needs VIZWIZ_MATERIAL",

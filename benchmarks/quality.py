@@ -120,8 +120,8 @@ def fit_seed(clip: FrozenClip, splits: Sequence[Split], cache: Path, recipe: Rec
         result = fit_ensemble(data, recipe, Path(folder), finished, cache, baselines=False)
     on_val = make_dataset(val, np.arange(len(val.records)), clip, data.vocabulary, recipe, cache)
     predicted = predict(result.ensemble, [on_val.features])
-    accuracies = 100 * on_val.scores.accuracies(predicted.best)[0].double().numpy()
-    return Fitted(accuracies, predicted.answerable.numpy(), result.best["quality"])
+    scored = 100 * on_val.scores.accuracies(predicted.best)[0].double().numpy()
+    return Fitted(scored, predicted.answerable.numpy(), result.best["quality"])
 
 
 def describe(issue: str, rows: Sequence[dict[str, float]]) -> tuple[str, ...]:

@@ -1,0 +1,116 @@
+"""Errors of exported CLIPs of full size against PyTorch, in every precision that a CPU computes; random weights.
+
+    python -m benchmarks parity
+
+One to ten minutes for each CLIP. A head is fitted on 8 drawn photos; the gate of the export compares 8 more and those
+that it draws itself. It refuses a graph outside its tolerance, which ends the benchmark.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from benchmarks.architectures import ARCHITECTURES, random_clip
+from benchmarks.report import Section, Settings, Table
+from benchmarks.serving.servers import drawn_photos
+from export.parity import PARITY_FILE
+from export.publish import export_run
+from export.targets import GraphKind, this_machine
+from training.backbone import OPEN_CLIP, FrozenClip
+from training.dataset import read_split
+from training.fit import fit
+from training.recipe import Recipe
+from training.run import read_run
+
+CLIPS = (*ARCHITECTURES, *(f"{OPEN_CLIP}{name}" for name in ("ViT-B-32", "ViT-L-14", "ViT-H-14")))
+PHOTOS = 8
+TENSORS = (("image_features",), ("text_features",), ("answer", "answer_type", "answerable"))
+
+
+class Errors(NamedTuple):
+    """The worst of all inputs in one precision."""
+
+    relative: list[float]  # of image features, text features and the head's outputs, to the largest value
+    cosine: float  # 1 - cosine of features
+    agree: float  # the share of questions whose best answer is PyTorch's
+
+
+def run(settings: Settings) -> Section:
+    """Export every CLIP in every precision."""
+    kinds, rows = kinds_on_a_cpu(), []
+    cosine, agree = dict.fromkeys(kinds, 0.0), 1.0
+    for name in ("ViT-B/32",) if settings.quick else CLIPS:
+        clip = random_clip(name)
+        if name.startswith(OPEN_CLIP):
+            torch.nn.init.normal_(clip.model.token_embedding.weight, std=0.5)  # so that questions differ
+        with tempfile.TemporaryDirectory(dir=settings.cache) as folder:
+            found = errors(clip, drawn_photos(settings.cache), Path(folder))
+        rows.append([f"`{name}`", *(" / ".join(f"{each:.1e}" for each in found[kind].relative) for kind in kinds)])
+        cosine |= {kind: max(cosine[kind], found[kind].cosine) for kind in kinds}
+        agree = min(agree, *(each.agree for each in found.values()))
+        print(" | ".join(rows[-1]), file=sys.stderr, flush=True)
+    rows.append(["1 - cosine, at most", *(f"{cosine[kind]:.1e}" for kind in kinds)])
+    text = (
+        "The largest error of image features / text features / outputs of the head, relative to the largest value. "
+        f"The best answer is PyTorch's in at least {agree:.1%}."
+    )
+    return [Table(("CLIP", *(kind.name.replace("-", " ") for kind in kinds)), rows, text)]
+
+
+def kinds_on_a_cpu() -> list[GraphKind]:
+    """What is exported for a CPU; ONNX Runtime computes fp16 in fp32, from weights in fp16."""
+    bf16 = [GraphKind("portable", "bf16")] * this_machine().bf16  # a CPU that emulates it takes hours
+    fp32 = [GraphKind(form, "fp32") for form in ("portable", "fused")]
+    return [*fp32, *bf16, GraphKind("portable", "fp16"), GraphKind("portable", "int8")]
+
+
+def errors(clip: FrozenClip, photos: Path, folder: Path) -> dict[GraphKind, Errors]:
+    """Fit a head on ``clip``, and export both into ``folder`` in every precision.
+
+    Args:
+        clip: on the CPU.
+        photos: a VizWiz folder.
+        folder: gets the run, features and the repository.
+
+    Raises:
+        ParityError: a graph is outside its tolerance.
+    """
+    train, val = (read_split(photos, split, limit=PHOTOS) for split in ("train", "val"))
+    for encoder in ("encode_image", "encode_text"):  # the references of one kind are those of the next
+        setattr(clip.model, encoder, _remembered(getattr(clip.model, encoder)))
+    run = read_run(fit(train, val, clip, Recipe(epochs=5), folder / "runs", folder / "cache", limit=PHOTOS))
+    found = {}
+    for kind in kinds_on_a_cpu():
+        names = export_run(run, clip, folder / "repository", kind)  # parity is checked before it publishes
+        parity = json.loads((folder / "repository" / names.head / PARITY_FILE).read_text(encoding="utf-8"))
+        rows = parity["comparisons"]
+        worst = [max(row["relative_error"] for row in rows if row["tensor"] in tensors) for tensors in TENSORS]
+        found[kind] = Errors(
+            worst,
+            max(row["cosine_error"] or 0 for row in rows),
+            min(row["top1_agree"] for row in rows if row["top1_agree"] is not None),
+        )
+        print(kind.name, found[kind], file=sys.stderr, flush=True)
+    return found
+
+
+def _remembered(encode: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """``encode``, which computes each batch once."""
+    known: dict[bytes, Tensor] = {}
+
+    def encode_once(batch: Tensor) -> Tensor:
+        key = hashlib.sha256(batch.numpy().tobytes()).digest()
+        if key not in known:
+            known[key] = encode(batch)
+        return known[key]
+
+    return encode_once
