@@ -25,7 +25,8 @@ from benchmarks.report import MAX_LOAD, Settings, is_busy, render, section_name,
 
 SPEEDS = {  # the module of each part, and what it measures
     "encoders": "CLIP's encoders as graphs, against PyTorch and the matrix rate of this machine",
-    "peers": "the server beside infinity, LitServe, FastAPI and the bare encoders",
+    "peers": "the server beside LitServe, FastAPI and the bare encoders",
+    "infinity": "its image encoder beside infinity",
     "clips": "one CLIP, and two in one ensemble",
     "costs": "an image and a question of each CLIP of docs/clips.md",
     "start": "first and second start of the server, and a restart after a crash",

@@ -1,10 +1,9 @@
-"""The server beside its peers: infinity, LitServe, FastAPI with PyTorch, and the bare encoders.
+"""The server beside its peers: LitServe, FastAPI with PyTorch, and the bare encoders; infinity is in infinity.py.
 
     python -m benchmarks peers
 
-Same random weights, same photos, one run, all servers up at once and measured in turn. infinity gives image features
-alone; so does our image encoder in its row. The first run installs the peers, at the versions of
-peers_requirements.txt, into an environment of their own, which reads PyTorch from this one.
+Same random weights, same photos, one run, all servers up at once and measured in turn. The first run installs the
+peers, at the versions of peers_requirements.txt, into an environment of their own, which reads PyTorch from this one.
 """
 
 from __future__ import annotations
@@ -12,66 +11,59 @@ from __future__ import annotations
 import subprocess
 import sys
 import sysconfig
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from benchmarks.architectures import write_hugging_face
 from benchmarks.machine import cpu_rates
 from benchmarks.report import Section, Settings, Table, kinds_here
-from benchmarks.serving.load import BARE, GATEWAY, INFINITY, LITSERVE
+from benchmarks.serving.load import BARE, GATEWAY, LITSERVE
 from benchmarks.serving.measure import Measured, System, measure
-from benchmarks.serving.servers import drawn_photos, fastapi, http_server, prepare, triton
-from serving.access import LOOPBACK
+from benchmarks.serving.servers import Served, drawn_photos, fastapi, http_server, prepare, triton
 from vizwiz_client.contract import tensors
 
 REQUIREMENTS = Path(__file__).with_name("peers_requirements.txt")
 CONCURRENCY = 16
-BOTH, IMAGE = "photo and question", "photo alone"
 OURS = "ours"
 
 
 def run(settings: Settings) -> Section:
-    """Measure every system one request at a time, and 16 at once."""
-    name, quick = settings.large, settings.quick
-    python = install(settings.cache / "peers")
-    photos = drawn_photos(settings.cache) / "train"
-    served = {kind.precision: prepare(name, settings.cache, kind) for kind in kinds_here()}
-    fp32, hugging_face = served["fp32"], settings.cache / name.replace("/", "-") / "hugging-face"
-    write_hugging_face(name, fp32.checkpoint, hugging_face)
-    systems: list[tuple[str, System]] = []
+    """Measure the systems that answer a question about a photo: one at a time, and 16 at once."""
+    name, python = settings.large, install(settings.cache / "peers")
+    served = prepare_kinds(settings)
+    fp32 = served["fp32"]
+    systems: list[System] = []
     with ExitStack() as stack:
         for precision, each in served.items():
             server = stack.enter_context(triton(each, gateway=True))
             systems += [
-                (BOTH, System(BARE, precision, BARE, each)),
-                (BOTH, System(OURS, precision, tensors.ENSEMBLE, each, server)),
-                (BOTH, System(f"{OURS}, gateway", precision, GATEWAY, each, server, server.gateway)),
-                (IMAGE, System(OURS, precision, each.model(tensors.IMAGE_ENCODER_PREFIX), each, server)),
+                System(BARE, precision, BARE, each),
+                System(OURS, precision, tensors.ENSEMBLE, each, server),
+                System(f"{OURS}, gateway", precision, GATEWAY, each, server, server.gateway),
             ]
         for bf16 in (False, True)[: 1 + ("bf16" in served)]:
-            precision = "bf16" if bf16 else "fp32"
             server = stack.enter_context(fastapi(fp32, bf16=bf16))
-            systems.append((BOTH, System("FastAPI", precision, "fastapi", fp32, server)))
+            systems.append(System("FastAPI", "bf16" if bf16 else "fp32", "fastapi", fp32, server))
         options = [f"--checkpoint={fp32.checkpoint.resolve()}", f"--run={fp32.run.resolve()}"]
         server = stack.enter_context(
             http_server(["-m", "benchmarks.serving.litserve_baseline", *options], "/health", str(python))
         )
-        systems.append((BOTH, System("LitServe", "fp32", LITSERVE, fp32, server)))
-        flags = "--engine torch --device cpu --dtype float32 --no-bettertransformer --no-compile --no-model-warmup"
-        command = ["-m", "infinity_emb.cli", "v2", f"--model-id={hugging_face.resolve()}", *flags.split()]
-        server = stack.enter_context(
-            http_server(
-                [*command, "--no-vector-disk-cache", "--log-level=warning", f"--host={LOOPBACK}"],
-                "/health",
-                str(python),
-            )
-        )
-        systems.append((IMAGE, System("infinity", "fp32", INFINITY, fp32, server)))
-        everything = [each for _, each in systems]
-        alone = measure(everything, photos, 1, 1.0, rounds=1 if quick else 5, min_requests=2)
-        loaded = [each for _, each in systems if is_loaded(each)]
-        at_once = measure(loaded, photos, CONCURRENCY, 0, rounds=1 if quick else 3, requests=CONCURRENCY)
-    return report(systems, alone, dict(zip(loaded, at_once, strict=True)), name)
+        systems.append(System("LitServe", "fp32", LITSERVE, fp32, server))
+        return compare(systems, settings, f"{name} size, random weights, photos of 640 x 480 with a question.")
+
+
+def prepare_kinds(settings: Settings) -> dict[str, Served]:
+    """The large CLIP in every precision that this CPU multiplies."""
+    return {kind.precision: prepare(settings.large, settings.cache, kind) for kind in kinds_here()}
+
+
+def compare(systems: Sequence[System], settings: Settings, text: str) -> Section:
+    """Measure ``systems`` in turn, and report them: ratios first."""
+    photos = drawn_photos(settings.cache) / "train"
+    alone = measure(systems, photos, 1, 1.0, rounds=1 if settings.quick else 5, min_requests=2)
+    loaded = [each for each in systems if is_loaded(each)]
+    at_once = measure(loaded, photos, CONCURRENCY, 0, rounds=1 if settings.quick else 3, requests=CONCURRENCY)
+    return report(systems, alone, dict(zip(loaded, at_once, strict=True)), text)
 
 
 def is_loaded(system: System) -> bool:
@@ -81,29 +73,25 @@ def is_loaded(system: System) -> bool:
     return system.name != GATEWAY or system.precision == kinds_here()[-1].precision
 
 
-def report(
-    systems: list[tuple[str, System]], alone: list[Measured], at_once: dict[System, Measured], name: str
-) -> Section:
-    """The tables: ratios first."""
-    bare = {each.precision: found.p50_ms for (_, each), found in zip(systems, alone, strict=True) if each.name == BARE}
+def report(systems: Sequence[System], alone: Sequence[Measured], at_once: dict[System, Measured], text: str) -> Section:
+    """The table: ratios first."""
+    bare = {each.precision: found.p50_ms for each, found in zip(systems, alone, strict=True) if each.name == BARE}
     rows = []
-    for (asked, each), one in zip(systems, alone, strict=True):
+    for each, one in zip(systems, alone, strict=True):
         many = at_once.get(each)
-        loaded = [
-            peer for task, peer in systems if task == asked and peer in at_once and not peer.label.startswith(OURS)
+        peers = [
+            found.per_s
+            for peer, found in at_once.items()
+            if not peer.label.startswith(OURS) and peer.precision in (each.precision, "fp32")
         ]
-        peers = [at_once[peer].per_s for peer in loaded if peer.precision in (each.precision, "fp32")]
         compared = many and each.label.startswith(OURS) and peers
-        added = one.p50_ms - bare[each.precision] if asked == BOTH and each.precision in bare else None
+        added = one.p50_ms - bare[each.precision] if each.precision in bare and each.name != BARE else None
         rows.append(
             [
-                asked,
                 each.label,
                 each.precision,
                 f"{many.per_s / max(peers):.2f} x" if compared and many else "",
-                f"{added:+.1f} ms, {added / bare[each.precision]:+.0%}"
-                if added is not None and each.name != BARE
-                else "",
+                f"{added:+.1f} ms, {added / bare[each.precision]:+.0%}" if added is not None else "",
                 f"{many.per_s:.3g}" if many else "",
                 f"{one.p50_ms:,.1f} ms",
                 f"{many.p50_ms:,.0f} ms" if many else "",
@@ -114,12 +102,9 @@ def report(
         )
     rates = cpu_rates()
     listed = (f"{kind} {rate:,.0f} ({rate / rates['fp32']:.1f} x fp32)" for kind, rate in rates.items())
-    text = (
-        f"{name} size, random weights, photos of 640 x 480. Servers and load generator share the cores. Matrix rates, "
-        f"G operations/s: {', '.join(listed)}."
-    )
+    text += f" Servers and load generator share the cores. Matrix rates, G operations/s: {', '.join(listed)}."
     header = (
-        *("asked", "system", "type", "questions/s at 16: / best peer", "p50 added to the bare encoders"),
+        *("system", "type", "questions/s at 16: / best peer", "p50 added to the bare encoders"),
         *("questions/s at 16", "p50 at 1", "p50 at 16", "CPU a question", "memory", "errors"),
     )
     return [Table(header, rows, text), f"Peers: {', '.join(installed())}."]

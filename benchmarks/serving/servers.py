@@ -40,6 +40,7 @@ FITTED_RECORDS = 8  # of a head whose answers differ, so that bf16 does not chan
 UNUSED_ANSWER_BIAS = -60.0  # of an answer that fills the vocabulary: it costs what any answer costs, and never wins
 READY_TIMEOUT_S = 300
 STOP_TIMEOUT_S = 60
+ANSWER_TIMEOUT_S = "600"  # of the gateway: what it gives up on, Triton computes all the same, beside the next system
 
 
 @dataclass(frozen=True)
@@ -140,6 +141,7 @@ def triton(
         *ports,
         *([f"--threads={threads}"] if threads else []),
     ]
+    environment = {"VIZWIZ_GATEWAY_ANSWER_TIMEOUT": ANSWER_TIMEOUT_S, **(environment or {})}
     with _started(["-m", "serving", *options], stdout=subprocess.PIPE, environment=environment) as process:
         addresses = json.loads(_first_line(process))
         _wait_until_answering(addresses["metrics"], process)  # Triton listens there last
