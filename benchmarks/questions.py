@@ -21,7 +21,7 @@ import numpy.typing as npt
 from sklearn.decomposition import TruncatedSVD
 from sklearn.feature_extraction.text import HashingVectorizer, TfidfTransformer
 
-from benchmarks.recipes import BY_NAME, HEADER, SEEDS, VARIANTS, Part, inside, score
+from benchmarks.recipes import HEADER, Part, asked, inside, score
 from benchmarks.report import Section, Settings, Table
 from training.dataset import Record, read_annotations
 from training.metrics import question_accuracies
@@ -84,8 +84,8 @@ def run(settings: Settings) -> Section:
         chosen = inside(len(train))
         train, test = ([train[row] for row in np.flatnonzero(rows)] for rows in (chosen, ~chosen))
     fitted, scored = encode(train, test)
-    seeds = 1 if settings.quick else SEEDS
-    rows = score(fitted, scored, VARIANTS if settings.choose else BY_NAME, seeds, C)
+    recipes, seeds = asked(settings)
+    rows = score(fitted, scored, recipes, seeds, C)
     share = scored.answerable.mean()
     always = ['always "unanswerable", or chance', f"{constant(test):.2f}", "", f"{share:.3f}", "", f"{1 - share:.3f}"]
     text = f"Scored on {len(test):,} questions; {seeds} seeds of each recipe."

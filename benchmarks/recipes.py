@@ -200,11 +200,18 @@ def _encoded(split: Split, settings: Settings) -> Part:
     return Part(split.records, np.array(features.texts), images)
 
 
+def asked(settings: Settings) -> tuple[dict[str, Recipe], int]:
+    """The recipes to compare, and the number of seeds of each; `best` takes minutes, so --quick leaves it out."""
+    if settings.quick:
+        return {REPORT.name: REPORT}, 1
+    return VARIANTS if settings.choose else BY_NAME, SEEDS
+
+
 def run(settings: Settings) -> Section:
     """Score the recipes, or variants of `best`, on some sizes of train."""
     data = ensure_demo_dataset()
     train, test = (_encoded(read_split(data, name), settings) for name in ("train", "val"))
-    recipes, seeds = VARIANTS if settings.choose else BY_NAME, 1 if settings.quick else SEEDS
+    recipes, seeds = asked(settings)
     rows = []
     for size in SIZES[:1] if settings.quick else SIZES:
         chosen = np.random.default_rng(size).permutation(len(train.records))[:size]
