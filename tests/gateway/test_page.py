@@ -175,7 +175,7 @@ class TestWithoutScript:
         shown.ask(expected.photo, expected.question)
         assert shown.wait_for(outcome) == "\n".join(expected.words.lines)
         assert shown.page.title() == expected.words.headline
-        shown.page.wait_for_function("document.activeElement.id === 'answer-heading'")  # autofocus, after the load
+        shown.page.locator("#answer-heading:focus").wait_for()  # autofocus, after the load
         assert shown.page.input_value("#question") == expected.question
         assert "The photo has to be chosen again" in shown.text("#details")
         assert shown.violations() == []
