@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -101,6 +102,12 @@ def measure(
                     after = usage(*pids)
                 if requests and record.ends:
                     record.stopped = record.ends[-1]
+                print(
+                    f"{system.label} {system.precision}, {concurrency} at once, round {number + 1} of {rounds}: "
+                    f"{len(record.ends)} answered, {len(record.errors)} errors",
+                    file=sys.stderr,
+                    flush=True,
+                )
                 records[place].append(record)
                 cpu_s[place] += after.cpu_s - before.cpu_s
                 memory[place] = after.memory
