@@ -75,20 +75,30 @@ def ensure_demo_dataset(
         _check_manifest(folder, manifest)
         return folder
     print(f"drawing the demo data into {folder}: {train} train, {val} val and {test} test records")
+    try:
+        with staged_folder(folder) as staging:
+            _draw(staging, counts, seed, workers)
+            write_json(staging / DEMO_MANIFEST, manifest)
+    except FileExistsError:
+        if not folder.exists():  # a file is in the place of its parent
+            raise
+        _check_manifest(folder, manifest)  # another process has drawn it meanwhile
+    return folder
+
+
+def _draw(folder: Path, counts: dict[str, int], seed: int, workers: int | None) -> None:
     # spawn: the process may have threads by now (PyTorch's), and a fork copies the locks that they hold
     pool = ProcessPoolExecutor(
         workers or len(os.sched_getaffinity(0)), multiprocessing.get_context("spawn"), _leave_interrupts_to_the_parent
     )
-    with staged_folder(folder) as staging, pool:
+    with pool:
         for split, count in counts.items():
-            (staging / split).mkdir()
-            records = pool.map(partial(_make_record, staging, split, seed), range(count), chunksize=25)
+            (folder / split).mkdir()
+            records = pool.map(partial(_make_record, folder, split, seed), range(count), chunksize=25)
             drawn = list(tqdm(records, desc=f"draw {split}", total=count, unit="photo", disable=None))
-            write_json(staging / "Annotations" / f"{split}.json", [record for record, _ in drawn])
+            write_json(folder / "Annotations" / f"{split}.json", [record for record, _ in drawn])
             if split != "test":
-                write_json(staging / "Quality" / f"{split}.json", [votes for _, votes in drawn])
-        write_json(staging / DEMO_MANIFEST, manifest)
-    return folder
+                write_json(folder / "Quality" / f"{split}.json", [votes for _, votes in drawn])
 
 
 def _leave_interrupts_to_the_parent() -> None:

@@ -94,7 +94,12 @@ def publish_folder(staging: Path, path: Path) -> None:
         raise FileExistsError(f"{path} exists already")
     path.parent.mkdir(parents=True, exist_ok=True)
     flush_folder(staging)
-    staging.replace(path)
+    try:
+        staging.replace(path)
+    except OSError as error:  # another process has published it since: not empty, or not a folder
+        if path.exists():
+            raise FileExistsError(f"{path} exists already") from error
+        raise
     _flush(path.parent)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -72,6 +73,14 @@ def test_a_complete_folder_is_used_again(demo: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in demo.rglob("*")}
     assert ensure_demo_dataset(demo, **COUNTS) == demo
     assert {path: path.stat().st_mtime_ns for path in demo.rglob("*")} == before
+
+
+def test_two_that_draw_at_once_share_a_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    with ThreadPoolExecutor(2) as executor:
+        drawn = [executor.submit(ensure_demo_dataset, folder, train=5, val=2, test=0, workers=1) for _ in range(2)]
+    assert [each.result() for each in drawn] == [folder] * 2
+    assert list(tmp_path.iterdir()) == [folder]
 
 
 def test_bad_input_is_one_clear_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT
+from training import artifacts
 from training.artifacts import digest_of, file_digest, staged_file, staged_folder, write_json
 
 
@@ -39,6 +40,27 @@ def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
     with pytest.raises(FileExistsError), staged_folder(path):
         pass
     assert [entry.name for entry in path.iterdir()] == ["a"]
+
+
+@pytest.mark.parametrize("published", ["folder", "file"])
+def test_a_folder_that_another_process_publishes_during_the_flush_is_kept(
+    published: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "run"
+    flush = artifacts.flush_folder
+
+    def publish_meanwhile(folder: Path) -> None:
+        flush(folder)
+        if published == "folder":
+            path.mkdir()
+            (path / "theirs").touch()
+        else:
+            path.touch()
+
+    monkeypatch.setattr(artifacts, "flush_folder", publish_meanwhile)
+    with pytest.raises(FileExistsError, match="exists already"), staged_folder(path) as staging:
+        (staging / "ours").touch()
+    assert [entry.name for entry in tmp_path.rglob("*")] == (["run", "theirs"] if published == "folder" else ["run"])
 
 
 def test_what_a_killed_process_left_is_removed_and_what_a_living_one_writes_is_not(tmp_path: Path) -> None:
