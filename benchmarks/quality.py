@@ -9,6 +9,7 @@ over the questions.
 from __future__ import annotations
 
 import statistics
+import sys
 import tempfile
 from collections.abc import Sequence
 from contextlib import redirect_stdout
@@ -121,6 +122,8 @@ def fit_seed(clip: FrozenClip, splits: Sequence[Split], cache: Path, recipe: Rec
     on_val = make_dataset(val, np.arange(len(val.records)), clip, data.vocabulary, recipe, cache)
     predicted = predict(result.ensemble, [on_val.features])
     scored = 100 * on_val.scores.accuracies(predicted.best)[0].double().numpy()
+    choice = f"--answerable-quality {recipe.answerable_quality}"
+    print(f"{recipe.name} {choice}, seed {recipe.seed}: VQA {scored.mean():.2f}", file=sys.stderr, flush=True)
     return Fitted(scored, predicted.answerable.numpy(), result.best["quality"])
 
 
