@@ -21,7 +21,7 @@ from pathlib import Path
 
 from benchmarks.architectures import ARCHITECTURES
 from benchmarks.machine import reset_peak
-from benchmarks.report import MAX_LOAD, Settings, is_busy, render, section_name, write_section
+from benchmarks.report import MAX_LOAD, SEEDS, Settings, is_busy, render, section_name, write_section
 
 SPEEDS = {  # the module of each part, and what it measures
     "encoders": "CLIP's encoders as graphs, against PyTorch and the matrix rate of this machine",
@@ -65,16 +65,28 @@ def main() -> int:
     parser.add_argument(
         "--choose", action="store_true", help="of recipes and questions: variants of `best` on a part of train; printed"
     )
+    parser.add_argument(
+        "--seeds", type=int, default=SEEDS, help="of each recipe, in recipes and questions (default: %(default)s)"
+    )
     parser.add_argument("--model", choices=ARCHITECTURES, default="ViT-L/14@336px", help="default: %(default)s")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="of the encoders' part")
     parser.add_argument("--cache", type=Path, default=Path(".cache/benchmarks"), help="default: %(default)s")
     arguments = parser.parse_args()
     if unknown := set(arguments.parts) - PARTS.keys():
         parser.error(f"got the parts {', '.join(sorted(unknown))}, expected some of {', '.join(PARTS)}")
+    if arguments.seeds < 1:
+        parser.error(f"--seeds must be at least 1, got {arguments.seeds}")
     load = os.getloadavg()[0]  # of the minute before: the parts themselves load the machine
     write = not arguments.no_write and not arguments.choose
     idle = arguments.busy or not is_busy(load)
-    settings = Settings(arguments.cache, arguments.model, arguments.quick, arguments.device, choose=arguments.choose)
+    settings = Settings(
+        arguments.cache,
+        arguments.model,
+        arguments.quick,
+        arguments.device,
+        seeds=arguments.seeds,
+        choose=arguments.choose,
+    )
     settings.cache.mkdir(parents=True, exist_ok=True)
     parts = arguments.parts or list(SPEEDS)
     written = {name: write and (idle or name in SCORES) for name in parts}
@@ -101,6 +113,7 @@ def measure(name: str, settings: Settings, load: float) -> bool:
         traceback.print_exc()
         return False
     options = [f"--model {settings.model}"] * (settings.model != "ViT-L/14@336px") + ["--quick"] * settings.quick
+    options += [f"--seeds {settings.seeds}"] * (settings.seeds != SEEDS and name in ("recipes", "questions"))
     command = f"python -m benchmarks {' '.join([name, *options])}" if options else f"make bench-{name}"
     text = render(section, command, load, time.monotonic() - started)
     print(f"\n{text}\n", flush=True)

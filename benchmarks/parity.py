@@ -2,8 +2,9 @@
 
     python -m benchmarks parity
 
-One to ten minutes for each CLIP. A head is fitted on 8 drawn photos; the gate of the export compares 8 more and those
-that it draws itself. It refuses a graph outside its tolerance, which ends the benchmark.
+One to twenty minutes for each CLIP; after an interruption, the same command goes on with the next CLIP. A head is
+fitted on 8 drawn photos; the gate of the export compares 8 more and those that it draws itself. It refuses a graph
+outside its tolerance, which ends the benchmark.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import hashlib
 import json
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,11 +21,12 @@ import torch
 from torch import Tensor
 
 from benchmarks.architectures import ARCHITECTURES, random_clip
-from benchmarks.report import Section, Settings, Table
+from benchmarks.report import Section, Settings, Table, describe_machine
 from benchmarks.serving.servers import drawn_photos
 from export.parity import PARITY_FILE
 from export.publish import export_run
 from export.targets import GraphKind, this_machine
+from training.artifacts import write_json
 from training.backbone import OPEN_CLIP, FrozenClip
 from training.dataset import read_split
 from training.fit import fit
@@ -46,24 +48,49 @@ class Errors(NamedTuple):
 
 def run(settings: Settings) -> Section:
     """Export every CLIP in every precision."""
-    kinds, rows = kinds_on_a_cpu(), []
-    cosine, agree = dict.fromkeys(kinds, 0.0), 1.0
+    unfinished = settings.cache / ("parity-quick.json" if settings.quick else "parity.json")
+    found = finished_clips(unfinished)
     for name in ("ViT-B/32",) if settings.quick else CLIPS:
+        if name in found:
+            print(f"{name} was measured before the interruption", file=sys.stderr, flush=True)
+            continue
         clip = random_clip(name)
         if name.startswith(OPEN_CLIP):
             torch.nn.init.normal_(clip.model.token_embedding.weight, std=0.5)  # so that questions differ
         with tempfile.TemporaryDirectory(dir=settings.cache) as folder:
-            found = errors(clip, drawn_photos(settings.cache), Path(folder))
-        rows.append([f"`{name}`", *(" / ".join(f"{each:.1e}" for each in found[kind].relative) for kind in kinds)])
-        cosine |= {kind: max(cosine[kind], found[kind].cosine) for kind in kinds}
-        agree = min(agree, *(each.agree for each in found.values()))
-        print(" | ".join(rows[-1]), file=sys.stderr, flush=True)
-    rows.append(["1 - cosine, at most", *(f"{cosine[kind]:.1e}" for kind in kinds)])
+            measured = errors(clip, drawn_photos(settings.cache), Path(folder))
+        found[name] = {kind.name: each for kind, each in measured.items()}
+        write_json(unfinished, {"machine": describe_machine(), "clips": found})
+        print(name, *found[name].items(), sep="\n  ", file=sys.stderr, flush=True)
+    unfinished.unlink()
+    return [table(found)]
+
+
+def finished_clips(file: Path) -> dict[str, dict[str, Errors]]:
+    """The errors of each CLIP and kind of graph that an interrupted run on this machine wrote to ``file``."""
+    if not file.exists():
+        return {}
+    saved = json.loads(file.read_text(encoding="utf-8"))
+    if saved["machine"] != describe_machine():  # its packages too
+        return {}
+    return {name: {kind: Errors(*each) for kind, each in kinds.items()} for name, kinds in saved["clips"].items()}
+
+
+def table(found: Mapping[str, Mapping[str, Errors]]) -> Table:
+    """A row of relative errors for each CLIP, and the worst cosine of each kind of graph."""
+    kinds = list(next(iter(found.values())))
+    rows = [
+        [f"`{name}`", *(" / ".join(f"{each:.1e}" for each in errors_of[kind].relative) for kind in kinds)]
+        for name, errors_of in found.items()
+    ]
+    cosines = (max(errors_of[kind].cosine for errors_of in found.values()) for kind in kinds)
+    rows.append(["1 - cosine, at most", *(f"{cosine:.1e}" for cosine in cosines)])
+    agree = min(each.agree for errors_of in found.values() for each in errors_of.values())
     text = (
         "The largest error of image features / text features / outputs of the head, relative to the largest value. "
         f"The best answer is PyTorch's in at least {agree:.1%}."
     )
-    return [Table(("CLIP", *(kind.name.replace("-", " ") for kind in kinds)), rows, text)]
+    return Table(("CLIP", *(kind.replace("-", " ") for kind in kinds)), rows, text)
 
 
 def kinds_on_a_cpu() -> list[GraphKind]:
@@ -99,7 +126,6 @@ def errors(clip: FrozenClip, photos: Path, folder: Path) -> dict[GraphKind, Erro
             max(row["cosine_error"] or 0 for row in rows),
             min(row["top1_agree"] for row in rows if row["top1_agree"] is not None),
         )
-        print(kind.name, found[kind], file=sys.stderr, flush=True)
     return found
 
 

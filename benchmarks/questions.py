@@ -88,5 +88,5 @@ def run(settings: Settings) -> Section:
     rows = score(fitted, scored, recipes, seeds, C)
     share = scored.answerable.mean()
     always = ['always "unanswerable", or chance', f"{constant(test):.2f}", "", f"{share:.3f}", "", f"{1 - share:.3f}"]
-    text = f"Scored on {len(test):,} questions; {seeds} seeds of each recipe."
+    text = f"Scored on {len(test):,} questions; seeds of each recipe: {seeds}."
     return [Table(HEADER, [*rows, ["", *always, "", ""]], text)]

@@ -37,7 +37,6 @@ SIZES = (300, 1_000, 3_000)
 CS = (0.001, 0.01, 0.1, 1.0)
 FITTED_SHARE = 0.85  # of train, where settings are chosen on the rest of it
 BOOTSTRAPS = 2_000
-SEEDS = 3
 BEST = RECIPES["best"]
 BY_NAME = {name: RECIPES[name] for name in ("best", "report", "paper")}
 VARIANTS = {
@@ -204,7 +203,7 @@ def asked(settings: Settings) -> tuple[dict[str, Recipe], int]:
     """The recipes to compare, and the number of seeds of each; `best` takes minutes, so --quick leaves it out."""
     if settings.quick:
         return {REPORT.name: REPORT}, 1
-    return VARIANTS if settings.choose else BY_NAME, SEEDS
+    return VARIANTS if settings.choose else BY_NAME, settings.seeds
 
 
 def run(settings: Settings) -> Section:
@@ -219,5 +218,5 @@ def run(settings: Settings) -> Section:
         if settings.choose:
             fitted, scored = divide(fitted)
         rows += score(fitted, scored, recipes, seeds, choose_c(fitted))
-    text = f"Scored on {len(scored.records)} records of the demo; {seeds} seeds of each recipe."
+    text = f"Scored on {len(scored.records)} records of the demo; seeds of each recipe: {seeds}."
     return [Table(HEADER, rows, text)]

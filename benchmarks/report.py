@@ -17,6 +17,7 @@ from training.artifacts import staged_file
 RESULTS = Path(__file__).parents[1] / "docs" / "results.md"
 PACKAGES = ("torch", "onnxruntime-gpu", "openvino", "nvidia-pytriton", "numpy")
 FLAGS = ("avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8")
+SEEDS = 3
 MAX_LOAD = 0.5  # processes that compute, on average over a minute, beside a benchmark that is written down
 
 
@@ -29,6 +30,7 @@ class Settings:
     quick: bool = False  # few and short measurements of ViT-B/32 or the demo, to see that everything runs
     device: str = "cpu"
     write: bool = True  # docs/results.md, and its plots
+    seeds: int = SEEDS  # of each recipe, in recipes and questions
     choose: bool = False  # of recipes: compare variants of `best` on a part of train, to choose its settings
 
     @property

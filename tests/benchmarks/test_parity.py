@@ -1,0 +1,35 @@
+"""The benchmark of parity goes on where it was interrupted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks import parity
+from benchmarks.parity import CLIPS, Errors, finished_clips
+from benchmarks.report import Settings, describe_machine
+from training.artifacts import write_json
+
+FOUND = {
+    name: {"portable-fp32": Errors([1e-6, 2e-6, number * 1e-6], number * 1e-12, 1.0)}
+    for number, name in enumerate(CLIPS)
+}
+
+
+def test_finished_clips_are_not_measured_again(tmp_path: Path) -> None:
+    write_json(tmp_path / "parity.json", {"machine": describe_machine(), "clips": FOUND})
+    (table,) = parity.run(Settings(tmp_path, "ViT-L/14@336px"))
+    lines = str(table).splitlines()
+    assert lines[-1] == "| 1 - cosine, at most | 1.1e-11 |"
+    assert [line.split(" | ")[1] for line in lines[4:-1]] == [
+        f"1.0e-06 / 2.0e-06 / {n * 1e-6:.1e} |" for n in range(12)
+    ]
+    assert not list(tmp_path.iterdir()), "the next run must measure again"
+
+
+@pytest.mark.parametrize(("machine", "clips"), [(describe_machine(), FOUND), ("another", {})])
+def test_another_machine_or_package_measures_every_clip(machine: str, clips: object, tmp_path: Path) -> None:
+    write_json(tmp_path / "parity.json", {"machine": machine, "clips": FOUND})
+    assert finished_clips(tmp_path / "parity.json") == clips
+    assert finished_clips(tmp_path / "missing.json") == {}
