@@ -2,7 +2,7 @@
 
     python -m benchmarks                       # all speeds: one to three hours on two cores
     python -m benchmarks peers start           # some of them
-    python -m benchmarks --quick --no-write    # small models, short measurements: a few minutes, to see that all runs
+    python -m benchmarks --quick --no-write    # small models, short measurements, to see that all runs
 
 Each part replaces its section of docs/results.md. Speeds of a busy machine are printed, but not written without --busy.
 Models have random weights: speed does not depend on the values. The first run writes them to --cache.
@@ -28,7 +28,7 @@ SPEEDS = {  # the module of each part, and what it measures
     "peers": "the server beside LitServe, FastAPI and the bare encoders",
     "infinity": "its image encoder beside infinity",
     "clips": "one CLIP, and two in one ensemble",
-    "costs": "an image and a question of each CLIP of docs/clips.md",
+    "costs": "an image and a question of CLIPs of each size in docs/clips.md",
     "start": "first and second start of the server, and a restart after a crash",
     "gateway": "what the gateway adds to a question, and its throughput",
     "scale": "gateway workers and Triton replicas",
@@ -69,7 +69,12 @@ def main() -> int:
         "--seeds", type=int, default=SEEDS, help="of each recipe, in recipes and questions (default: %(default)s)"
     )
     parser.add_argument("--model", choices=ARCHITECTURES, default="ViT-L/14@336px", help="default: %(default)s")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="of the encoders' part")
+    parser.add_argument(
+        "--device",
+        choices=("cpu", "cuda"),
+        default="cpu",
+        help="of encoders, features and fit (default: %(default)s); figures of cuda are printed alone",
+    )
     parser.add_argument("--cache", type=Path, default=Path(".cache/benchmarks"), help="default: %(default)s")
     arguments = parser.parse_args()
     if unknown := set(arguments.parts) - PARTS.keys():
@@ -77,7 +82,7 @@ def main() -> int:
     if arguments.seeds < 1:
         parser.error(f"--seeds must be at least 1, got {arguments.seeds}")
     load = os.getloadavg()[0]  # of the minute before: the parts themselves load the machine
-    write = not arguments.no_write and not arguments.choose
+    write = not arguments.no_write and not arguments.choose and arguments.device == "cpu"
     idle = arguments.busy or not is_busy(load)
     settings = Settings(
         arguments.cache,
@@ -113,6 +118,8 @@ def measure(name: str, settings: Settings, load: float) -> bool:
         traceback.print_exc()
         return False
     options = [f"--model {settings.model}"] * (settings.model != "ViT-L/14@336px") + ["--quick"] * settings.quick
+    options += [f"--device {settings.device}"] * (settings.device != "cpu")
+    options += ["--busy"] * (settings.write and is_busy(load) and name in SPEEDS)
     options += [f"--seeds {settings.seeds}"] * (settings.seeds != SEEDS and name in ("recipes", "questions"))
     command = f"python -m benchmarks {' '.join([name, *options])}" if options else f"make bench-{name}"
     text = render(section, command, load, time.monotonic() - started)

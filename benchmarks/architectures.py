@@ -28,7 +28,7 @@ ARCHITECTURES = {
 
 def write_full_size(name: str, path: Path) -> Path:
     """Write a checkpoint of one of :data:`ARCHITECTURES` to ``path``, in fp16 as OpenAI's are."""
-    torch.save(_random_model(name).half().state_dict(), path)
+    torch.save(random_model(name).half().state_dict(), path)
     return path
 
 
@@ -36,13 +36,14 @@ def random_clip(name: str) -> FrozenClip:
     """One of :data:`ARCHITECTURES`, or "open_clip:ARCHITECTURE" in the preprocessing of OpenAI's, on the CPU."""
     architecture, cpu = name.removeprefix(OPEN_CLIP), torch.device("cpu")
     if architecture == name:
-        return FrozenClip(_random_model(name).eval().requires_grad_(False), name, "", cpu)
+        return FrozenClip(random_model(name).eval().requires_grad_(False), name, "", cpu)
     package = open_clip()
     config = {key: value for key, value in package.get_model_config(architecture).items() if value}
     return OpenClip(package.CLIP(**config).eval().requires_grad_(False), name, "", cpu, architecture=architecture)
 
 
-def _random_model(name: str) -> Any:
+def random_model(name: str) -> Any:
+    """The module of one of :data:`ARCHITECTURES`, with the same random weights each time."""
     embed_dim, image_size, layers, width, patch, text_width, heads, text_layers = ARCHITECTURES[name]
     torch.manual_seed(0)
     model = clip.model.CLIP(embed_dim, image_size, layers, width, patch, 77, 49408, text_width, heads, text_layers)

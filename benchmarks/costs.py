@@ -1,4 +1,4 @@
-"""What the CLIPs of docs/clips.md cost to serve: one image and one question, by the graphs that export writes.
+"""What CLIPs of each size in docs/clips.md cost to serve: one image and one question, by the graphs that export writes.
 
     python -m benchmarks costs
 
@@ -47,8 +47,8 @@ def run(settings: Settings) -> Section:
             print(" | ".join(row), file=sys.stderr, flush=True)
     header = ["CLIP"]
     for kind in kinds:
-        header += [f"{kind.precision}: of the first CLIP", "image + question", "graphs, memory"]
-    return [Table(header, rows, "Random weights, batch 1, medians. ResNets keep fp32 for images in int8.")]
+        header += [f"{kind.precision}: of the first CLIP", "image + question", "graphs, peak memory of both processes"]
+    return [Table(header, rows, "Random weights, batch 1, medians. In int8, ResNets are not quantised.")]
 
 
 def _cost(clip: FrozenClip, kind: GraphKind, folder: Path, settings: Settings) -> tuple[float, float, float, float]:

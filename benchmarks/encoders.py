@@ -2,7 +2,8 @@
 
     python -m benchmarks encoders
 
-Every measurement runs in a process of its own, which gives its peak memory (of the host, not of a GPU).
+Every measurement runs in a process of its own, which gives its peak memory (of the host, not of a GPU). A share counts
+what a system multiplies: the graphs compute only one position of a transformer's last block (export/clip_graph.py).
 """
 
 from __future__ import annotations
@@ -58,15 +59,15 @@ def run(settings: Settings) -> Section:
     rates = in_a_process(settings.device, "rates")
     rows: list[list[str]] = []
     eager: dict[tuple[int, int], float] = {}
-    gflop: dict[int, float] = {}  # of one image, or one text, by its length
+    gflop: dict[int, tuple[float, float]] = {}  # of one image, or one text by its length: of PyTorch, and of a graph
     for case in cases(settings.large, settings, cuda):
         found = in_a_process(settings.device, json.dumps(asdict(case)))
         if case.system == "eager fp32":
             eager[case.batch, case.length] = found["median_ms"]
-            gflop.setdefault(case.length, found.get("gflop", 0.0))
-        # the package's own text encoder takes 77 positions, whatever the question's length
+            gflop.setdefault(case.length, (found.get("gflop", 0.0), found.get("gflop_of_graph", 0.0)))
         baseline = eager[case.batch, tensors.CONTEXT_LENGTH if case.length else 0]
-        share = case.batch * gflop.get(case.length, 0.0) / found["median_ms"] * 1e3 / rates[case.precision]
+        operations = gflop.get(case.length, (0.0, 0.0))[case.system in KINDS]
+        share = case.batch * operations / found["median_ms"] * 1e3 / rates[case.precision]
         rows.append(
             [
                 f"{case.batch} x {f'text, {case.length} positions' if case.length else 'image'}",
@@ -79,7 +80,10 @@ def run(settings: Settings) -> Section:
         )
         print(" | ".join(rows[-1]), file=sys.stderr, flush=True)
     products = ", ".join(f"{name} {rate:,.0f}" for name, rate in rates.items())
-    text = f"{settings.large} size. Matrix rates, G operations/s: {products}."
+    text = (
+        f"{settings.large} size. Matrix rates, G operations/s: {products}. PyTorch computes 77 positions of any "
+        "question, and is the base of each question's speed-up."
+    )
     header = ("input", "system", "share of its type's rate", "speed-up over eager fp32", "median, least", "peak memory")
     return [Table(header, rows, text)]
 
@@ -142,16 +146,35 @@ def runner(case: Case) -> tuple[Callable[[], object], dict[str, float]]:
         with torch.autocast(device.type, reduced, enabled=reduced is not None):
             return encode(given.to(device)).cpu()  # there and back, as a graph's inputs and outputs go
 
-    return run, {"gflop": count(run)} if case.system == "eager fp32" and case.batch == 1 else {}
+    if case.system != "eager fp32" or case.batch > 1:
+        return run, {}
+    operations = count(run)
+    return run, {"gflop": operations, "gflop_of_graph": operations - skipped(model, text=bool(case.length))}
 
 
 def count(run: Callable[[], object]) -> float:
     """Floating-point operations of ``run``, in thousand millions."""
-    from torch.utils.flop_counter import FlopCounterMode
+    from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-    with FlopCounterMode(display=False) as counter:
+    def attention(query: Any, key: Any, value: Any, *_: object, **__: object) -> int:
+        return int(sdpa_flop_count(query, key, value))
+
+    on_a_cpu = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu  # which PyTorch does not count by itself
+    with FlopCounterMode(display=False, custom_mapping={on_a_cpu: attention}) as counter:
         run()
     return float(counter.get_total_flops()) / 1e9
+
+
+def skipped(model: Any, *, text: bool) -> float:
+    """What PyTorch computes for one input and a graph does not, in thousand millions of operations.
+
+    Of the last block: queries, attention, its projection and the MLP, of all positions but one.
+    """
+    tower = model if text else model.visual
+    if not hasattr(tower, "transformer"):  # a ResNet's attention pooling has one query in PyTorch too
+        return 0.0
+    positions, width = tower.positional_embedding.shape
+    return float(2 * (positions - 1) * (10 * width**2 + 2 * positions * width)) / 1e9
 
 
 def in_a_process(device: str, task: str) -> dict[str, float]:

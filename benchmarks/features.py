@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from benchmarks.architectures import random_model
 from benchmarks.machine import peak_gb
 from benchmarks.report import Section, Settings, Table
 from training.backbone import FrozenClip, choose_device, clip, weights_digest
@@ -29,10 +30,7 @@ PHONE_SIZES = ((2592, 1936), (1224, 1632), (968, 1296), (768, 1024), (480, 640))
 
 def random_clip(device: torch.device) -> FrozenClip:
     """ViT-B/32's architecture with random weights; fp16 on a GPU, as ``clip.load`` has it."""
-    torch.manual_seed(0)
-    model = clip.model.CLIP(512, 224, 12, 768, 32, 77, 49408, 512, 8, 12)
-    model.initialize_parameters()
-    model.eval().requires_grad_(False).to(device)
+    model = random_model("ViT-B/32").eval().requires_grad_(False).to(device)
     if device.type != "cpu":
         clip.model.convert_weights(model)
     return FrozenClip(model, "ViT-B/32 with random weights", weights_digest(model), device)
@@ -99,5 +97,8 @@ def run(settings: Settings) -> Section:
             rows.append([str(count), str(threads), f"{ratio:.2f}", f"{alone:.1f} ms", f"{wall:.1f} ms"])
     torch.set_num_threads(threads_before)
     header = ("photos", "encoder threads", "wall / encoder alone", "encoder alone, a photo", "wall, a photo")
-    text = f"{'Real' if material else 'Drawn'} photos, from JPEG files to features; peak memory {peak_gb():.2f} GB."
+    text = (
+        f"ViT-B/32's architecture. {'Real' if material else 'Drawn'} photos, from JPEG files to features; "
+        f"peak memory of the process that encodes {peak_gb():.2f} GB."
+    )
     return [Table(header, rows, text)]

@@ -72,4 +72,10 @@ def run(settings: Settings) -> Section:
     digest = digest_of(*(tensor.cpu().numpy().tobytes() for tensor in fitted.predictor.state_dict().values()))[:16]
     row = [recipe.name, str(recipe.epochs), f"{seconds:.1f} s", f"{peak_gb():.2f} GB", digest]
     header = ("recipe", "epochs", "time", "peak memory", "digest of the weights: the same on each run on this CPU")
-    return [Table(header, [row], f"{TRAIN:,} + {VAL:,} records, {len(vocabulary.answers):,} answers.")]
+    return [
+        Table(
+            header,
+            [row],
+            f"{TRAIN:,} + {VAL:,} records of {FEATURES} random features, {len(vocabulary.answers):,} answers.",
+        )
+    ]

@@ -10,6 +10,7 @@ from __future__ import annotations
 from contextlib import ExitStack
 
 from benchmarks.architectures import write_hugging_face
+from benchmarks.encoders import in_a_process
 from benchmarks.peers import OURS, compare, install, prepare_kinds
 from benchmarks.report import Section, Settings
 from benchmarks.serving.load import INFINITY
@@ -28,6 +29,7 @@ def run(settings: Settings) -> Section:
     served = prepare_kinds(settings)
     fp32, folder = served["fp32"], settings.cache / settings.large.replace("/", "-") / "hugging-face"
     write_hugging_face(settings.large, fp32.checkpoint, folder)
+    rates = in_a_process("cpu", "rates")  # before any server runs beside it
     with ExitStack() as stack:
         systems = [
             System(OURS, precision, each.model(IMAGE_ENCODER_PREFIX), each, stack.enter_context(triton(each)))
@@ -36,4 +38,8 @@ def run(settings: Settings) -> Section:
         command = ["-m", "infinity_emb.cli", "v2", f"--model-id={folder.resolve()}", *FLAGS.split()]
         server = stack.enter_context(http_server(command, "/health", str(python)))
         systems.append(System("infinity", "fp32", INFINITY, fp32, server))
-        return compare(systems, settings, f"{settings.large} size, random weights, photos of 640 x 480 alone.")
+        text = (
+            f"{settings.large} size, random weights, photos of 640 x 480 alone. Ours gets decoded photos and answers "
+            "in binary; infinity decodes JPEGs and answers in JSON. It runs without BetterTransformer and compilation."
+        )
+        return compare(systems, settings, rates, text)

@@ -22,9 +22,10 @@ ROUNDS = 12  # the best of them counts
 
 
 def cpu_rates() -> dict[str, float]:
-    """Best rate of a chain of matrix products that OpenVINO reaches here, G operations/s by precision.
+    """Best rate of a chain of matrix products, G operations/s by precision, each by the runtime of its graphs.
 
-    The products are those of ViT-L/14@336px: [577, 1024] x [1024, 4096] and back.
+    fp32 is computed by ONNX Runtime, bf16 and int8 by OpenVINO. The products are those of ViT-L/14@336px:
+    [577, 1024] x [1024, 4096] and back.
     """
     operations = 2 * POSITIONS * WIDTH * HIDDEN * PRODUCTS
     found: dict[str, float] = {}

@@ -53,10 +53,11 @@ def run(settings: Settings) -> Section:
             errors += len(record.errors)
     settled = slice(len(done) // 2, None)
     slope = theilslopes(memory[settled], done[settled])
+    text = f"The demo's CLIP, {CONCURRENCY} at once."
     row = [
         f"{done[-1]:,}",
         f"{slope.slope:+.0f} bytes ({slope.low_slope:+.0f} to {slope.high_slope:+.0f})",
         f"{memory[-1] / 1e9:.2f} GB",
         str(errors),
     ]
-    return [Table(("requests", "growth a request (95% interval; goal: at most 100)", "memory", "errors"), [row])]
+    return [Table(("requests", "growth a request (95% interval; goal: at most 100)", "memory", "errors"), [row], text)]

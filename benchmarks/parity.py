@@ -24,7 +24,7 @@ from benchmarks.architectures import ARCHITECTURES, random_clip
 from benchmarks.report import Section, Settings, Table, describe_machine
 from benchmarks.serving.servers import drawn_photos
 from export.parity import PARITY_FILE
-from export.publish import export_run
+from export.publish import EXPORT_FORMAT, export_run
 from export.targets import GraphKind, this_machine
 from training.artifacts import write_json
 from training.backbone import OPEN_CLIP, FrozenClip
@@ -41,7 +41,7 @@ TENSORS = (("image_features",), ("text_features",), ("answer", "answer_type", "a
 class Errors(NamedTuple):
     """The worst of all inputs in one precision."""
 
-    relative: list[float]  # of image features, text features and the head's outputs, to the largest value
+    largest: list[float]  # of image and text features, relative to the largest value; of the head's outputs, absolute
     cosine: float  # 1 - cosine of features
     agree: float  # the share of questions whose best answer is PyTorch's
 
@@ -60,36 +60,44 @@ def run(settings: Settings) -> Section:
         with tempfile.TemporaryDirectory(dir=settings.cache) as folder:
             measured = errors(clip, drawn_photos(settings.cache), Path(folder))
         found[name] = {kind.name: each for kind, each in measured.items()}
-        write_json(unfinished, {"machine": describe_machine(), "clips": found})
+        write_json(unfinished, {"measured": measured_by(), "clips": found})
         print(name, *found[name].items(), sep="\n  ", file=sys.stderr, flush=True)
     unfinished.unlink()
     return [table(found)]
 
 
 def finished_clips(file: Path) -> dict[str, dict[str, Errors]]:
-    """The errors of each CLIP and kind of graph that an interrupted run on this machine wrote to ``file``."""
+    """The errors of each CLIP and kind of graph that an interrupted run of this kind wrote to ``file``."""
     if not file.exists():
         return {}
     saved = json.loads(file.read_text(encoding="utf-8"))
-    if saved["machine"] != describe_machine():  # its packages too
+    if saved["measured"] != measured_by():
         return {}
     return {name: {kind: Errors(*each) for kind, each in kinds.items()} for name, kinds in saved["clips"].items()}
+
+
+def measured_by() -> str:
+    """What the errors depend on: machine, packages, and the format of exports."""
+    return f"{describe_machine()}; export format {EXPORT_FORMAT}"
 
 
 def table(found: Mapping[str, Mapping[str, Errors]]) -> Table:
     """A row of relative errors for each CLIP, and the worst cosine of each kind of graph."""
     kinds = list(next(iter(found.values())))
     rows = [
-        [f"`{name}`", *(" / ".join(f"{each:.1e}" for each in errors_of[kind].relative) for kind in kinds)]
+        [f"`{name}`", *(" / ".join(f"{each:.1e}" for each in errors_of[kind].largest) for kind in kinds)]
         for name, errors_of in found.items()
     ]
     cosines = (max(errors_of[kind].cosine for errors_of in found.values()) for kind in kinds)
     rows.append(["1 - cosine, at most", *(f"{cosine:.1e}" for cosine in cosines)])
     agree = min(each.agree for errors_of in found.values() for each in errors_of.values())
+    agreed = "all" if agree == 1 else f"{agree:.1%} of the"
     text = (
-        "The largest error of image features / text features / outputs of the head, relative to the largest value. "
-        f"The best answer is PyTorch's in at least {agree:.1%}."
+        "The largest error of image features / text features, relative to the largest value, / probabilities of the "
+        f"head, absolute. The best answer is PyTorch's for {agreed} questions. ONNX Runtime computes fp16 in fp32, "
+        "from weights in fp16"
     )
+    text += "." if this_machine().int8 else "; this CPU computes int8's rounded values in fp32."
     return Table(("CLIP", *(kind.replace("-", " ") for kind in kinds)), rows, text)
 
 

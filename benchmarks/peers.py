@@ -2,8 +2,9 @@
 
     python -m benchmarks peers
 
-Same random weights, same photos, one run, all servers up at once and measured in turn. The first run installs the
-peers, at the versions of peers_requirements.txt, into an environment of their own, which reads PyTorch from this one.
+Same random weights, same photos, one run, all servers up at once and measured in turn, the others stopped. The first
+run installs the peers, at the versions of peers_requirements.txt, into an environment of their own, which reads PyTorch
+from this one.
 """
 
 from __future__ import annotations
@@ -11,11 +12,11 @@ from __future__ import annotations
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from benchmarks.machine import cpu_rates
+from benchmarks.encoders import in_a_process
 from benchmarks.report import Section, Settings, Table, kinds_here
 from benchmarks.serving.load import BARE, GATEWAY, LITSERVE
 from benchmarks.serving.measure import Measured, System, measure
@@ -32,6 +33,7 @@ def run(settings: Settings) -> Section:
     name, python = settings.large, install(settings.cache / "peers")
     served = prepare_kinds(settings)
     fp32 = served["fp32"]
+    rates = in_a_process("cpu", "rates")  # before any server runs beside it
     systems: list[System] = []
     with ExitStack() as stack:
         for precision, each in served.items():
@@ -49,7 +51,11 @@ def run(settings: Settings) -> Section:
             http_server(["-m", "benchmarks.serving.litserve_baseline", *options], "/health", str(python))
         )
         systems.append(System("LitServe", "fp32", LITSERVE, fp32, server))
-        return compare(systems, settings, f"{name} size, random weights, photos of 640 x 480 with a question.")
+        text = (
+            f"{name} size, random weights, photos of 640 x 480 with a question. Ours gets decoded photos; the gateway, "
+            "FastAPI and LitServe decode JPEGs."
+        )
+        return compare(systems, settings, rates, text)
 
 
 def prepare_kinds(settings: Settings) -> dict[str, Served]:
@@ -57,12 +63,17 @@ def prepare_kinds(settings: Settings) -> dict[str, Served]:
     return {kind.precision: prepare(settings.large, settings.cache, kind) for kind in kinds_here()}
 
 
-def compare(systems: Sequence[System], settings: Settings, text: str) -> Section:
-    """Measure ``systems`` in turn, and report them: ratios first."""
+def compare(systems: Sequence[System], settings: Settings, rates: Mapping[str, float], text: str) -> Section:
+    """Measure ``systems`` in turn, and report them beside the matrix ``rates`` of this machine: ratios first."""
     photos = drawn_photos(settings.cache) / "train"
     alone = measure(systems, photos, 1, 1.0, rounds=1 if settings.quick else 5, min_requests=2)
     loaded = [each for each in systems if is_loaded(each)]
     at_once = measure(loaded, photos, CONCURRENCY, 0, rounds=1 if settings.quick else 3, requests=CONCURRENCY)
+    listed = (f"{kind} {rate:,.0f} ({rate / rates['fp32']:.1f} x fp32)" for kind, rate in rates.items())
+    text += (
+        " Servers and load generator share the cores. CPU and memory are those of one question at a time; both rows of "
+        f"ours are one server, gateway included. Matrix rates, G operations/s: {', '.join(listed)}."
+    )
     return report(systems, alone, dict(zip(loaded, at_once, strict=True)), text)
 
 
@@ -95,17 +106,14 @@ def report(systems: Sequence[System], alone: Sequence[Measured], at_once: dict[S
                 f"{many.per_s:.3g}" if many else "",
                 f"{one.p50_ms:,.1f} ms",
                 f"{many.p50_ms:,.0f} ms" if many else "",
-                f"{(many or one).cpu_ms:,.0f} ms",
-                f"{(many or one).memory_gb:.1f} GB",
+                f"{one.cpu_ms:,.0f} ms",
+                f"{one.memory_gb:.1f} GB",
                 str(one.errors + (many.errors if many else 0)),
             ]
         )
-    rates = cpu_rates()
-    listed = (f"{kind} {rate:,.0f} ({rate / rates['fp32']:.1f} x fp32)" for kind, rate in rates.items())
-    text += f" Servers and load generator share the cores. Matrix rates, G operations/s: {', '.join(listed)}."
     header = (
-        *("system", "type", "questions/s at 16: / best peer", "p50 added to the bare encoders"),
-        *("questions/s at 16", "p50 at 1", "p50 at 16", "CPU a question", "memory", "errors"),
+        *("system", "type", "questions/s of 16 at once: / best peer", "p50 added to the bare encoders"),
+        *("questions/s of 16 at once", "p50 of one", "p50 of 16 sent at once", "CPU a question", "memory", "errors"),
     )
     return [Table(header, rows, text), f"Peers: {', '.join(installed())}."]
 

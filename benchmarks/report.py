@@ -92,8 +92,8 @@ def section_name(part: str) -> str:
 
 def render(section: Section, command: str, load: float, seconds: float) -> str:
     """The text of a section: how it was measured, then its tables."""
-    head = f"`{command}`, {date.today()}, {seconds:.0f} s, load average {load:.2f} at the start; {describe_machine()}."
-    return "\n\n".join([head, *map(str, section)])
+    head = f"`{command}`, {date.today()}, {seconds:.0f} s, load average {load:.2f} at the start of the run"
+    return "\n\n".join([f"{head}; {describe_machine()}.", *map(str, section)])
 
 
 def replace_section(document: str, name: str, text: str) -> str:

@@ -44,15 +44,14 @@ def run(settings: Settings) -> Section:
             ]
         )
 
-    with ExitStack() as stack:
-        tritons = [stack.enter_context(triton(served)) for _ in range(max(REPLICAS))]
-        for replicas in REPLICAS:
-            used = tritons[:replicas]
+    for replicas in REPLICAS:
+        with ExitStack() as stack:
+            used = [stack.enter_context(triton(served)) for _ in range(replicas)]
             url = f"ipv4:{','.join(each.url for each in used)}"
             pids = tuple(each.pid for each in used)
             system = System("direct", served.target.precision, tensors.ENSEMBLE, served, None, url, pids)
             add(0, replicas, measure([system], photos, CONCURRENCY, seconds)[0])
-            for count in GATEWAYS:
+            for count in (each for each in GATEWAYS if each >= replicas):  # each gateway asks one replica
                 with ExitStack() as gateways:
                     started = [
                         gateways.enter_context(gateway_of(used[number % replicas].url)) for number in range(count)
@@ -64,5 +63,8 @@ def run(settings: Settings) -> Section:
         *("gateways", "Triton replicas", "core seconds of a question", f"questions/s a core at {UTILISATION:.0%}"),
         *("questions/s", "p50", "errors"),
     )
-    text = f"{CONCURRENCY} at once, {cores} cores, photos of 640 x 480; without a gateway, the client decodes them."
+    text = (
+        f"The demo's CLIP, {CONCURRENCY} at once, {cores} cores, photos of 640 x 480. Without a gateway, the client "
+        "decodes them; each gateway asks one of the replicas."
+    )
     return [Table(header, rows, text)]

@@ -17,6 +17,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from demo import ensure_demo_dataset
 from training.dataset import Record, read_split
@@ -24,6 +25,7 @@ from training.labels import majority_answer
 from vizwiz_client.contract import streams
 
 PHOTOS = 8
+INTERRUPTED = 130  # the exit code after Ctrl-C
 FREE_PORTS = ["--gateway-port", "0", "--http-port", "0", "--grpc-port", "0", "--metrics-port", "0"]
 
 
@@ -59,7 +61,7 @@ def choose(records: Sequence[Record]) -> list[Record]:
 def run(*arguments: str) -> None:
     """Print and run a Python command."""
     print(f"\n$ python {' '.join(arguments)}", flush=True)
-    subprocess.run([sys.executable, *arguments], check=True)
+    _checked(subprocess.run([sys.executable, *arguments]))
 
 
 @contextmanager
@@ -83,8 +85,18 @@ def ask(photo: Path, question: str, url: str) -> str:
     """Ask with the command, and return the line it prints."""
     client = str(Path(sys.executable).with_name("vizwiz-client"))
     command = [client, "ask", str(photo), question, "--url", url, "--quiet"]  # its note is for real photos
-    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.strip()
+    return str(_checked(subprocess.run(command, stdout=subprocess.PIPE, text=True)).stdout).strip()
+
+
+def _checked(done: subprocess.CompletedProcess[Any]) -> subprocess.CompletedProcess[Any]:
+    """End as the command ended, which has printed the cause."""
+    if done.returncode:
+        raise SystemExit(done.returncode if done.returncode > 0 else 128 - done.returncode)
+    return done
 
 
 if __name__ == "__main__":
-    raise SystemExit(streams.run(main))
+    try:
+        raise SystemExit(streams.run(main))
+    except KeyboardInterrupt:
+        raise SystemExit(INTERRUPTED) from None

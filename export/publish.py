@@ -348,7 +348,7 @@ def _validation_inputs(run: Run, model: FrozenClip) -> Inputs | None:
     folder = Path(run.config["data"]["folder"])
     try:
         return run_inputs(model, read_split(folder, "val", limit=MAX_RUN_QUESTIONS))
-    except DatasetError:
+    except (DatasetError, OSError):
         print(f"the data of the fit, {folder}, cannot be read: comparing on random and drawn inputs alone")
         return None
 

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from serving import ServingError, launch
-from serving.access import KEY_VARIABLE
+from serving.access import KEY_VARIABLE, LOOPBACK
 from serving.server import Backoff
 
 PORT = 8080
@@ -37,7 +37,7 @@ class Gateway:
     def __init__(self, triton: str, port: int, report: Callable[[str], None]) -> None:
         self.url = ""
         """Address of the page, once it has started."""
-        flags = ["--triton", triton, "--port", str(port), "--json"]
+        flags = ["--triton", triton, "--host", LOOPBACK, "--port", str(port), "--json"]  # whatever the environment says
         program = [sys.executable, "-m", "vizwiz_gateway", *flags]
         self._command = [sys.executable, "-I", "-S", launch.__file__, str(os.getpid()), *program]
         # photos of many sizes fragment malloc's arenas; with an arena per thread, memory keeps growing

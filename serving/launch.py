@@ -25,10 +25,16 @@ def limit() -> None:
     No core dump: it would write photos and questions to disk. Large stacks: Triton copies an HTTP body of a form, which
     is curl's default content type, to the stack twice, and crashes where it does not fit.
     """
-    resource.setrlimit(resource.RLIMIT_CORE, (NO_CORE, NO_CORE))
-    _, hard = resource.getrlimit(resource.RLIMIT_STACK)
-    stack = STACK_BYTES if hard == resource.RLIM_INFINITY else min(STACK_BYTES, hard)
-    resource.setrlimit(resource.RLIMIT_STACK, (stack, hard))
+    core = _at_most(NO_CORE, resource.RLIMIT_CORE)
+    resource.setrlimit(resource.RLIMIT_CORE, (core, core))
+    stack = _at_most(STACK_BYTES, resource.RLIMIT_STACK)
+    resource.setrlimit(resource.RLIMIT_STACK, (stack, resource.getrlimit(resource.RLIMIT_STACK)[1]))
+
+
+def _at_most(wanted: int, kind: int) -> int:
+    """``wanted``, or the hard limit where that is less: only root may raise it."""
+    _, hard = resource.getrlimit(kind)
+    return wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
 
 
 def main(parent: str, *command: str) -> None:

@@ -156,6 +156,8 @@ def fetch(url: str, path: Path, *, retries: int = 8, wait_s: float = 1.0) -> Non
     """
     if path.exists():
         return
+    if not url.startswith(("https://", "http://")):
+        raise DownloadError(f"got the address {url}, expected one that begins with https://; check --base-url")
     part = path.with_name(f"{path.name}.part")
     failures, largest = 0, _size(part)
     while True:

@@ -40,6 +40,7 @@ BARE = "bare encoders"  # both graphs, called in turn within the generator
 INFINITY = "infinity"  # the photo alone, as JSON of OpenAI's embeddings API
 LITSERVE = "litserve"  # photo and question as JSON
 CHANNEL = [*DIRECT_CHANNEL, ("grpc.lb_policy_name", "round_robin")]
+QUESTION = "{question}"  # its place in a body
 Send = Callable[[int], Awaitable[None]]  # sends the request of this number; raises if it is not answered
 
 TIMEOUT_S = 300.0  # of a request
@@ -151,17 +152,15 @@ def _triton_client(job: Job, client: InferenceServerClient) -> Send:
 
 
 def _http_client(job: Job, client: aiohttp.ClientSession) -> Send:
-    urls = itertools.cycle(job.url.split())
-    pairs = zip(itertools.cycle(_photo_files(Path(job.photos))), draw_questions(job.seed), strict=False)
-    requests = [
-        _http_request(job.system, next(urls), photo, question)
-        for photo, question in islice(pairs, max(MAX_PHOTOS, job.concurrency))
-    ]
-    bodies = [(str(each.url), each.read(), {"content-type": each.headers["content-type"]}) for each in requests]
+    urls, questions = job.url.split(), list(islice(draw_questions(job.seed), job.distinct))
+    requests = [_http_request(job.system, urls[0], photo, QUESTION) for photo in _photo_files(Path(job.photos))]
+    bodies = [(each.url.path, each.read(), {"content-type": each.headers["content-type"]}) for each in requests]
     expected = '"embedding":' if job.system == INFINITY else '"answer":"'
 
     async def send(number: int) -> None:
-        url, body, headers = bodies[number % len(bodies)]
+        path, body, headers = bodies[number % len(bodies)]
+        url = urls[number % len(urls)] + path
+        body = body.replace(QUESTION.encode(), questions[number % len(questions)].encode(), 1)
         async with client.post(url, data=body, headers=headers) as response:
             text = await response.text()
         if response.status != httpx.codes.OK or expected not in text:
@@ -223,7 +222,7 @@ def draw_questions(seed: int) -> Iterator[str]:
 def _photo_files(folder: Path) -> list[bytes]:
     paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in (".jpg", ".jpeg"))
     if not paths:
-        raise SystemExit(f"{folder} has no JPEG file: give --photos a folder of photos")
+        raise SystemExit(f"{folder} has no JPEG file")
     return [path.read_bytes() for path in paths[:MAX_PHOTOS]]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import zlib
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -73,10 +74,13 @@ def measure(
     records: list[list[Record]] = [[] for _ in systems]
     cpu_s, memory = [0.0] * len(systems), [0] * len(systems)
     ramp = 0 if requests else concurrency
-    with Generator() as remote, Generator() as in_process:
+    with ExitStack() as stack:
+        remote = stack.enter_context(Generator())
+        bare = [system.precision for system in systems if system.name == BARE]
+        in_process = {precision: stack.enter_context(Generator()) for precision in bare}  # of its graphs alone
         for number in range(rounds):
             for place, system in enumerate(systems):
-                generator = in_process if system.name == BARE else remote
+                generator = in_process[system.precision] if system.name == BARE else remote
                 pids = system.servers or (generator.pid,)
                 idle = {pid for other in systems for pid in other.servers} - set(pids)
                 job = Job(
@@ -88,14 +92,14 @@ def measure(
                     system.served.target.name,
                     concurrency=concurrency,
                     seed=zlib.crc32(f"{number} {system.label} {system.precision} {concurrency}".encode()),
-                    distinct=max(round(1_000 * seconds), 10),
+                    distinct=max(round(1_000 * seconds), requests or 0, 10),
                     ramp=ramp,
                     seconds=1e9 if requests else seconds,
                     min_requests=max(min_requests, concurrency if concurrency > 1 else 1),
                     max_requests=requests or 1_000_000,
                 )
                 if number == 0:  # opens graphs, connects, warms up
-                    generator.run(replace(job, concurrency=1, max_requests=2, distinct=2))
+                    generator.run(replace(job, seed=job.seed + 1, concurrency=1, max_requests=2, distinct=2))
                 with stopped(idle):
                     before = usage(*pids)
                     record = generator.run(job)

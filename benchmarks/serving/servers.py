@@ -129,9 +129,7 @@ class Server:
 
 
 @contextmanager
-def triton(
-    served: Served, threads: int | None = None, *, gateway: bool = False, environment: Mapping[str, str] | None = None
-) -> Iterator[Server]:
+def triton(served: Served, *, gateway: bool = False, environment: Mapping[str, str] | None = None) -> Iterator[Server]:
     """The embedded server, by its own command; with ``gateway``, :attr:`Server.gateway` is its address."""
     ports = [f"--{name}-port=0" for name in ("http", "grpc", "metrics", "gateway")]
     options = [
@@ -139,7 +137,6 @@ def triton(
         "--json",
         "--gateway" if gateway else "--no-gateway",
         *ports,
-        *([f"--threads={threads}"] if threads else []),
     ]
     environment = {"VIZWIZ_GATEWAY_ANSWER_TIMEOUT": ANSWER_TIMEOUT_S, **(environment or {})}
     with _started(["-m", "serving", *options], stdout=subprocess.PIPE, environment=environment) as process:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import re
 from collections.abc import Mapping
@@ -11,6 +10,8 @@ from functools import cached_property
 from pathlib import Path
 
 from vizwiz_client.contract.errors import WrongServer
+
+MAX_TIMEOUT_S = 1e9  # threads wait at most nine times as long, and fail
 
 DEFAULT_URL = "localhost:8001"
 DEFAULT_TIMEOUT_S = 60.0  # about what a full batch takes on a large CLIP and a CPU
@@ -73,8 +74,10 @@ class Settings:
 
     def __post_init__(self) -> None:
         _check_address(self.url)
-        if not 0 < self.timeout_s < math.inf:
-            raise ValueError(f"got timeout_s={self.timeout_s}, expected a number of seconds over 0")
+        if not 0 < self.timeout_s < MAX_TIMEOUT_S:
+            raise ValueError(
+                f"got timeout_s={self.timeout_s}, expected a number of seconds over 0, below {MAX_TIMEOUT_S:g}"
+            )
         if isinstance(self.retries, bool) or not isinstance(self.retries, int) or self.retries < 0:
             raise ValueError(f"got retries={self.retries!r}, expected a whole number, 0 or more")
         object.__setattr__(self, "headers", {name.lower(): value for name, value in self.headers.items()})

@@ -66,17 +66,20 @@ def create_app(settings: Settings) -> FastAPI:
     app.add_exception_handler(ProblemError, _on_problem)
     app.add_exception_handler(HTTPException, _on_http_exception)
 
+    @app.head("/healthz", include_in_schema=False)
     @app.get("/healthz")
     async def healthz() -> dict[str, str]:
         """Whether this process answers."""
         return {"status": "ok"}
 
+    @app.head("/readyz", include_in_schema=False)
     @app.get("/readyz")
     async def readyz() -> dict[str, str | int | bool]:
         """Whether Triton serves a model that fits this gateway; a problem with status 502 or 504 if not."""
         info = await service.check()
         return {"status": "ok", "model": info.model, "contract_version": info.contract_version, "demo": info.demo}
 
+    @app.head("/metrics", include_in_schema=False)
     @app.get("/metrics", response_class=Response)
     async def show_metrics() -> Response:
         """Metrics for Prometheus."""
@@ -90,6 +93,7 @@ def create_app(settings: Settings) -> FastAPI:
             {"answers": [answer.to_dict() for answer in answers], "request_id": request.state.request_id}
         )
 
+    @app.head("/", include_in_schema=False)
     @app.get("/", include_in_schema=False)
     async def show_page() -> HTMLResponse:
         if service.demo is None:

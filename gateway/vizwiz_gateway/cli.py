@@ -142,6 +142,8 @@ def _main(argv: Sequence[str] | None) -> int:
             file=sys.stderr,
         )
         return 1
+    except UnicodeError:  # a label that is empty or over 63 characters
+        parser.error(f"got --host={settings.host}, expected a host name or an IP address")
     _set_limits()
     for number in (signal.SIGINT, signal.SIGTERM):  # uvicorn raises the signal that stopped it again
         signal.signal(number, signal.default_int_handler)
@@ -222,10 +224,14 @@ def _set_limits() -> None:
     with suppress(ImportError):  # Windows
         import resource
 
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        _, hard = resource.getrlimit(resource.RLIMIT_CORE)
+        # a byte is too small for a file, and the only limit that a pipe in core_pattern respects: 0 is ignored there
+        core = 1 if hard == resource.RLIM_INFINITY else min(1, hard)
+        resource.setrlimit(resource.RLIMIT_CORE, (core, core))
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         wanted = MAX_FILES if hard == resource.RLIM_INFINITY else min(MAX_FILES, hard)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, wanted), hard))
+        with suppress(ValueError, OSError):  # macOS allows less than its hard limit
+            resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, wanted), hard))
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks import parity
-from benchmarks.parity import CLIPS, Errors, finished_clips
-from benchmarks.report import Settings, describe_machine
+from benchmarks.parity import CLIPS, Errors, finished_clips, measured_by
+from benchmarks.report import Settings
 from training.artifacts import write_json
 
 FOUND = {
@@ -18,7 +18,7 @@ FOUND = {
 
 
 def test_finished_clips_are_not_measured_again(tmp_path: Path) -> None:
-    write_json(tmp_path / "parity.json", {"machine": describe_machine(), "clips": FOUND})
+    write_json(tmp_path / "parity.json", {"measured": measured_by(), "clips": FOUND})
     (table,) = parity.run(Settings(tmp_path, "ViT-L/14@336px"))
     lines = str(table).splitlines()
     assert lines[-1] == "| 1 - cosine, at most | 1.1e-11 |"
@@ -28,8 +28,8 @@ def test_finished_clips_are_not_measured_again(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir()), "the next run must measure again"
 
 
-@pytest.mark.parametrize(("machine", "clips"), [(describe_machine(), FOUND), ("another", {})])
-def test_another_machine_or_package_measures_every_clip(machine: str, clips: object, tmp_path: Path) -> None:
-    write_json(tmp_path / "parity.json", {"machine": machine, "clips": FOUND})
+@pytest.mark.parametrize(("measured", "clips"), [(measured_by(), FOUND), ("another", {})])
+def test_another_machine_or_package_measures_every_clip(measured: str, clips: object, tmp_path: Path) -> None:
+    write_json(tmp_path / "parity.json", {"measured": measured, "clips": FOUND})
     assert finished_clips(tmp_path / "parity.json") == clips
     assert finished_clips(tmp_path / "missing.json") == {}

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from benchmarks import __main__ as bench
-from benchmarks import architectures, machine, report, start
+from benchmarks import architectures, encoders, machine, report, start
 from benchmarks.__main__ import PARTS
 from benchmarks.machine import cpu_rates
 from benchmarks.report import RESULTS, Table, kinds_here, replace_section
@@ -88,3 +88,19 @@ def test_the_rate_of_each_type_is_its_own(monkeypatch: pytest.MonkeyPatch) -> No
     rates = cpu_rates()
     assert list(rates) == [kind.precision for kind in kinds_here()]
     assert all(rate > 0 for rate in rates.values())
+
+
+def test_operations_are_those_of_products_and_attention(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a graph, one position of the last block: PyTorch's own counter leaves attention on a CPU out."""
+    monkeypatch.setitem(architectures.ARCHITECTURES, "tiny", (24, 64, 2, 128, 16, 64, 1, 2))
+    model = architectures.random_model("tiny").eval()
+    positions, width, patches = 17, 128, 16
+    block = 2 * positions * width**2 * 12 + 4 * positions**2 * width
+    last = 2 * positions * width**2 * 2 + 2 * width**2 * 10 + 4 * positions * width
+    others = 2 * patches * (3 * 16**2) * width + 2 * width * 24
+    with torch.inference_mode():
+        counted = encoders.count(lambda: model.encode_image(torch.zeros(1, 3, 64, 64)))
+    assert 1e9 * counted == pytest.approx(2 * block + others)
+    assert 1e9 * (counted - encoders.skipped(model, text=False)) == pytest.approx(block + last + others)
+    resnet = architectures.random_model("RN50")
+    assert encoders.skipped(resnet, text=False) == 0 < encoders.skipped(resnet, text=True)

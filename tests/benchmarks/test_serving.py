@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import io
+import json
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 
 import httpx
 import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
 from PIL import Image
 from tritonclient.grpc import InferenceServerClient
 
@@ -18,6 +22,7 @@ from benchmarks.serving.load import (
     BARE,
     GATEWAY,
     LENGTH_SHARES,
+    LITSERVE,
     MAX_ERRORS,
     Job,
     Record,
@@ -126,6 +131,28 @@ def test_generator_measures_the_live_server_and_the_bare_encoders(
     missing = generator.run(replace(job, system="another"))
     assert missing.ends == []
     assert "'another'" in missing.errors[0]
+
+
+@pytest.mark.parametrize("system", [GATEWAY, LITSERVE])
+def test_each_http_request_has_its_own_question(system: str, live_server: LiveServer, generator: Generator) -> None:
+    """A repeated one would be answered from the response cache, and cost less than a user's."""
+    asked: list[str] = []
+
+    async def answer(request: web.Request) -> web.Response:
+        form = await (request.json() if request.content_type == "application/json" else request.post())
+        asked.append(str(form["question"]))
+        return web.json_response({"answer": "mug"}, dumps=partial(json.dumps, separators=(",", ":")))
+
+    async def load() -> Record:
+        app = web.Application()
+        app.router.add_post("/{path:.*}", answer)
+        async with TestServer(app) as server:
+            url = f"http://127.0.0.1:{server.port}"
+            job = Job(system, str(live_server.data / "val"), 96, url, max_requests=120, distinct=120, seconds=1e9)
+            return await asyncio.to_thread(generator.run, job)
+
+    assert asyncio.run(load()).errors == []
+    assert asked == list(islice(draw_questions(seed=0), 120))
 
 
 def test_fastapi_baseline_gives_the_answers_of_the_server(

@@ -224,6 +224,11 @@ class TestErrors:
         assert batch(path, "-o", output) == (_output.USAGE, "", expected)
         assert output.read_text() == "mine"
 
+    @pytest.mark.parametrize("output", [".", "/", "./"])
+    def test_an_output_that_is_a_folder(self, batch, photos: list[Path], tmp_path: Path, output: str) -> None:
+        path = write_csv(tmp_path / "q.csv", questions(photos, 1))
+        assert batch(path, "-o", output) == (_output.USAGE, "", [f"Error: got -o {output}, a folder; expected a file"])
+
 
 class TestResume:
     @pytest.fixture

@@ -106,6 +106,13 @@ class TestModes:
         np.testing.assert_array_equal(photo, np.repeat(np.round(ramp / 257)[..., None], 3, axis=2))
         assert len(np.unique(photo)) == 256
 
+    def test_a_transparent_16_bit_grey_becomes_white(self) -> None:
+        """That one of 65,536 alone, not those of the same 8 bits."""
+        grey = Image.fromarray(np.array([[0, 1000], [1001, 65535]], np.uint16).repeat(8, 0).repeat(8, 1))
+        file = io.BytesIO()
+        grey.save(file, "PNG", transparency=1000)
+        assert np.asarray(load_photo(file.getvalue()))[::8, ::8, 0].tolist() == [[0, 255], [4, 255]]
+
     def test_32_bit_grey_is_read_as_16_bit(self) -> None:  # Pillow before 11.3 opens a 16-bit PNG so
         ramp = np.linspace(0, 65535, 40 * 30).astype(np.uint16).reshape(30, 40)
         np.testing.assert_array_equal(
@@ -370,3 +377,21 @@ def test_large_photos_are_decoded_one_at_a_time() -> None:
     environment = os.environ | {"PILLOW_BLOCK_SIZE": "128m"}  # a photo in one block
     run = subprocess.run([sys.executable, "-c", LARGE], env=environment, check=True, capture_output=True, text=True)
     assert 3 < float(run.stdout) < 5.5  # 7 without the lock
+
+
+def test_a_forked_child_decodes_while_its_parent_did() -> None:
+    """The parent held the locks at the moment of the fork; nobody gives them back in the child."""
+    program = """
+import io, os, signal
+from PIL import Image
+from vizwiz_client.contract import image
+file = io.BytesIO()
+Image.new("RGB", (6000, 5000)).save(file, "JPEG")
+with image._warnings_lock, image._large_lock:
+    if (child := os.fork()) == 0:
+        signal.alarm(30)
+        image.load_photo(file.getvalue())
+        os._exit(0)
+assert os.waitpid(child, 0)[1] == 0
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)

@@ -141,3 +141,13 @@ def test_a_wrong_average_publishes_nothing(
     with pytest.raises(ParityError):
         export_run(run, tiny_clip, tmp_path / "triton_models")
     assert not list(tmp_path.glob("triton_models/*"))
+
+
+def test_data_of_the_fit_that_cannot_be_read_are_left_out(
+    run: Run, tiny_clip: FrozenClip, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "data").write_text("a file where the folder was")
+    moved = replace(run, config=run.config | {"data": run.config["data"] | {"folder": str(tmp_path / "data")}})
+    names = export_run(moved, tiny_clip, tmp_path / "triton_models")
+    assert (tmp_path / "triton_models" / names.head).is_dir()
+    assert "cannot be read: comparing on random and drawn inputs alone" in capsys.readouterr().out

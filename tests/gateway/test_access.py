@@ -46,6 +46,8 @@ def test_the_token(guarded: Gateway, photo: bytes) -> None:
 def test_probes_need_no_token(guarded: Gateway) -> None:
     for path in ("/healthz", "/readyz", "/metrics"):
         assert guarded.http.get(path).status_code == 200, path
+        head = guarded.http.head(path)
+        assert (head.status_code, head.content) == (200, b""), path
 
 
 def test_the_token_of_the_environment(triton: SmallServer) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import ROOT
 from vizwiz_gateway.cli import OPTIONS, read_settings
 from vizwiz_gateway.settings import Settings, SettingsError
 
@@ -76,6 +77,7 @@ def test_it_says_why_it_cannot_start(tmp_path: Path) -> None:
             "cannot listen at 127.0.0.1": (1, f"--port={taken.getsockname()[1]}"),
             "got the address 'http://x', expected host:port": (2, "--triton=http://x"),
             "expected a file that holds the token": (2, f"--token-file={tmp_path / 'none'}"),
+            "got --host=a..b, expected a host name or an IP address": (2, "--host=a..b"),
             "got port 99999, expected 0 to 65535": (2, "--port=99999"),
             "got --port='many', expected a whole number": (2, "--port=many"),
         }
@@ -84,6 +86,19 @@ def test_it_says_why_it_cannot_start(tmp_path: Path) -> None:
             assert (done.returncode, done.stdout) == (code, "")
             assert expected in done.stderr
             assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("limits", ["vizwiz_gateway.cli._set_limits()", "serving.launch.limit()"])
+def test_a_core_dump_is_limited_to_a_byte(limits: str) -> None:
+    """A pipe in core_pattern ignores a limit of 0 bytes; where the hard limit is 0, only root may raise it."""
+    program = f"""
+import resource, serving.launch, vizwiz_gateway.cli
+resource.setrlimit(resource.RLIMIT_CORE, ({{0}}, {{0}}))
+{limits}
+assert resource.getrlimit(resource.RLIMIT_CORE) == ({{1}}, {{1}}), resource.getrlimit(resource.RLIMIT_CORE)
+"""
+    for before, after in ((4096, 1), (0, 0)):
+        subprocess.run([sys.executable, "-c", program.format(before, after)], check=True, timeout=60, cwd=ROOT)
 
 
 def test_it_names_the_extra_that_is_not_installed() -> None:

@@ -23,7 +23,8 @@ TIMEOUT_S = 60
 
 
 @pytest.fixture
-def command(small_repository: Path) -> Iterator[Command]:
+def command(small_repository: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Command]:
+    monkeypatch.setenv("VIZWIZ_GATEWAY_HOST", "0.0.0.0")  # meant for a gateway of its own: it must not count here
     with Command(small_repository, "--gateway") as command:
         yield command
 
@@ -51,6 +52,7 @@ def gateways(command: Command) -> list[int]:
 
 def test_it_starts_restarts_and_stops_with_the_server(command: Command) -> None:
     url = command.addresses["gateway"]
+    assert url.startswith("http://127.0.0.1:")
     assert status(url) == 200
     assert "<form" in httpx.get(url, timeout=TIMEOUT_S).text
     (first,) = gateways(command)

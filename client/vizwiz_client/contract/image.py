@@ -68,6 +68,16 @@ _warnings_lock = threading.Lock()
 _large_lock = threading.Lock()
 
 
+def _renew_locks() -> None:
+    """In a forked child, whose parent may have held them: their owners do not run there."""
+    global _warnings_lock, _large_lock
+    _warnings_lock, _large_lock = threading.Lock(), threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_renew_locks)
+
+
 def load_photo(source: Photo, draft_size: int | None = None) -> Image.Image:
     """Decode a photo to an upright RGB image at its own size.
 
@@ -330,8 +340,11 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
     if image.mode in _16_BIT_MODES:
         # Pillow's convert() would clip every value at 255. The lookup table avoids a wider copy of the image.
         to_8_bits = ((np.arange(1 << 16) * 255 + 32767) // 65535).astype(np.uint8)
-        grey = np.asarray(image)
-        image = Image.fromarray(to_8_bits[grey.clip(0, 65535) if image.mode == "I" else grey])
+        grey, transparent = np.asarray(image), image.info.get("transparency")
+        levels = to_8_bits[grey.clip(0, 65535) if image.mode == "I" else grey]
+        if isinstance(transparent, int):  # one of 65,536 greys: the conversion to 256 would lose which
+            levels[grey == transparent] = 255
+        image = Image.fromarray(levels)
     if not image.has_transparency_data:
         return image.convert("RGB")
     rgba = image if image.mode == "RGBA" else image.convert("RGBA")  # convert() would copy an RGBA image
