@@ -47,7 +47,7 @@ test: lint  ## lint, types and tests
 test-all: lint  ## the slow tests too
 	$(BIN)/python -m pytest
 
-bench: $(DEV)  ## measure everything, and write docs/results.md; make bench-NAME for a part: encoders, peers, start, ...
+bench: $(DEV)  ## measure all speeds, and write docs/results.md; make bench-NAME for a part: encoders, peers, start, ...
 	$(BIN)/python -m benchmarks
 
 bench-%: $(DEV)

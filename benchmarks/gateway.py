@@ -23,6 +23,7 @@ from PIL import Image
 
 from benchmarks.report import Section, Settings, Table
 from benchmarks.serving.load import GATEWAY, Job, draw_questions
+from benchmarks.serving.measure import summarise
 from benchmarks.serving.servers import Generator, Served, Server, drawn_photos, prepare, triton
 from vizwiz_client import VizwizClient
 from vizwiz_client.contract import tensors
@@ -137,8 +138,7 @@ def rate(
     record = generator.run(job)
     if record.errors:
         raise SystemExit(f"{system}: {record.errors[:3]}")
-    ends = record.ends[job.ramp - 1 :]
-    return (len(ends) - 1) / (ends[-1] - ends[0])
+    return float(summarise([record], job.ramp)["questions_per_s"])
 
 
 def health(served: Served, server: Server, generator: Generator, photos: Path, seconds: float) -> Row:

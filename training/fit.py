@@ -4,8 +4,8 @@
     python -m training.fit --data VizWiz --clip ViT-L/14@336px    # VizWiz, on a GPU if there is one
     python -m training.fit --recipe best --holdout 0.1            # another recipe, and a labelled test from train
 
-Photos and questions are encoded once and cached. The ten epochs after that take seconds on the demo data, and less than
-a minute at VizWiz's size on two cores. docs/training.md explains the recipes.
+Photos and questions are encoded once and cached. The ten epochs after that take seconds on the demo data, and one to
+two minutes at VizWiz's size on two cores. docs/training.md explains the recipes.
 """
 
 from __future__ import annotations

@@ -164,8 +164,9 @@ HELP_TEXTS = {
     "report": "the 2023 report's: majority answers of confident annotators, the 4 official types, one head, the epoch "
     "that is best on val",
     "paper": "Less Is More's (arXiv 2206.05281): its answer list and 7 answer types, rotated photos, 10 folds averaged",
-    "best": "the best measured on real questions (docs/training.md): fixed projection, weight decay chosen on folds, "
-    "averaged weights, folds averaged, answerability from CLIP's features, calibrated",
+    "best": "the best measured answerability, and by far the best answers from few records (docs/results.md): fixed "
+    "projection, weight decay chosen on folds, averaged weights, folds averaged, answerability from CLIP's features, "
+    "calibrated",
 }
 
 
