@@ -272,6 +272,8 @@ def main(argv: list[str] | None = None) -> int:
         flag = f"--{name.replace('_', '-')}"
         parser.add_argument(flag, type=type(default), default=default, help=f"(default: {default})")
     arguments = parser.parse_args(argv)
+    if arguments.out.is_dir():
+        parser.error(f"got --out {arguments.out}, a folder; expected a file")
     settings = Settings(**{name: getattr(arguments, name) for name in options})
     started = time.monotonic()
     out = pretrain(settings, arguments.out, arguments.work, arguments.workers, arguments.start)

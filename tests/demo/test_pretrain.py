@@ -19,6 +19,7 @@ from demo.pretrain import (
     build_model,
     contrastive_loss,
     load_checkpoint,
+    main,
     paraphrase_loss,
     pretrain,
     save_checkpoint,
@@ -160,3 +161,9 @@ def test_all_true_captions_share_a_pictures_target() -> None:
     assert contrastive_loss(features, features, torch.tensor(50.0), both) > 5
     shared = torch.tensor([[1.0, 1, 0], [1, 1, 0], [0, 0, 1]])
     assert contrastive_loss(shared, shared, torch.tensor(50.0), both) < 0.5
+
+
+def test_an_output_that_is_a_folder_is_refused_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--out", str(tmp_path), "--pictures", "2"])
+    assert f"got --out {tmp_path}, a folder; expected a file" in capsys.readouterr().err
