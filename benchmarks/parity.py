@@ -50,6 +50,7 @@ def run(settings: Settings) -> Section:
     """Export every CLIP in every precision."""
     unfinished = settings.cache / ("parity-quick.json" if settings.quick else "parity.json")
     found = finished_clips(unfinished)
+    before = len(found)
     for name in ("ViT-B/32",) if settings.quick else CLIPS:
         if name in found:
             print(f"{name} was measured before the interruption", file=sys.stderr, flush=True)
@@ -63,7 +64,8 @@ def run(settings: Settings) -> Section:
         write_json(unfinished, {"measured": measured_by(), "clips": found})
         print(name, *found[name].items(), sep="\n  ", file=sys.stderr, flush=True)
     unfinished.unlink()
-    return [table(found)]
+    resumed = [f"{before} of {len(found)} CLIPs were measured before the run was interrupted."] * bool(before)
+    return [table(found), *resumed]
 
 
 def finished_clips(file: Path) -> dict[str, dict[str, Errors]]:
@@ -89,13 +91,12 @@ def table(found: Mapping[str, Mapping[str, Errors]]) -> Table:
         for name, errors_of in found.items()
     ]
     cosines = (max(errors_of[kind].cosine for errors_of in found.values()) for kind in kinds)
+    agreements = (min(errors_of[kind].agree for errors_of in found.values()) for kind in kinds)
     rows.append(["1 - cosine, at most", *(f"{cosine:.1e}" for cosine in cosines)])
-    agree = min(each.agree for errors_of in found.values() for each in errors_of.values())
-    agreed = "all" if agree == 1 else f"{agree:.1%} of the"
+    rows.append(["best answers that are PyTorch's, at least", *(f"{agreement:.1%}" for agreement in agreements)])
     text = (
         "The largest error of image features / text features, relative to the largest value, / probabilities of the "
-        f"head, absolute. The best answer is PyTorch's for {agreed} questions. ONNX Runtime computes fp16 in fp32, "
-        "from weights in fp16"
+        "head, absolute. ONNX Runtime computes fp16 in fp32, from weights in fp16"
     )
     text += "." if this_machine().int8 else "; this CPU computes int8's rounded values in fp32."
     return Table(("CLIP", *(kind.replace("-", " ") for kind in kinds)), rows, text)

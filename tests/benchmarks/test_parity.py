@@ -12,17 +12,18 @@ from benchmarks.report import Settings
 from training.artifacts import write_json
 
 FOUND = {
-    name: {"portable-fp32": Errors([1e-6, 2e-6, number * 1e-6], number * 1e-12, 1.0)}
+    name: {"portable-fp32": Errors([1e-6, 2e-6, number * 1e-6], number * 1e-12, 1 - number % 2 / 8)}
     for number, name in enumerate(CLIPS)
 }
 
 
 def test_finished_clips_are_not_measured_again(tmp_path: Path) -> None:
     write_json(tmp_path / "parity.json", {"measured": measured_by(), "clips": FOUND})
-    (table,) = parity.run(Settings(tmp_path, "ViT-L/14@336px"))
+    table, resumed = parity.run(Settings(tmp_path, "ViT-L/14@336px"))
     lines = str(table).splitlines()
-    assert lines[-1] == "| 1 - cosine, at most | 1.1e-11 |"
-    assert [line.split(" | ")[1] for line in lines[4:-1]] == [
+    assert lines[-2:] == ["| 1 - cosine, at most | 1.1e-11 |", "| best answers that are PyTorch's, at least | 87.5% |"]
+    assert resumed == "12 of 12 CLIPs were measured before the run was interrupted."
+    assert [line.split(" | ")[1] for line in lines[4:-2]] == [
         f"1.0e-06 / 2.0e-06 / {n * 1e-6:.1e} |" for n in range(12)
     ]
     assert not list(tmp_path.iterdir()), "the next run must measure again"
