@@ -46,6 +46,7 @@ SCORES = {  # only where they are named: they take long, and depend little on th
     "questions": "the same on real questions without photos: needs VIZWIZ_MATERIAL",
 }
 PARTS = SPEEDS | SCORES
+ON_CUDA = ("encoders", "features", "fit")
 
 
 def main() -> int:
@@ -73,16 +74,20 @@ def main() -> int:
         "--device",
         choices=("cpu", "cuda"),
         default="cpu",
-        help="of encoders, features and fit (default: %(default)s); figures of cuda are printed alone",
+        help=f"of {', '.join(ON_CUDA)} (default: %(default)s); figures of cuda are printed, not written",
     )
     parser.add_argument("--cache", type=Path, default=Path(".cache/benchmarks"), help="default: %(default)s")
     arguments = parser.parse_args()
     if unknown := set(arguments.parts) - PARTS.keys():
         parser.error(f"got the parts {', '.join(sorted(unknown))}, expected some of {', '.join(PARTS)}")
+    cuda = arguments.device == "cuda"
+    parts = arguments.parts or list(ON_CUDA if cuda else SPEEDS)
+    if cuda and (others := set(parts) - set(ON_CUDA)):
+        parser.error(f"got --device cuda for {', '.join(sorted(others))}, expected some of {', '.join(ON_CUDA)}")
     if arguments.seeds < 1:
         parser.error(f"--seeds must be at least 1, got {arguments.seeds}")
     load = os.getloadavg()[0]  # of the minute before: the parts themselves load the machine
-    write = not arguments.no_write and not arguments.choose and arguments.device == "cpu"
+    write = not arguments.no_write and not arguments.choose and not cuda
     idle = arguments.busy or not is_busy(load)
     settings = Settings(
         arguments.cache,
@@ -93,7 +98,6 @@ def main() -> int:
         choose=arguments.choose,
     )
     settings.cache.mkdir(parents=True, exist_ok=True)
-    parts = arguments.parts or list(SPEEDS)
     written = {name: write and (idle or name in SCORES) for name in parts}
     failed = [name for name in parts if not measure(name, replace(settings, write=written[name]), load)]
     if failed:

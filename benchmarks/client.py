@@ -51,7 +51,7 @@ def run(settings: Settings) -> Section:
     rows = start(rounds) + prepare_inputs(photo, questions())
     with EmbeddedTriton(served.repository) as server, VizwizClient(server.grpc_url, timeout_s=600) as client:
         rows += ask_many(server.grpc_url, client, count)
-    return [Table(("what", "measured", "goal"), rows, f"`ask_many` asks {served.name}, of random weights.")]
+    return [Table(("what", "measured", "goal"), rows, f"`ask_many` asks {served.name}.")]
 
 
 def medians(actions: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:

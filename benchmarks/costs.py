@@ -48,7 +48,9 @@ def run(settings: Settings) -> Section:
     header = ["CLIP"]
     for kind in kinds:
         header += [f"{kind.precision}: of the first CLIP", "image + question", "graphs, peak memory of both processes"]
-    return [Table(header, rows, "Random weights, batch 1, medians. In int8, ResNets are not quantised.")]
+    return [
+        Table(header, rows, "Random weights, batch 1, medians. In int8, a ResNet's image encoder is not quantised.")
+    ]
 
 
 def _cost(clip: FrozenClip, kind: GraphKind, folder: Path, settings: Settings) -> tuple[float, float, float, float]:

@@ -20,13 +20,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+import export
 from benchmarks.architectures import ARCHITECTURES, random_clip
 from benchmarks.report import Section, Settings, Table, describe_machine
 from benchmarks.serving.servers import drawn_photos
 from export.parity import PARITY_FILE
-from export.publish import EXPORT_FORMAT, export_run
+from export.publish import export_run
 from export.targets import GraphKind, this_machine
-from training.artifacts import write_json
+from training.artifacts import digest_of, write_json
 from training.backbone import OPEN_CLIP, FrozenClip
 from training.dataset import read_split
 from training.fit import fit
@@ -62,10 +63,11 @@ def run(settings: Settings) -> Section:
             measured = errors(clip, drawn_photos(settings.cache), Path(folder))
         found[name] = {kind.name: each for kind, each in measured.items()}
         write_json(unfinished, {"measured": measured_by(), "clips": found})
-        print(name, *found[name].items(), sep="\n  ", file=sys.stderr, flush=True)
-    unfinished.unlink()
+        print(f"{name}: done", file=sys.stderr, flush=True)
     resumed = [f"{before} of {len(found)} CLIPs were measured before the run was interrupted."] * bool(before)
-    return [table(found), *resumed]
+    section: Section = [table(found), *resumed]
+    unfinished.unlink()
+    return section
 
 
 def finished_clips(file: Path) -> dict[str, dict[str, Errors]]:
@@ -79,12 +81,13 @@ def finished_clips(file: Path) -> dict[str, dict[str, Errors]]:
 
 
 def measured_by() -> str:
-    """What the errors depend on: machine, packages, and the format of exports."""
-    return f"{describe_machine()}; export format {EXPORT_FORMAT}"
+    """What the errors depend on: machine, packages, and the code of the export."""
+    code = digest_of(*(file.read_bytes() for file in sorted(Path(export.__file__).parent.glob("*.py"))))
+    return f"{describe_machine()}; export {code[:16]}"
 
 
 def table(found: Mapping[str, Mapping[str, Errors]]) -> Table:
-    """A row of relative errors for each CLIP, and the worst cosine of each kind of graph."""
+    """A row of errors for each CLIP, and the worst cosine and agreement of each kind of graph."""
     kinds = list(next(iter(found.values())))
     rows = [
         [f"`{name}`", *(" / ".join(f"{each:.1e}" for each in errors_of[kind].largest) for kind in kinds)]
@@ -135,6 +138,7 @@ def errors(clip: FrozenClip, photos: Path, folder: Path) -> dict[GraphKind, Erro
             max(row["cosine_error"] or 0 for row in rows),
             min(row["top1_agree"] for row in rows if row["top1_agree"] is not None),
         )
+        print(kind.name, found[kind], file=sys.stderr, flush=True)
     return found
 
 

@@ -53,7 +53,7 @@ def run(settings: Settings) -> Section:
         systems.append(System("LitServe", "fp32", LITSERVE, fp32, server))
         text = (
             f"{name} size, random weights, photos of 640 x 480 with a question. Ours gets decoded photos; the gateway, "
-            "FastAPI and LitServe decode JPEGs."
+            "FastAPI and LitServe decode JPEGs. Both rows of ours are one server, gateway included."
         )
         return compare(systems, settings, rates, text)
 
@@ -71,8 +71,8 @@ def compare(systems: Sequence[System], settings: Settings, rates: Mapping[str, f
     at_once = measure(loaded, photos, CONCURRENCY, 0, rounds=1 if settings.quick else 3, requests=CONCURRENCY)
     listed = (f"{kind} {rate:,.0f} ({rate / rates['fp32']:.1f} x fp32)" for kind, rate in rates.items())
     text += (
-        " Servers and load generator share the cores. CPU and memory are those of one question at a time; both rows of "
-        f"ours are one server, gateway included. Matrix rates, G operations/s: {', '.join(listed)}."
+        " Servers and load generator share the cores. CPU and memory are those of one question at a time. Matrix "
+        f"rates, G operations/s: {', '.join(listed)}."
     )
     return report(systems, alone, dict(zip(loaded, at_once, strict=True)), text)
 

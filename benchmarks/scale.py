@@ -57,7 +57,10 @@ def run(settings: Settings) -> Section:
                         gateways.enter_context(gateway_of(used[number % replicas].url)) for number in range(count)
                     ]
                     urls = " ".join(each.url for each in started)
-                    through = replace(system, name=GATEWAY, url=urls, pids=(*pids, *(each.pid for each in started)))
+                    label = f"{count} gateways"  # the questions are drawn by it: none is in the cache already
+                    through = replace(
+                        system, label=label, name=GATEWAY, url=urls, pids=(*pids, *(each.pid for each in started))
+                    )
                     add(count, replicas, measure([through], photos, CONCURRENCY, seconds)[0])
     header = (
         *("gateways", "Triton replicas", "core seconds of a question", f"questions/s a core at {UTILISATION:.0%}"),

@@ -3,8 +3,8 @@
     python -m benchmarks start
 
 The graphs' files are read once before, so all starts find them in memory. A CPU that does not multiply int8 computes
-int8 graphs in fp32; they are compiled and kept all the same. Triton is ready after each encoder has answered one
-request that warms it up; as that is an image on all cores, starts are measured without it, too.
+int8 graphs in fp32; they are compiled and kept all the same. Triton is ready after an image and a question of each
+length have warmed the encoders up; as an image takes all cores, starts are measured without it, too.
 """
 
 from __future__ import annotations

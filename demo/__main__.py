@@ -17,7 +17,6 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from demo import ensure_demo_dataset
 from training.dataset import Record, read_split
@@ -61,7 +60,9 @@ def choose(records: Sequence[Record]) -> list[Record]:
 def run(*arguments: str) -> None:
     """Print and run a Python command."""
     print(f"\n$ python {' '.join(arguments)}", flush=True)
-    _checked(subprocess.run([sys.executable, *arguments]))
+    command = [sys.executable, *arguments]
+    if code := subprocess.run(command).returncode:
+        raise SystemExit(_exit_code(command, code))
 
 
 @contextmanager
@@ -74,7 +75,7 @@ def server() -> Iterator[str]:
         assert process.stdout is not None
         line = process.stdout.readline()
         if not line:
-            raise SystemExit(process.wait())  # the server has printed the cause
+            raise SystemExit(_exit_code(command, process.wait() or 1))
         yield json.loads(line)["grpc"]
     finally:
         process.send_signal(signal.SIGTERM)
@@ -85,14 +86,18 @@ def ask(photo: Path, question: str, url: str) -> str:
     """Ask with the command, and return the line it prints."""
     client = str(Path(sys.executable).with_name("vizwiz-client"))
     command = [client, "ask", str(photo), question, "--url", url, "--quiet"]  # its note is for real photos
-    return str(_checked(subprocess.run(command, stdout=subprocess.PIPE, text=True)).stdout).strip()
-
-
-def _checked(done: subprocess.CompletedProcess[Any]) -> subprocess.CompletedProcess[Any]:
-    """End as the command ended, which has printed the cause."""
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
     if done.returncode:
-        raise SystemExit(done.returncode if done.returncode > 0 else 128 - done.returncode)
-    return done
+        raise SystemExit(_exit_code(command, done.returncode))
+    return done.stdout.strip()
+
+
+def _exit_code(command: Sequence[str], code: int) -> int:
+    """The exit code of a command that failed, which has printed the cause, unless a signal ended it."""
+    if code > 0:
+        return code
+    print(f"error: {signal.Signals(-code).name} ended {' '.join(command[1:])}", file=sys.stderr)
+    return 128 - code
 
 
 if __name__ == "__main__":

@@ -347,10 +347,11 @@ def _validation_inputs(run: Run, model: FrozenClip) -> Inputs | None:
     """Photos and questions of the run's validation split, if it can still be read."""
     folder = Path(run.config["data"]["folder"])
     try:
-        return run_inputs(model, read_split(folder, "val", limit=MAX_RUN_QUESTIONS))
-    except (DatasetError, OSError):
-        print(f"the data of the fit, {folder}, cannot be read: comparing on random and drawn inputs alone")
+        split = read_split(folder, "val", limit=MAX_RUN_QUESTIONS)
+    except (DatasetError, OSError) as error:
+        print(f"the data of the fit cannot be read ({error}): comparing on random and drawn inputs alone")
         return None
+    return run_inputs(model, split)
 
 
 def _parameters(run: Run) -> dict[str, str]:

@@ -152,12 +152,14 @@ def fetch(url: str, path: Path, *, retries: int = 8, wait_s: float = 1.0) -> Non
         wait_s: seconds before the second attempt; doubles with each, up to 60.
 
     Raises:
-        DownloadError: no attempt succeeded, the server refuses, or the disk is too small.
+        DownloadError: ``url`` is no web address, no attempt succeeded, the server refuses, or the disk is too small.
     """
     if path.exists():
         return
-    if not url.startswith(("https://", "http://")):
-        raise DownloadError(f"got the address {url}, expected one that begins with https://; check --base-url")
+    if not url.lower().startswith(("https://", "http://")):
+        raise DownloadError(
+            f"got the address {url}, expected https://... or http://...; check --base-url and --quality-url"
+        )
     part = path.with_name(f"{path.name}.part")
     failures, largest = 0, _size(part)
     while True:

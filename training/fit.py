@@ -4,7 +4,7 @@
     python -m training.fit --data VizWiz --clip ViT-L/14@336px    # VizWiz, on a GPU if there is one
     python -m training.fit --recipe best --holdout 0.1            # another recipe, and a labelled test from train
 
-Photos and questions are encoded once and cached. The ten epochs after that take seconds on the demo data, and one to
+Photos and questions are encoded once and cached. The ten epochs after that take seconds on the demo data, and about
 two minutes at VizWiz's size on two cores. docs/training.md explains the recipes.
 """
 

@@ -172,6 +172,8 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
     status = HTTPStatus(error.status_code)
     code = status.name.lower().replace("_", "-")
     headers = dict(error.headers or {})
+    if headers.get("allow", headers.get("Allow")) == "GET":
+        headers = {"Allow": "GET, HEAD"}  # FastAPI names the first route of the path
     served = f"only {headers['Allow']} is served" if "Allow" in headers else "nothing is served"
     refusal = Problem(status, code, status.phrase, f"got {request.method}; {served} at this path; see /openapi.json")
     return problem_response(refusal, request.state.request_id, headers)

@@ -224,10 +224,12 @@ class TestErrors:
         assert batch(path, "-o", output) == (_output.USAGE, "", expected)
         assert output.read_text() == "mine"
 
-    @pytest.mark.parametrize("output", [".", "/", "./"])
-    def test_an_output_that_is_a_folder(self, batch, photos: list[Path], tmp_path: Path, output: str) -> None:
+    def test_an_output_that_is_a_folder(self, batch, photos: list[Path], tmp_path: Path) -> None:
         path = write_csv(tmp_path / "q.csv", questions(photos, 1))
-        assert batch(path, "-o", output) == (_output.USAGE, "", [f"Error: got -o {output}, a folder; expected a file"])
+        for output in (".", "/", "./", "..", tmp_path):
+            notes = [f"Error: got -o {output}, a folder; expected a file"]
+            assert batch(path, "-o", output) == (_output.USAGE, "", notes)
+        assert not list(tmp_path.glob(f"*{JOURNAL_SUFFIX}"))
 
 
 class TestResume:

@@ -379,6 +379,7 @@ def test_large_photos_are_decoded_one_at_a_time() -> None:
     assert 3 < float(run.stdout) < 5.5  # 7 without the lock
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_a_forked_child_decodes_while_its_parent_did() -> None:
     """The parent held the locks at the moment of the fork; nobody gives them back in the child."""
     program = """

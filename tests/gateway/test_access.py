@@ -48,6 +48,7 @@ def test_probes_need_no_token(guarded: Gateway) -> None:
         assert guarded.http.get(path).status_code == 200, path
         head = guarded.http.head(path)
         assert (head.status_code, head.content) == (200, b""), path
+        assert guarded.http.post(path).headers["allow"] == "GET, HEAD", path
 
 
 def test_the_token_of_the_environment(triton: SmallServer) -> None:

@@ -265,7 +265,7 @@ def lock(file: BinaryIO) -> None:
 
 def _check_output(arguments: argparse.Namespace, rows: Rows) -> None:
     """Refuse an output that is the input: its answers would be read as questions."""
-    if arguments.output and not Path(arguments.output).name:
+    if arguments.output and Path(arguments.output).is_dir():
         raise UsageError(f"got -o {arguments.output}, a folder; expected a file")
     try:
         if arguments.output:

@@ -10,7 +10,13 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, NoReturn
 
 from vizwiz_client import __version__
-from vizwiz_client._settings import DEFAULT_MAX_LATENCY_S, DEFAULT_RETRIES, DEFAULT_TIMEOUT_S, DEFAULT_URL
+from vizwiz_client._settings import (
+    DEFAULT_MAX_LATENCY_S,
+    DEFAULT_RETRIES,
+    DEFAULT_TIMEOUT_S,
+    DEFAULT_URL,
+    MAX_TIMEOUT_S,
+)
 from vizwiz_client.cli import _output
 
 COMMANDS = {
@@ -130,8 +136,8 @@ def seconds(text: str) -> float:
         number = float(text)
     except ValueError:
         number = 0.0
-    if not 0 < number < float("inf"):
-        raise argparse.ArgumentTypeError(f"got {text!r}, expected a number of seconds over 0")
+    if not 0 < number < MAX_TIMEOUT_S:
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected a number of seconds over 0, below {MAX_TIMEOUT_S:g}")
     return number
 
 

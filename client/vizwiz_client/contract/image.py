@@ -24,7 +24,7 @@ from PIL import ExifTags, Image, JpegImagePlugin, UnidentifiedImageError
 
 from vizwiz_client.contract.errors import ImageError
 
-PREPROCESSING_VERSION = 1  # part of the cache key of features: raise it when a file gives other pixels than before
+PREPROCESSING_VERSION = 1  # part of the cache key of features: raise it when JPEG files give other pixels than before
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")  # the first frame of an animation
 MIN_SIDE = 16  # pixels; VizWiz's smallest photos are 48 x 64
