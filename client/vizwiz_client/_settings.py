@@ -76,7 +76,7 @@ class Settings:
         _check_address(self.url)
         if not 0 < self.timeout_s < MAX_TIMEOUT_S:
             raise ValueError(
-                f"got timeout_s={self.timeout_s}, expected a number of seconds over 0, below {MAX_TIMEOUT_S:g}"
+                f"got timeout_s={self.timeout_s}, expected a number of seconds over 0, below {MAX_TIMEOUT_S:,.0f}"
             )
         if isinstance(self.retries, bool) or not isinstance(self.retries, int) or self.retries < 0:
             raise ValueError(f"got retries={self.retries!r}, expected a whole number, 0 or more")

@@ -72,6 +72,7 @@ class TestParser:
             (f"ask a.jpg b --top {'9' * 5_000}", "expected a whole number from 1 to"),
             ("ask a.jpg b --retries -1", "got '-1', expected a whole number from 0 to"),
             ("ask a.jpg b --timeout soon", "got 'soon', expected a number of seconds over 0"),
+            ("ask a.jpg b --timeout 1e10", "got '1e10', expected a number of seconds over 0, below 4,000,000"),
             ("ask a.jpg b --url http://localhost:8001", "expected host:port without http://"),
             ("ask a.jpg b --tls-cert cert.pem", "expected cert and key together"),
             ("ask a.jpg b --tls-ca none.pem", "none.pem'): cannot be read (No such file or directory)"),
@@ -119,7 +120,7 @@ class TestParser:
     def test_an_invalid_variable_is_named(self, run, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("VIZWIZ_TIMEOUT", "soon")
         assert (
-            "got 'soon', expected a number of seconds over 0 (the environment variable VIZWIZ_TIMEOUT"
+            "got 'soon', expected a number of seconds over 0, below 4,000,000 (the environment variable VIZWIZ_TIMEOUT"
             in (run("status")[2][0])
         )
 

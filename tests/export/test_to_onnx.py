@@ -150,4 +150,6 @@ def test_data_of_the_fit_that_cannot_be_read_are_left_out(
     moved = replace(run, config=run.config | {"data": run.config["data"] | {"folder": str(tmp_path / "data")}})
     names = export_run(moved, tiny_clip, tmp_path / "triton_models")
     assert (tmp_path / "triton_models" / names.head).is_dir()
-    assert "cannot be read: comparing on random and drawn inputs alone" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "the data of the fit cannot be read ([Errno 20] Not a directory" in out
+    assert "comparing on random and drawn inputs alone" in out

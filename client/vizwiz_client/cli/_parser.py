@@ -137,7 +137,9 @@ def seconds(text: str) -> float:
     except ValueError:
         number = 0.0
     if not 0 < number < MAX_TIMEOUT_S:
-        raise argparse.ArgumentTypeError(f"got {text!r}, expected a number of seconds over 0, below {MAX_TIMEOUT_S:g}")
+        raise argparse.ArgumentTypeError(
+            f"got {text!r}, expected a number of seconds over 0, below {MAX_TIMEOUT_S:,.0f}"
+        )
     return number
 
 
