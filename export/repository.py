@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import serving.repository
-from serving.repository import DIGESTS_FILE, VERSION, RepositoryError, write_config
+from serving.repository import CONFIG_FILE, DIGESTS_FILE, GRAPH_FILE, VERSION, RepositoryError, write_config
 from training.artifacts import file_digest, flush_folder, publish_folder, remove_stale, workspace
 from vizwiz_client.contract import tensors
 
@@ -29,15 +29,14 @@ def lock(repository: Path) -> Iterator[None]:
     Waits, without limit, for another export or rollout to end. Removes the stale files of killed ones.
 
     Raises:
-        RepositoryError: ``repository``, or the folder that holds it, cannot be written.
+        RepositoryError: ``repository`` cannot be written.
     """
     try:
         repository.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise _not_writable(repository, error.strerror or str(error)) from None
-    for folder in {repository, _beside(repository).parent}:
-        if not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
-            raise _not_writable(repository, f"no permission to read and write in {folder}")
+    if not os.access(repository, os.R_OK | os.W_OK | os.X_OK):
+        raise _not_writable(repository, "no permission to read and write in it")
     with serving.repository.locked(repository, lambda line: print(line, file=sys.stderr)):
         _remove_stale_files(repository)
         yield
@@ -45,8 +44,8 @@ def lock(repository: Path) -> Iterator[None]:
 
 @contextmanager
 def staging_folder(repository: Path) -> Iterator[Path]:
-    """Yield a temporary folder on the file system of the locked ``repository``."""
-    with workspace(_beside(repository)) as folder:
+    """Yield a temporary folder in the locked ``repository``: the folder that holds it may be another mount."""
+    with workspace(repository / repository.name) as folder:
         yield folder
 
 
@@ -78,9 +77,17 @@ def finish_model(folder: Path, config: Any) -> None:
 
 
 def verify_digests(folder: Path) -> list[str]:
-    """As :func:`serving.repository.verify_digests`, but a missing ``SHA256SUMS`` is a problem too."""
-    sums = folder / DIGESTS_FILE
-    return serving.repository.verify_digests(folder) or ([] if sums.is_file() else [f"{sums} is missing"])
+    """As :func:`serving.repository.verify_digests`, but both must have a SHA-256 of the graph: they may be empty."""
+    if found := serving.repository.verify_digests(folder):
+        return found
+    sums, config = folder / DIGESTS_FILE, folder / CONFIG_FILE
+    if not sums.is_file():
+        return [f"{sums} is missing"]
+    if f"  {VERSION}/{GRAPH_FILE}" not in sums.read_text(encoding="utf-8"):
+        return [f"{sums} has no SHA-256 of {VERSION}/{GRAPH_FILE}: it is damaged"]
+    if tensors.MODEL_DIGEST_PARAMETER not in serving.repository.read_config(folder).parameters:
+        return [f"{config} lacks the parameter {tensors.MODEL_DIGEST_PARAMETER}: it is damaged"]
+    return []
 
 
 def is_published(repository: Path, name: str) -> bool:
@@ -116,16 +123,9 @@ def commit(repository: Path, config: Any, staging: Path) -> None:
         publish_folder(folder, published)
 
 
-def _beside(repository: Path) -> Path:
-    """Path beside which staging folders are created; it lies inside ``repository`` if that is a mounted volume."""
-    parent = repository.parent
-    same_volume = parent.stat().st_dev == repository.stat().st_dev
-    return repository if same_volume else repository / repository.name
-
-
 def _remove_stale_files(repository: Path) -> None:
     """Delete incomplete files of killed processes; the caller holds the lock."""
-    remove_stale(_beside(repository).parent)
+    remove_stale(repository)
     for stale in (repository / tensors.ENSEMBLE).glob(".*.partial"):  # of write_config
         stale.unlink()
 

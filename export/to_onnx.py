@@ -137,8 +137,9 @@ def _run_to_check(arguments: argparse.Namespace) -> Run | None:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; errors with a remedy are printed without a traceback, with exit code 2."""
+    arguments = parse_arguments(argv)
     try:
-        return run_command(parse_arguments(argv))
+        return run_command(arguments)
     except (
         RunError,
         ClipError,
@@ -153,7 +154,8 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("stopped; published models are unchanged", file=sys.stderr)
+        unchanged = "some models may be removed already" if arguments.prune else "published models are unchanged"
+        print(f"stopped; {unchanged}", file=sys.stderr)
         return 130
 
 

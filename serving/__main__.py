@@ -11,7 +11,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from serving import ServingError
@@ -81,6 +81,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _serve(arguments: argparse.Namespace) -> int:
     for number in (signal.SIGINT, signal.SIGTERM):  # SIGINT too: a shell's background job starts with it ignored
         signal.signal(number, signal.default_int_handler)
+    if signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:  # the terminal closes; nohup ignores it
+        signal.signal(signal.SIGHUP, signal.default_int_handler)
     server = EmbeddedTriton(
         arguments.repository,
         http_port=arguments.http_port,
@@ -96,8 +98,7 @@ def _serve(arguments: argparse.Namespace) -> int:
         check_repository(arguments.repository)
         check_host(arguments.host, arguments.expose)
         with_gateway = arguments.gateway and _has_gateway()
-        flag = "--gateway-port"
-        port = claim_ports({flag: arguments.gateway_port}, {flag: LOOPBACK})[flag] if with_gateway else 0
+        port = _claim_all_ports(arguments)["--gateway-port"] if with_gateway else 0
         if arguments.expose:
             _report(f"warning: {EXPOSE_FLAG} lets other machines reach this server, and {KNOWN_HOLES}")
         _report(f"starting Triton on {server.repository}: waiting for the models to load")
@@ -140,8 +141,10 @@ def _reload(arguments: argparse.Namespace) -> int:
 
 @contextmanager
 def _interrupted_once() -> Iterator[None]:
-    """Raise KeyboardInterrupt at the first SIGINT or SIGTERM; ignore others, which would interrupt the rollback."""
-    numbers = (signal.SIGINT, signal.SIGTERM)
+    """Raise KeyboardInterrupt at the first signal to end; ignore others, which would interrupt the rollback."""
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:  # else it is ignored, as under nohup
+        numbers.append(signal.SIGHUP)
 
     def interrupt(*_: object) -> None:
         for number in numbers:
@@ -157,6 +160,13 @@ def _interrupted_once() -> Iterator[None]:
             signal.signal(number, handler)
 
 
+def _claim_all_ports(arguments: argparse.Namespace) -> dict[str, int]:
+    """Check the ports of Triton and of the gateway before the models load; Triton's are claimed again by its start."""
+    hosts = {"http": arguments.host, "grpc": arguments.host, "metrics": LOOPBACK, "gateway": LOOPBACK}
+    wanted = {f"--{name}-port": getattr(arguments, f"{name}_port") for name in hosts}
+    return claim_ports(wanted, {f"--{name}-port": host for name, host in hosts.items()})
+
+
 def _has_gateway() -> bool:
     if missing := missing_packages():
         _report(
@@ -166,7 +176,7 @@ def _has_gateway() -> bool:
 
 
 def _addresses(server: EmbeddedTriton, page: str | None, seconds: float) -> str:
-    url = "" if server.grpc_url.endswith(f":{GRPC_PORT}") else f" --url {server.grpc_url}"
+    url = "" if server.grpc_url == f"{LOOPBACK}:{GRPC_PORT}" else f" --url {server.grpc_url}"
     page = page and page.replace(LOOPBACK, "localhost")
     first = f"Open {page} to ask about a photo.\n\n" if page else ""
     curl = f'\n  curl -F photo=@img.jpg -F question="what is this?" {page}/v1/ask' if page else ""
@@ -187,7 +197,8 @@ def _addresses_json(server: EmbeddedTriton, page: str | None) -> str:
 
 
 def _report(line: str) -> None:
-    print(f"serving: {line}", file=sys.stderr, flush=True)
+    with suppress(OSError):  # a full disk, or a closed pipe: a message that is lost must not end the server
+        print(f"serving: {line}", file=sys.stderr, flush=True)
 
 
 def _serve_parser() -> argparse.ArgumentParser:

@@ -97,10 +97,13 @@ def _listen(listener: socket.socket, flag: str, host: str, port: int) -> int:
     except OSError as error:
         if error.errno == errno.EADDRNOTAVAIL:
             raise ServingError(f"{host} is not an address of this machine: correct --host") from error
-        in_use = "it is in use, perhaps by another `python -m serving`: stop that"
-        cause = in_use if error.errno == errno.EADDRINUSE else os.strerror(error.errno or 0)
+        causes = {
+            errno.EADDRINUSE: "it is in use, perhaps by another `python -m serving`: stop that, or",
+            errno.EACCES: "this user may not listen at ports that low:",
+        }
+        cause = causes.get(error.errno or 0, f"{error.strerror}:")
         raise ServingError(
-            f"port {port} ({flag}) cannot be used: {cause}, or give {flag} another port, 0 for any free one"
+            f"port {port} ({flag}) cannot be used: {cause} give {flag} another port, 0 for any free one"
         ) from error
     return int(listener.getsockname()[1])
 

@@ -176,8 +176,15 @@ class TritonProcess:
             return None
 
     def _ready_models(self) -> set[str]:
-        index = json.loads(self._address.request("POST", "repository/index")[1])
-        return {model["name"] for model in index if model.get("state") == "READY"}
+        return {model["name"] for model in self._index() if model.get("state") == "READY"}
+
+    def _index(self, timeout_s: float = 5) -> list[dict[str, str]]:
+        """Triton's index of models. Raises ValueError for an error response, as while the repository is moved away."""
+        status, body = self._address.request("POST", "repository/index", timeout_s)
+        if status != http.HTTPStatus.OK:
+            raise ValueError(f"the index of models has HTTP status {status}: {body!r:.200}")
+        index: list[dict[str, str]] = json.loads(body)
+        return index
 
     def _drain(self) -> None:
         """Accept no new requests and wait for those in flight.
@@ -185,9 +192,9 @@ class TritonProcess:
         On SIGTERM alone, Triton 2.51 fails an ensemble's requests that are between two steps.
         """
         deadline = time.monotonic() + DRAIN_TIMEOUT_S
-        with suppress(OSError, http.client.HTTPException):  # the server is gone already
+        with suppress(OSError, http.client.HTTPException, ValueError):  # the server is gone already, or its repository
             self._address.request("POST", f"repository/models/{ENSEMBLE}/unload", DRAIN_TIMEOUT_S)
-            while b"UNLOADING" in self._address.request("POST", "repository/index", DRAIN_TIMEOUT_S)[1]:
+            while any(model.get("state") == "UNLOADING" for model in self._index(DRAIN_TIMEOUT_S)):
                 if time.monotonic() > deadline:
                     break
                 time.sleep(PROBE_INTERVAL_S)

@@ -122,10 +122,13 @@ def verify_digests(folder: Path) -> list[str]:
         return [str(error)]
     found = []
     for path, digests in sorted(recorded.items()):
-        if not path.is_file():
-            found.append(f"{path} is missing")
-        elif digests != {_sha256(path)}:
-            found.append(f"{path} is damaged or replaced: its SHA-256 differs from the recorded one")
+        try:
+            if not path.is_file():
+                found.append(f"{path} is missing")
+            elif digests != {_sha256(path)}:
+                found.append(f"{path} is damaged or replaced: its SHA-256 differs from the recorded one")
+        except OSError as error:
+            found.append(f"{path} cannot be read ({error.strerror})")
     return found
 
 
@@ -298,25 +301,15 @@ def _encoders(repository: Path, head: str) -> list[tuple[str, str]]:
     path = repository / head / MADE_FROM_FILE
     if not (made_from := read_object(path)):
         raise RepositoryError(f"{path} is missing or damaged: export the run of {head} again")
-    recorded = made_from.get(ENCODERS_KEY)
-    pairs = [(image, text) for image, text in recorded] if recorded else [_find_by_origin(repository, made_from)]
+    try:
+        pairs = [(str(image), str(text)) for image, text in made_from[ENCODERS_KEY]]
+    except (KeyError, TypeError, ValueError):
+        raise RepositoryError(
+            f"{path} does not name the encoders that {head} was fitted on: export its run again"
+        ) from None
     for name in (name for pair in pairs for name in pair):
         if not (repository / name / CONFIG_FILE).is_file():
             raise RepositoryError(
                 f"the encoder {name} that {head} was fitted on is no longer in {repository}: export its run again"
             )
     return pairs
-
-
-def _find_by_origin(repository: Path, made_from: Mapping[str, Any]) -> tuple[str, str]:
-    """Encoders of a head that was exported before their names were recorded.
-
-    Their ``made_from.json`` is a subset of the head's.
-    """
-
-    def find(prefix: str) -> str:
-        records = ((path.name, read_object(path / MADE_FROM_FILE)) for path in sorted(repository.glob(f"{prefix}*")))
-        matching = (name for name, record in records if record and record.items() <= made_from.items())
-        return next(matching, f"{prefix}...")
-
-    return find(tensors.IMAGE_ENCODER_PREFIX), find(tensors.TEXT_ENCODER_PREFIX)

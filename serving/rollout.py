@@ -100,7 +100,7 @@ def rollout(
     """
     server = find_server(url, repository)
     if server is None and (url is None or repository is None):
-        raise ServingError(_describe_servers(url))
+        raise ServingError(_describe_servers(url, repository))
     folder = repository or Path(server.repository if server else "")
     key = key or (server.key if server else os.environ.get(KEY_VARIABLE))
     start = time.monotonic()
@@ -189,7 +189,7 @@ class Control:
             raise ServingError(f"the server at {self._url}: {text}") from error
 
 
-def _describe_servers(url: str | None) -> str:
+def _describe_servers(url: str | None, repository: Path | None) -> str:
     """Error message: which servers run here, and how to select one."""
     remedy = "for another Triton, give its gRPC address with --url and the repository that it serves with --repository"
     servers = ", ".join(f"{server.grpc} (serves {server.repository})" for server in find_servers())
@@ -197,6 +197,8 @@ def _describe_servers(url: str | None) -> str:
         return f"no embedded server runs here: start `python -m serving`, or, {remedy}"
     if url:
         return f"{url} is not the gRPC address of an embedded server here, which are {servers}; {remedy}"
+    if repository and not any(Path(server.repository) == repository.resolve() for server in find_servers()):
+        return f"no embedded server here serves {repository}; there are {servers}; {remedy}"
     return f"several embedded servers match: {servers}; select one with --url"
 
 

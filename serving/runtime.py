@@ -7,6 +7,7 @@ https://github.com/triton-inference-server/backend/blob/main/docs/python_based_b
 
 from __future__ import annotations
 
+import errno
 import importlib.util
 import os
 import platform
@@ -14,6 +15,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,16 +66,23 @@ class Runtime:
         It holds copies, because Triton refuses a library whose real path is outside the folder.
 
         Raises:
-            ServingError: this Python has no stub in the wheel.
+            ServingError: this Python has no stub in the wheel, or the folder cannot be written.
         """
         stub = self.triton / "python_backend_stubs" / _PYTHON / STUB
         if not stub.is_file():
             raise ServingError(
                 f"nvidia-pytriton's wheel has no Python backend for Python {_PYTHON}: use Python 3.10, 3.11 or 3.12"
             )
-        shutil.copytree(_OWN_BACKENDS, folder, ignore=shutil.ignore_patterns("__pycache__"))
-        shutil.copytree(self.triton / "backends" / "python", folder / "python")
-        shutil.copy(stub, folder / "python")
+        try:
+            shutil.copytree(_OWN_BACKENDS, folder, ignore=shutil.ignore_patterns("__pycache__"))
+            shutil.copytree(self.triton / "backends" / "python", folder / "python")
+            shutil.copy(stub, folder / "python")
+        except OSError as error:  # copytree's lists every file
+            free_mib = shutil.disk_usage(folder.parent).free >> 20
+            raise ServingError(
+                f"Triton's backends cannot be copied to {folder.parent} ({free_mib} MiB free): make room there, or set "
+                "TMPDIR to another folder"
+            ) from error
 
 
 def find_runtime() -> Runtime:
@@ -109,12 +118,19 @@ def check_stub(stub: Path, environment: dict[str, str]) -> None:
     Raises:
         ServingError: a library is missing, or the stub's folder is mounted noexec.
     """
-    try:
-        run = subprocess.run([stub], env=environment, capture_output=True, text=True, check=False)
-    except PermissionError as error:
-        raise ServingError(
-            f"programs in {stub.parent} cannot be executed (mounted noexec?): set TMPDIR to another folder"
-        ) from error
+    for delay_s in (0.05, 0.1, 0.2, 0.4, 0.8, None):
+        try:
+            run = subprocess.run([stub], env=environment, capture_output=True, text=True, check=False)
+            break
+        except PermissionError as error:
+            raise ServingError(
+                f"programs in {stub.parent} cannot be executed (mounted noexec?): set TMPDIR to another folder"
+            ) from error
+        except OSError as error:
+            # a process that another thread started while the stub was copied has it open until it executes its program
+            if error.errno != errno.ETXTBSY or delay_s is None:
+                raise
+            time.sleep(delay_s)
     if run.returncode == _MISSING_LIBRARY:
         raise ServingError(
             f"Triton's Python backend does not start: {run.stderr.strip().rpartition('libraries: ')[2]}; for libpython "

@@ -113,7 +113,7 @@ def flush_folder(folder: Path) -> None:
 def remove_stale(folder: Path) -> None:
     """Delete the workspaces of killed processes in ``folder``; those of running processes are kept."""
     for stale in folder.glob(".*.partial"):
-        if _STAGING.fullmatch(stale.name) and (lock := _try_lock(stale)) is not None:
+        if _STAGING.fullmatch(stale.name) and (lock := try_lock(stale)) is not None:
             shutil.rmtree(stale, ignore_errors=True)
             os.close(lock)
 
@@ -134,7 +134,7 @@ def _locked_folder(beside: Path) -> tuple[Path, int]:
         os.close(lock)  # deleted while this process waited for the lock
 
 
-def _try_lock(folder: Path) -> int | None:
+def try_lock(folder: Path) -> int | None:
     """Lock ``folder``; returns the descriptor, or None if it is locked or cannot be."""
     try:
         lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
@@ -149,10 +149,15 @@ def _try_lock(folder: Path) -> int | None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write ``value`` as indented JSON atomically; NaN becomes null."""
-    value = json.loads(json.dumps(value), parse_constant=lambda _: None)
+    """Write ``value`` as :func:`to_json` does, atomically."""
     with staged_file(path) as staging:
-        staging.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        staging.write_text(to_json(value) + "\n", encoding="utf-8")
+
+
+def to_json(value: Any) -> str:
+    """Indented JSON; NaN and infinity, which JSON lacks, become null."""
+    value = json.loads(json.dumps(value), parse_constant=lambda _: None)
+    return json.dumps(value, indent=2, ensure_ascii=False)
 
 
 def digest_of(*parts: bytes | str) -> str:

@@ -8,7 +8,8 @@ from __future__ import annotations
 import re
 import struct
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
@@ -108,14 +109,16 @@ class FrozenClip:
 
     @torch.inference_mode()
     def encode_images(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-        """Encode ``pixels`` uint8 [B, S, S, 3] to fp32 [B, D]."""
-        images = normalise_pixels(torch.from_numpy(pixels).to(self.device), self.mean, self.std)
-        return _to_numpy(self.model.encode_image(images.to(self._dtype)))
+        """Encode ``pixels`` uint8 [B, S, S, 3] to fp32 [B, D]. Raises ClipError where the GPU's memory is full."""
+        with _explain_full_gpu():
+            images = normalise_pixels(torch.from_numpy(pixels).to(self.device), self.mean, self.std)
+            return _to_numpy(self.model.encode_image(images.to(self._dtype)))
 
     @torch.inference_mode()
     def encode_texts(self, tokens: npt.NDArray[np.int32]) -> npt.NDArray[np.float32]:
-        """Encode ``tokens`` int32 [B, T] to fp32 [B, D]."""
-        return _to_numpy(self.model.encode_text(torch.from_numpy(tokens).to(self.device)))
+        """Encode ``tokens`` int32 [B, T] to fp32 [B, D]. Raises ClipError where the GPU's memory is full."""
+        with _explain_full_gpu():
+            return _to_numpy(self.model.encode_text(torch.from_numpy(tokens).to(self.device)))
 
     def reference_preprocess(self) -> Callable[[Image.Image], Tensor]:
         """The checkpoint's own transform of a PIL image to fp32 [3, S, S], which the contract's pixels must equal."""
@@ -124,6 +127,15 @@ class FrozenClip:
     def reference_tokenize(self, questions: list[str]) -> Tensor:
         """The checkpoint's own token ids, int [B, 77], which the contract's tokenizer must equal."""
         return clip_tokenize(questions)
+
+
+@contextmanager
+def _explain_full_gpu() -> Iterator[None]:
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        reason = str(error).split(". ")[0]
+        raise ClipError(f"the GPU's memory is full ({reason}): free it, or choose another --device") from error
 
 
 def normalise_pixels(pixels: Tensor, mean: Sequence[float] = PIXEL_MEAN, std: Sequence[float] = PIXEL_STD) -> Tensor:
@@ -182,17 +194,22 @@ def choose_device(asked: str) -> torch.device:
     return device
 
 
+def is_openai(source: str) -> bool:
+    """Whether ``source`` is one of OpenAI's names, whose weights are under the MIT licence."""
+    return source in clip.available_models()
+
+
 def clip_name(source: str) -> str:
     """Name of a CLIP in reports: OpenAI's or open_clip's name, and the name of a file without its folders."""
     if source.startswith(OPEN_CLIP):
         name, at, file = source.partition("@")
         return f"{name}{at}{Path(file).name}"
-    return source if source in clip.available_models() else Path(source).name
+    return source if is_openai(source) else Path(source).name
 
 
 def folder_name(source: str) -> str:
     """Name of a CLIP in the names of folders: without characters that paths or shells treat specially."""
-    return re.sub(r"[/:]", "-", re.sub(r"\.(pt|pth|bin|safetensors)$", "", clip_name(source)))
+    return re.sub(r"[^\w.+@-]", "-", re.sub(r"\.(pt|pth|bin|safetensors)$", "", clip_name(source)))
 
 
 def load_clip(source: str | Path, device: str | torch.device = "cpu") -> FrozenClip:

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -27,6 +26,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from training.artifacts import to_json
 from training.backbone import ClipError, choose_device, clip_name, load_clip
 from training.baselines import features_of
 from training.dataset import DatasetError, Split, read_split
@@ -57,7 +57,9 @@ class Row:
     limit: int | None  # the fit's --limit
 
 
-def compare(runs: Sequence[Run], val: Split, cache: Path, device: torch.device) -> list[Row]:
+def compare(
+    runs: Sequence[Run], val: Split, cache: Path, device: torch.device, clip_files: Sequence[str] = ()
+) -> list[Row]:
     """Score ``runs`` on ``val``.
 
     Args:
@@ -65,6 +67,7 @@ def compare(runs: Sequence[Run], val: Split, cache: Path, device: torch.device) 
         val: a labelled split.
         cache: folder of encoded features.
         device: where to encode what is not cached, and to predict.
+        clip_files: checkpoints that have moved since a fit, of any of the runs.
 
     Raises:
         ClipError: a CLIP of a run cannot be loaded, or has other weights than in the fit.
@@ -74,9 +77,11 @@ def compare(runs: Sequence[Run], val: Split, cache: Path, device: torch.device) 
     answerable = np.array([bool(record.answerable) for record in val.records])
     accuracies: list[npt.NDArray[np.float64]] = []
     rows = []
-    load_once = functools.cache(load_clip)  # runs share CLIPs
+    load_once = functools.lru_cache(maxsize=2)(load_clip)  # runs share CLIPs, and all of them may not fit on a GPU
+    moved = {load_once(source, device).digest: source for source in clip_files}
     for run in runs:
-        clips = load_clips_of(run, None, device, load=load_once)
+        sources = [moved.get(clip["sha256"], str(clip["source"])) for clip in run.clips]
+        clips = load_clips_of(run, sources, device, load=load_once)
         features = [encode_split(clip, val, cache) for clip in clips]
         predictions = predict(run.load_ensemble().to(device), features_of(features, device))
         answers = [run.answers[index] for index in predictions.best.tolist()]
@@ -138,6 +143,12 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="run folders; differences are from the first")
     parser.add_argument("--data", type=Path, help="VizWiz folder (default: that of the first run's fit)")
+    parser.add_argument(
+        "--clip",
+        action="append",
+        default=[],
+        help="checkpoint file of a CLIP that has moved since its fit; once for each, in any order",
+    )
     parser.add_argument("--device", default="auto", help="auto (CUDA where there is one), cpu, cuda, cuda:1, ...")
     parser.add_argument(
         "--cache", type=Path, default=Path(".cache/features"), help="encoded features (default: .cache/features)"
@@ -151,9 +162,9 @@ def run_command(arguments: argparse.Namespace) -> None:
     runs = [read_run(folder) for folder in arguments.runs]
     first = runs[0].config["data"]
     val = read_split(arguments.data or Path(first["folder"]), "val", limit=first.get("limit"))
-    rows = compare(runs, val, arguments.cache, choose_device(arguments.device))
+    rows = compare(runs, val, arguments.cache, choose_device(arguments.device), arguments.clip)
     if arguments.json:
-        print(json.dumps({"records": len(val.records), "runs": [asdict(row) for row in rows]}, indent=2))
+        print(to_json({"records": len(val.records), "runs": [asdict(row) for row in rows]}))
     else:
         print(f"val of {val.folder}, {len(val.records)} questions\n{table(rows)}")
 

@@ -216,7 +216,7 @@ def _is_text(value: object) -> bool:
 
 
 def _image_error(image: object) -> str | None:
-    if not isinstance(image, str) or not image:
+    if not isinstance(image, str) or not image or not _is_text(image):
         return f"'image' must be text, got {image!r}"
     # of any operating system: the file is read on others too
     if image in (".", "..") or any(character in image for character in "/\\\0"):

@@ -12,22 +12,27 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import shutil
 import ssl
+import string
 import sys
 import time
 import zipfile
 import zlib
-from http.client import HTTPException
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.client import HTTPException, InvalidURL
 from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.error import HTTPError, URLError
+from urllib.parse import quote
 from urllib.request import Request, urlopen
 
 from tqdm import tqdm
 
-from training.artifacts import explain_full_disk, file_digest, staged_folder, write_json
+from training.artifacts import explain_full_disk, file_digest, staged_folder, try_lock, write_json
 from training.dataset import DatasetError, read_split
 from training.quality import QUALITY_FOLDER, read_votes
 from vizwiz_client.contract import streams
@@ -85,7 +90,7 @@ def download(
         wait_s: seconds before the second attempt; doubles with each, up to 60.
 
     Raises:
-        DownloadError: the server fails or refuses, or the disk is too small.
+        DownloadError: the server fails or refuses, the disk is too small, or another process downloads into ``out``.
         ArchiveError: an archive is damaged or has another digest; it is deleted, so the next run downloads it again.
         DatasetError: the unpacked folder is not a valid VizWiz folder.
     """
@@ -97,6 +102,27 @@ def download(
             "split to --splits, or drop the digest"
         )
     out.mkdir(parents=True, exist_ok=True)
+    with _only_process(out):
+        _download_missing(out, names, base_url, expected, retries, wait_s)
+    for split in splits:
+        print(f"{split}: {len(read_split(out, split, labelled=split != 'test').records)} records, no photo is missing")
+
+
+@contextmanager
+def _only_process(out: Path) -> Iterator[None]:
+    """Lock ``out``: two processes would write the same partial archive."""
+    if (lock := try_lock(out)) is None:
+        raise DownloadError(f"another process downloads into {out}: when it has ended, run the command again")
+    try:
+        yield
+    finally:
+        os.close(lock)
+
+
+def _download_missing(
+    out: Path, names: dict[str, str], base_url: str, expected: dict[str, str], retries: int, wait_s: float
+) -> None:
+    """Download and unpack the archives of the folders ``names`` that are missing."""
     missing = {folder: name for folder, name in names.items() if not (out / folder).exists()}
     for folder in names.keys() - missing.keys():  # before the downloads, which take hours
         _check_existing(out, folder, names[folder], expected.get(names[folder]))
@@ -115,8 +141,6 @@ def download(
         write_json(out / MANIFEST, _read_manifest(out) | {name: entry})
         print(f"{out / folder}: {files} files")
         archive.unlink()
-    for split in splits:
-        print(f"{split}: {len(read_split(out, split, labelled=split != 'test').records)} records, no photo is missing")
 
 
 def download_quality(out: Path, *, url: str = QUALITY_URL, retries: int = 8, wait_s: float = 1.0) -> None:
@@ -160,12 +184,15 @@ def fetch(url: str, path: Path, *, retries: int = 8, wait_s: float = 1.0) -> Non
         raise DownloadError(
             f"got the address {url}, expected https://... or http://...; check --base-url and --quality-url"
         )
+    url = quote(url, safe=string.punctuation)  # http.client refuses letters beyond ASCII
     part = path.with_name(f"{path.name}.part")
     failures, largest = 0, _size(part)
     while True:
         try:
             _transfer(url, part)
             break
+        except InvalidURL as error:
+            raise DownloadError(f"{url}: {error}; check --base-url and --quality-url") from error
         except _NETWORK_ERRORS as error:
             reason = f"HTTP status {error.code}" if isinstance(error, HTTPError) else str(error)
             if isinstance(error, HTTPError) and error.code not in _RETRYABLE_STATUSES:
@@ -278,8 +305,8 @@ def _check_space(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise DownloadError(
-            f"{folder} has {free / 1e9:.2f} GB free, {needed / 1e9:.2f} GB are needed: free some, or give --out on "
-            "another disk"
+            f"{folder} has {free / 1e9:.2f} GB free, {needed / 1e9:.2f} GB are needed: free some, or name a "
+            "folder on another disk"
         )
 
 

@@ -30,12 +30,21 @@ from training.metrics import answerability, vqa_accuracy
 from training.model import predict
 from training.quality import add_votes
 from training.report import describe_scores, write_model_card, write_report
-from training.run import DEFAULT_RUNS, Run, RunError, annotations_of_fit, newest_run, read_run, read_scores
+from training.run import (
+    DEFAULT_RUNS,
+    METRICS_FILE,
+    RUN_FILE,
+    Run,
+    RunError,
+    annotations_of_fit,
+    newest_run,
+    read_run,
+    read_scores,
+)
 from training.scoring import SubmissionError, majority_baseline, score, write_submissions
 from vizwiz_client.contract import streams
 
 SPLITS = ("val", HOLDOUT, "test")
-SCORES_FILE = "metrics.json"
 REPORT_FILE = "report.html"
 
 
@@ -92,13 +101,13 @@ def evaluate_run(
             majority_baseline=majority_baseline(majority, split.records),
             baselines=_score_baselines(run, split, features, device),
         )
-        write_json(staging / SCORES_FILE, scores.metrics)
+        write_json(staging / METRICS_FILE, scores.metrics)
         write_report(staging / REPORT_FILE, run, split, scores)
     return scores.metrics
 
 
 def read_records(run: Run, name: str, data: Path | None = None, quality: Path | None = None) -> EvaluatedRecords:
-    """Read the records to evaluate ``run`` on; if the fit had a ``--limit``, as many of them.
+    """Read the records to evaluate ``run`` on; of val, as many as the fit read, where it had a ``--limit``.
 
     Args:
         run: the fitted run.
@@ -221,6 +230,8 @@ def run_command(arguments: argparse.Namespace) -> Path:
     evaluated = read_records(run, arguments.split, arguments.data, arguments.quality)
     clips = load_clips_of(run, arguments.clip, device)
     out: Path = arguments.out or default_out(run, evaluated.split)
+    if (out / RUN_FILE).exists():
+        raise RunError(f"--out {out} is a run folder: its {METRICS_FILE} is that of the fit; name another folder")
     print(f"run: {run.folder}")
     print(f"split: {arguments.split}, {len(evaluated.split.records)} records of {evaluated.whole.folder}")
     metrics = evaluate_run(run, evaluated, clips, arguments.cache, out)

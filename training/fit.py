@@ -54,6 +54,7 @@ class Result(NamedTuple):
     history: list[Row]  # the epochs of every head
     best: Row  # scores of the ensemble
     wording: dict[str, Any]  # thresholds that choose the sentences shown to people
+    weight_decay: list[float]  # that the heads of each CLIP were fitted with: a recipe may try several
     baselines: dict[str, Baseline]
     baseline_scores: dict[str, Row]
 
@@ -130,7 +131,7 @@ def fit_ensemble(
     for clip in clips:
         on_train.append(make_dataset(train, rows, clip, vocabulary, recipe, cache, rotations=recipe.rotations))
         on_val.append(make_dataset(val, np.arange(len(val.records)), clip, vocabulary, recipe, cache))
-    quality = fit_records([train.records[row] for row in rows], [each.images[0] for each in on_train], folds, recipe)
+    quality = fit_records([train.records[row] for row in rows], [each.images[0] for each in on_train], recipe)
     history: list[Row] = []
     with epoch_log(folder) as log:
 
@@ -177,7 +178,8 @@ def fit_ensemble(
             best = best | {"quality": scored}
     if (sure_from := choose_sure_from(parts, on_train, folds)) is not None:
         wording["sure_from"] = sure_from
-    return Result(ensemble, history, best, wording, fitted_baselines, baseline_scores)
+    decay = [part.weight_decay for part in parts]
+    return Result(ensemble, history, best, wording, decay, fitted_baselines, baseline_scores)
 
 
 def _remedy(recipe: Recipe) -> str:
@@ -218,7 +220,8 @@ def _features(datasets: list[FeatureDataset]) -> list[tuple[torch.Tensor, torch.
 def write_result(result: Result, data: TrainingData, config: dict[str, Any], folder: Path, name: str) -> None:
     """Write all files of the run ``name`` but the epoch log into ``folder``."""
     majority = score_majority_baseline(data)
-    write_run(folder, config | {"wording": result.wording}, result.ensemble, data.vocabulary.answers, result.baselines)
+    fitted = {"wording": result.wording, "weight_decay": result.weight_decay}
+    write_run(folder, config | fitted, result.ensemble, data.vocabulary.answers, result.baselines)
     metrics = {"best": result.best, "majority_baseline": majority, "baselines": result.baseline_scores}
     write_json(folder / METRICS_FILE, metrics | {"history": result.history})
     if "quality" in result.best:

@@ -123,6 +123,7 @@ class FittedPredictor(NamedTuple):
     predictor: Predictor
     fits: list[FittedHead]
     calibration: Calibration  # of the log-odds of answerability; already part of each head's weights
+    weight_decay: float = 0.0  # that the heads were fitted with
 
 
 def fit_predictor(
@@ -170,7 +171,7 @@ def fit_predictor(
 
     if not folds:
         fitted = fit_or_load(recipe, train, val, 0, name, on_epoch)
-        return FittedPredictor(Predictor([fitted.head]), [fitted], Calibration())
+        return FittedPredictor(Predictor([fitted.head]), [fitted], Calibration(), recipe.weight_decay)
     trials: dict[tuple[float, int], FittedHead] = {}
 
     def fit_fold(candidate: Recipe, number: int, on_epoch: OnEpoch) -> FittedHead:
@@ -209,7 +210,7 @@ def fit_predictor(
     for fitted in fits:
         calibrate(fitted.head.answerable, calibration)
     predictor = Predictor([fitted.head for fitted in fits]).to(train.texts.device).eval()
-    return FittedPredictor(predictor, fits, calibration)
+    return FittedPredictor(predictor, fits, calibration, chosen.weight_decay)
 
 
 def choose_weight_decay(recipe: Recipe, folds: Sequence[Rows], fit_fold: Callable[[Recipe, int], FittedHead]) -> Recipe:

@@ -41,7 +41,7 @@ PUBLISHED_UNRECOGNIZABLE_AP = 0.8017
 VOTERS = 5
 COUNTS_FROM = 2  # votes
 SAID_FROM = 0.5  # an issue that is less probable is never said
-QUALITY_FOLDS = 5  # of a fit whose recipe has a single head
+_FOLDS = 5  # of a fit whose recipe has a single head
 QUALITY_FOLDER = "Quality"
 _PENALTIES = (1e-4, 1e-3, 1e-2)  # half the squared weights, per record
 _MAX_STEPS = 100  # of L-BFGS
@@ -112,17 +112,32 @@ def vote_shares(records: Sequence[Record]) -> Shares | None:
     return None if all(row is unknown for row in rows) else np.array(rows, np.float32) / VOTERS
 
 
+def quality_folds(records: Sequence[Record], recipe: Recipe) -> list[Rows]:
+    """Rows of ``records`` that each quality head is not fitted on: the recipe's folds, or folds of their own.
+
+    Empty where votes are missing, or so few that some head would have none.
+    """
+    shares, photos = vote_shares(records), len({record.image for record in records})
+    number = recipe.folds if recipe.folds > 1 else min(_FOLDS, photos)
+    if shares is None or number < 2:
+        return []
+    folds = fold_rows(records, number, recipe.seed)
+    known = ~np.isnan(shares).any(axis=1)
+    return folds if all(known.sum() > known[held_out].sum() for held_out in folds) else []
+
+
 def require_votes(train: Split, recipe: Recipe) -> None:
     """Check that ``train`` has the votes that ``recipe`` needs.
 
     Raises:
-        DatasetError: it has none.
+        DatasetError: it has none, or too few.
     """
-    if recipe.answerable_quality != NO and vote_shares(train.records) is None:
+    if recipe.answerable_quality != NO and not quality_folds(train.records, recipe):
+        voted = sum(record.votes is not None for record in train.records)
         raise DatasetError(
-            f"--answerable-quality yes needs votes on the photos of train, but {train.folder} has none of its "
-            f"{len(train.records)}: run `python -m training.download --quality`, give their folder with --quality, or "
-            "give --answerable-quality no"
+            f"--answerable-quality yes needs votes on the photos of train, but {train.folder} has them on {voted} of "
+            f"its {len(train.records)}: run `python -m training.download --out {train.folder} --splits train val "
+            "--quality`, give their folder with --quality, or give --answerable-quality no"
         )
 
 
@@ -140,16 +155,11 @@ class FittedQuality(NamedTuple):
     ]  # issue -> lowest probability at which it is reported; it is right in 70% of the photos
 
 
-def fit_records(
-    records: Sequence[Record], features: Sequence[Tensor], folds: Sequence[Rows], recipe: Recipe
-) -> FittedQuality | None:
-    """Fit heads of photo quality as :func:`fit_quality` does, on folds of their own where ``recipe`` has none.
-
-    Returns None where no photo of ``records`` has votes.
-    """
-    if (shares := vote_shares(records)) is None:
+def fit_records(records: Sequence[Record], features: Sequence[Tensor], recipe: Recipe) -> FittedQuality | None:
+    """Fit heads of photo quality as :func:`fit_quality` does, on :func:`quality_folds`; None where there are none."""
+    shares, folds = vote_shares(records), quality_folds(records, recipe)
+    if shares is None or not folds:
         return None
-    folds = folds or fold_rows(records, QUALITY_FOLDS, recipe.seed)
     return fit_quality(features, shares, folds, calibrated=recipe.calibration != NONE)
 
 

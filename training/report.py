@@ -14,13 +14,13 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from matplotlib.figure import Figure
 
 from training.artifacts import staged_file
-from training.backbone import clip_name
+from training.backbone import clip_name, is_openai
 from training.baselines import LABELS
 from training.dataset import Split
 from training.plots import as_svg, confusion_plot, coverage_plot, curves, quality_plot, reliability_plot
 from training.quality import PUBLISHED_UNRECOGNIZABLE_AP
 from training.recipe import RECIPES, REPORT, flag_of
-from training.run import CARD_FILE, RUN_FILE, Run, annotations_of_fit, read_epochs, read_scores
+from training.run import CARD_FILE, METRICS_FILE, RUN_FILE, Run, annotations_of_fit, read_epochs, read_scores
 from training.scoring import Scores
 
 _TEMPLATES = Path(__file__).with_name("templates")
@@ -90,7 +90,10 @@ def write_model_card(folder: Path, name: str | None = None) -> Path:
         config=config,
         is_vizwiz=config["data"].get("is_vizwiz", False),
         overrides=overrides(config["recipe"]),
-        clips=[clip | {"name": clip_name(clip["source"])} for clip in config["clips"]],
+        clips=[
+            {"squash": False, **clip, "name": clip_name(clip["source"]), "is_openai": is_openai(clip["source"])}
+            for clip in config["clips"]
+        ],
         splits=list(evaluations),
         scores=[
             *_rows(CARD_ROWS[:1], columns),
@@ -173,7 +176,9 @@ def describe_quality(scores: dict[str, Any]) -> str:
 
 def _evaluations(folder: Path, annotations: dict[str, str]) -> dict[str, dict[str, Any]]:
     """Metrics by split, of the evaluations whose annotation file is the fit's."""
-    found = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("evaluation-*/metrics.json"))]
+    found = [
+        json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob(f"evaluation-*/{METRICS_FILE}"))
+    ]
     return {metrics["split"]: metrics for metrics in found if metrics["data_sha256"] == annotations[metrics["split"]]}
 
 

@@ -18,11 +18,11 @@ from training.artifacts import explain_full_disk, staged_file
 from training.backbone import ClipError, FrozenClip, check_clip_source, choose_device, clip_name, load_distinct_clips
 from training.baselines import LABELS
 from training.dataset import HOLDOUT, DatasetError, read_split
-from training.download import BASE_URL, DownloadError, download
+from training.download import BASE_URL, DownloadError, download, download_quality
 from training.evaluate import evaluate_run, read_records
 from training.fit import checked_recipe, fit, next_step
-from training.quality import add_votes
-from training.recipe import Recipe, RecipeError, add_recipe_flags
+from training.quality import QUALITY_FOLDER, add_votes
+from training.recipe import NO, Recipe, RecipeError, add_recipe_flags
 from training.report import write_model_card
 from training.run import DEFAULT_RUNS, RunError, read_run
 from training.scoring import SubmissionError
@@ -139,8 +139,8 @@ def _baseline_row(split: str, scores: dict[str, Any], label: str) -> tuple[str, 
     return (label, "", split, *vqa, *ap, "", "")
 
 
-def download_missing(data: Path, base_url: str) -> None:
-    """Fetch the annotations and the photos of train and val, where one of these folders is missing.
+def download_missing(data: Path, base_url: str, *, quality: bool = False) -> None:
+    """Fetch the annotations and the photos of train and val, and the votes on ``quality``, where they are missing.
 
     Raises:
         DownloadError: as :func:`training.download.download`.
@@ -150,6 +150,9 @@ def download_missing(data: Path, base_url: str) -> None:
         print(f"{data} has no {', '.join(missing)}: downloading from {base_url}")
         with explain_full_disk(data, "--data"):
             download(data, _NEEDED, base_url=base_url)
+    if quality and not (data / QUALITY_FOLDER).exists():
+        with explain_full_disk(data, "--data"):
+            download_quality(data)
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -185,7 +188,7 @@ def run_command(arguments: argparse.Namespace) -> Path:
     device = choose_device(arguments.device)
     for source in arguments.clip:
         check_clip_source(source)
-    download_missing(arguments.data, arguments.base_url)
+    download_missing(arguments.data, arguments.base_url, quality=recipe.answerable_quality != NO)
     clips = load_distinct_clips(arguments.clip, device)
     folder = reproduce(arguments.data, clips, recipe, arguments.holdout, arguments.runs, arguments.cache)
     print(f"run folder: {folder}\n{next_step(folder)}")

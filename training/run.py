@@ -222,15 +222,23 @@ def annotations_of_fit(config: dict[str, Any]) -> dict[str, str]:
 
 
 def newest_run(runs: Path) -> Path:
-    """Folder of the latest fit in ``runs``; run names begin with the time.
+    """Folder of the latest fit in ``runs``, by the time that its run.json records.
 
     Raises:
         NoRunError: there is none.
     """
-    folders = sorted(path.parent for path in runs.glob(f"[!.]*/{RUN_FILE}"))
+    folders = [path.parent for path in runs.glob(f"[!.]*/{RUN_FILE}")]
     if not folders:
         raise NoRunError(f"no run in {runs}/: make one with `python -m training.fit`")
-    return folders[-1]
+    return max(folders, key=lambda folder: (_created(folder), folder.name))
+
+
+def _created(folder: Path) -> str:
+    """The time of a fit in ISO 8601; empty where run.json is damaged."""
+    try:
+        return str(json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))["created"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
 
 
 @contextmanager

@@ -24,7 +24,7 @@ from training.labels import (
     build_vocabulary,
     make_targets,
 )
-from training.quality import ISSUES, QUALITY_FOLDS, vote_shares
+from training.quality import ISSUES, quality_folds
 from training.recipe import REPORT_RULE, Recipe
 from training.scoring import majority_baseline
 from training.trainer import FeatureDataset
@@ -110,9 +110,8 @@ def _describe_split(split: Split, cache: Path) -> dict[str, Any]:
 
 
 def _describe_quality(train: Split, recipe: Recipe) -> dict[str, Any] | None:
-    if vote_shares(train.records) is None:
-        return None
-    return {"issues": list(ISSUES), "heads": recipe.folds if recipe.folds > 1 else QUALITY_FOLDS}
+    folds = quality_folds(train.records, recipe)
+    return {"issues": list(ISSUES), "heads": len(folds)} if folds else None
 
 
 def make_dataset(

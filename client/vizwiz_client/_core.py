@@ -16,6 +16,7 @@ from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -326,7 +327,7 @@ class Core:
         Other errors than an unavailable server, and timeouts, are not retried.
         """
         arguments = arguments | {"headers": dict(self.settings.headers)}
-        for delay in [*backoff_delays(self.settings.retries), None]:
+        for delay in chain(backoff_delays(self.settings.retries), [None]):
             start = time.monotonic()
             try:
                 if start >= deadline:

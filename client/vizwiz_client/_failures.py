@@ -55,7 +55,7 @@ def backoff_delays(retries: int) -> Iterator[float]:
     import random
 
     for retry in range(retries):
-        yield random.uniform(0.5, 1.0) * min(_FIRST_DELAY_S * 2**retry, _MAX_DELAY_S)
+        yield random.uniform(0.5, 1.0) * min(_FIRST_DELAY_S * 2 ** min(retry, 10), _MAX_DELAY_S)
 
 
 def to_exception(failure: Failure, settings: Settings, model: str, request_id: str | None) -> ServerError:

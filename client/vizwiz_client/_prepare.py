@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,6 +18,18 @@ from vizwiz_client.contract.tokenizer import Tokens, tokenize
 
 T = TypeVar("T")
 AnyPhoto = Photo | PreparedPhoto
+
+_locks = [threading.Lock() for _ in range(64)]  # a file or a lazy image has one position: two threads must not read it
+
+
+def _renew_locks() -> None:
+    """In a forked child, whose parent may have held them."""
+    global _locks
+    _locks = [threading.Lock() for _ in _locks]
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_renew_locks)
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,7 +73,10 @@ def prepare_timed(
 
 def copy_photo(photo: AnyPhoto) -> AnyPhoto | ImageError:
     """A copy that the caller cannot change or close: see ``contract.image.materialize``."""
-    return photo if isinstance(photo, PreparedPhoto) else catch(materialize, photo)
+    if isinstance(photo, PreparedPhoto):
+        return photo
+    with _locks[id(photo) // 16 % len(_locks)]:  # addresses are multiples of 16
+        return catch(materialize, photo)
 
 
 def _tokenize(questions: Sequence[str]) -> list[Tokens | QuestionError]:

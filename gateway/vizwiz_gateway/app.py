@@ -18,7 +18,7 @@ from starlette.staticfiles import StaticFiles
 import vizwiz_client
 from vizwiz_client import Answer
 from vizwiz_gateway import metrics, page
-from vizwiz_gateway.middleware import Guard, problem_response
+from vizwiz_gateway.middleware import Guard, log_failure, problem_response
 from vizwiz_gateway.problems import Problem, ProblemError, problem
 from vizwiz_gateway.schema import REQUEST, RESPONSES, AskBody
 from vizwiz_gateway.service import Service
@@ -109,6 +109,8 @@ def create_app(settings: Settings) -> FastAPI:
             answers = await _answer(request, upload, settings, service)
         except ProblemError as error:
             refusal = error.problem
+        except Exception as error:  # a person gets a page, not the JSON of the middleware
+            refusal = log_failure(error, request.state.request_id)
         state = page.PageState(
             answers[0].demo if answers else service.demo,
             settings.max_photo_bytes,

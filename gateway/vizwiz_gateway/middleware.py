@@ -44,6 +44,15 @@ def problem_response(problem: Problem, request_id: str, headers: dict[str, str] 
     )
 
 
+def log_failure(error: Exception, request_id: str) -> Problem:
+    """Log the kind and the place of an unexpected error; return the problem that answers its request."""
+    # no message and no values: they may quote the photo or the question
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    LOGGER.error("request %s: %s at %s:%s", request_id, type(error).__name__, last.filename, last.lineno)
+    status = HTTPStatus.INTERNAL_SERVER_ERROR
+    return problem(status, "internal", "the gateway failed; its log names the request").problem
+
+
 class Guard:
     """Middleware that gives each request an id, refuses unknown hosts and missing tokens, and catches every error.
 
@@ -72,14 +81,9 @@ class Guard:
             refusal = self._refusal(scope, headers)
             await (refusal or self._app)(scope, exchange.receive, exchange.send)
         except Exception as error:
-            # no message and no values: they may quote the photo or the question
-            last = traceback.extract_tb(error.__traceback__)[-1]
-            LOGGER.error("request %s: %s at %s:%s", request_id, type(error).__name__, last.filename, last.lineno)
+            failure = log_failure(error, request_id)
             if not exchange.started:
-                failure = problem(
-                    HTTPStatus.INTERNAL_SERVER_ERROR, "internal", "the gateway failed; its log names the request"
-                )
-                await problem_response(failure.problem, request_id)(scope, exchange.receive, exchange.send)
+                await problem_response(failure, request_id)(scope, exchange.receive, exchange.send)
 
     def _refusal(self, scope: Scope, headers: Headers) -> ASGIApp | None:
         path, request_id = scope["path"], scope["state"]["request_id"]

@@ -77,9 +77,11 @@ _SCRIPT_MESSAGES = {  # attributes of the form that the script reads
     "Check the connection, then press Ask again.",
     "unexpected": "The server sent something else than an answer. Reload the page, then ask again.",
     "not-heard": "Nothing was understood. Dictate again, or type the question.",
+    "no-microphone": "The browser may not use the microphone. Allow that in its settings, or type the question.",
     "photo": "Photo:",
 }
-_PHOTO_CODES = ("no-photo", "not-a-photo", "too-large", "malformed", "several-photos", "slow-upload")
+_TOO_LONG = "The question is too long: only about its first 50 words would be read. Ask it shorter."
+_PHOTO_CODES = ("no-photo", "not-a-photo", "malformed", "several-photos", "slow-upload")
 _QUESTION_CODES = ("no-question", "too-many-questions")
 
 _TEMPLATES = Environment(
@@ -167,7 +169,7 @@ def _result(state: PageState) -> _Result:
 def _explain(problem: Problem, state: PageState) -> str:
     """What happened and what to do, for a person."""
     if problem.code == "no-question" and state.questions:
-        return _capitalized(problem.detail)  # too long, for example
+        return _TOO_LONG if "characters" in problem.detail else _capitalized(problem.detail)
     if problem.code == "not-a-photo":
         detail = problem.detail.removeprefix("the photo: ")
         if detail.startswith("not a picture"):  # the rest of it shows the file's first bytes
@@ -176,9 +178,11 @@ def _explain(problem: Problem, state: PageState) -> str:
             return "This photo is an empty file. Choose it again, or take another one."
         if detail.startswith("the picture is damaged"):  # the rest of it is the decoder's text
             return "This photo is damaged or incomplete. Choose it again, or take another one."
+        if "pillow-heif" in detail:
+            return "This photo is a HEIC file, which this server cannot read. Take it here, or choose a JPEG file."
         return f"This photo cannot be used. {_capitalized(detail)}"
     if problem.code == "too-large":
-        return _too_large(state.max_photo_bytes) if "photo" in problem.detail else _capitalized(problem.detail)
+        return _too_large(state.max_photo_bytes) if _is_about_photo(problem) else _TOO_LONG
     return _BY_CODE.get(problem.code) or _capitalized(problem.detail)
 
 
@@ -189,7 +193,13 @@ def _too_large(max_photo_bytes: int) -> str:
     )
 
 
+def _is_about_photo(problem: Problem) -> bool:
+    return "photo" in problem.detail
+
+
 def _field(problem: Problem) -> Literal["photo", "question", ""]:
+    if problem.code == "too-large":
+        return "photo" if _is_about_photo(problem) else "question"
     if problem.code in _PHOTO_CODES:
         return "photo"
     return "question" if problem.code in _QUESTION_CODES else ""

@@ -87,10 +87,13 @@ REQUEST: dict[str, Any] = {
 _ERRORS = {
     400: "malformed form, or the connection was lost",
     401: "the token is missing or wrong",
+    403: "a page of another site asked",
     408: "the upload took too long",
     413: "the photo or a text is too large",
     415: "not a photo that can be read, or not a form",
+    421: "the Host header is a name that was not allowed",
     422: "no question, no photo, or an invalid field",
+    500: "the gateway failed",
     502: "Triton is unavailable, or does not serve a model that fits",
     503: "too many requests: ask again after Retry-After seconds",
     504: "no answer in time",

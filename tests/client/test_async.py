@@ -40,6 +40,21 @@ def test_tasks_are_answered_side_by_side(fake_server: FakeServer, photos: list[P
     asyncio.run(ask())
 
 
+@pytest.mark.parametrize("kind", ["file", "image"])
+def test_questions_about_one_open_photo_at_once(kind: str, fake_server: FakeServer, photos: list[Path]) -> None:
+    """A file has one position, and an image that is not loaded yet has such a file."""
+
+    async def ask() -> None:
+        async with AsyncVizwizClient(fake_server.url) as client:
+            expected = await client.ask(photos[0], "what?")
+            for _ in range(20):
+                with photos[0].open("rb") as file, Image.open(photos[0]) as image:
+                    shared = file if kind == "file" else image
+                    assert await asyncio.gather(*[client.ask(shared, "what?") for _ in range(8)]) == [expected] * 8
+
+    asyncio.run(ask())
+
+
 def test_pairs_may_be_asynchronous(fake_server: FakeServer, photos: list[Path]) -> None:
     async def pairs() -> AsyncIterator[tuple[Path, str]]:
         for photo in photos:

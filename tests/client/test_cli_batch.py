@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import io
 import json
 import os
@@ -21,7 +22,7 @@ import pytest
 
 from tests.client.fake_server import FakeServer
 from vizwiz_client import VizwizClient, cli
-from vizwiz_client.cli import _output
+from vizwiz_client.cli import _batch, _output
 from vizwiz_client.cli._batch import COLUMNS, JOURNAL_SUFFIX, lock
 
 PROGRAM = [sys.executable, "-c", "import sys; from vizwiz_client.cli import main; sys.exit(main())"]
@@ -154,6 +155,8 @@ class TestFormats:
         (tmp_path / "q.csv").write_text("id,photo,question\n")
         assert batch(tmp_path / "q.csv", "-o", tmp_path / "a.csv") == (0, "", ["0 of 0 rows answered"])
         assert (tmp_path / "a.csv").read_text() == ",".join(["id", "photo", "question", *COLUMNS]) + "\n"
+        status, out, _ = batch(tmp_path / "q.csv")
+        assert (status, out.splitlines()) == (0, [",".join(["id", "photo", "question", *COLUMNS])])
         (tmp_path / "q.jsonl").touch()
         assert batch(tmp_path / "q.jsonl") == (0, "", ["0 of 0 rows answered"])
 
@@ -265,6 +268,15 @@ class TestResume:
         output.with_name("a.csv.part").unlink()
         assert batch(path, "-o", output)[0] == 0
 
+    def test_a_file_system_without_locks(
+        self, batch, path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def refuse(file: object) -> None:
+            raise OSError(errno.ENOTSUP, "Operation not supported")
+
+        monkeypatch.setattr(_batch, "lock", refuse)
+        assert batch(path, "-o", tmp_path / "a.csv")[0] == 0
+
     def test_the_answers_are_on_disk_before_the_journal_goes(
         self, batch, path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -326,9 +338,10 @@ class TestResume:
         fake_server.delay_s = 0.5
         with running(*PROGRAM, "batch", str(path), "-o", str(output), "--url", fake_server.url) as process:
             wait_for_rows(process, output)
-        status, _, notes = batch(path, "-o", output, "--top", 3)
-        assert status == _output.USAGE
-        assert "resume with the options of its first run, or remove it" in notes[0]
+        for other in (["--top", 3], ["--fast-decode"]):
+            status, _, notes = batch(path, "-o", output, *other)
+            assert status == _output.USAGE
+            assert "resume with the options of its first run, or remove it" in notes[0]
         write_csv(path, [row | {"question": "another?"} for row in read(path)])
         status, _, notes = batch(path, "-o", output)
         assert status == _output.USAGE

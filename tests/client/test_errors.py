@@ -209,6 +209,7 @@ class TestFailures:
             values = [each[retry] for each in drawn]
             assert longest / 2 <= min(values) < 0.6 * longest
             assert 0.9 * longest < max(values) <= longest
+        assert 2.0 <= list(backoff_delays(2_000))[-1] <= 4.0
 
     def test_too_slow(self, connect: Connect, fake_server: FakeServer, photos: list[Path]) -> None:
         client = connect(fake_server.url, timeout_s=0.3)

@@ -130,6 +130,11 @@ class TestTokens:
         ):
             tokenize("a" * (tokenizer.MAX_CHARACTERS + 1))
 
+    def test_long_words_are_not_cached(self) -> None:
+        tokenizer._word_ids.cache_clear()
+        assert_equals_clip("a photo of " + "abcdefghijklmnopqrstuvwxyz" * 40)
+        assert tokenizer._word_ids.cache_info().currsize == 3
+
     def test_threads_agree(self) -> None:
         tokenizer._merges.cache_clear()
         tokenizer._word_ids.cache_clear()

@@ -36,6 +36,14 @@ def trainer(settings: Settings, folder: Path) -> Trainer:
     return Trainer(settings, pairs.render(0, settings.pictures, folder, 1))
 
 
+@pytest.fixture(scope="module")
+def untrained(tmp_path_factory: pytest.TempPathFactory) -> Trainer:
+    """A trainer whose model no test changes, in evaluation mode."""
+    made = trainer(TINY, tmp_path_factory.mktemp("pictures"))
+    made.model.eval()
+    return made
+
+
 def test_the_committed_checkpoint_is_a_small_clip() -> None:
     assert DEMO_CLIP.stat().st_size < 8_000_000
     assert {entry.compress_type for entry in zipfile.ZipFile(DEMO_CLIP).infolist()} == {zipfile.ZIP_DEFLATED}
@@ -61,20 +69,19 @@ def test_the_committed_checkpoint_names_what_it_sees() -> None:
     assert sum(hits) / len(hits) > 0.9
 
 
-def test_texts_are_encoded_in_groups_as_they_are_alone(tmp_path: Path) -> None:
-    trained = trainer(TINY, tmp_path)
-    trained.model.eval()
-    tokens, _ = trained.texts.draw_captions(torch.arange(20).repeat(4), "test")
+def test_texts_are_encoded_in_groups_as_they_are_alone(untrained: Trainer) -> None:
+    tokens, _ = untrained.texts.draw_captions(torch.arange(20).repeat(4), "test")
     with torch.inference_mode():
-        grouped, alone = trained._encode_texts(tokens), trained.model.encode_text(tokens)
+        grouped, alone = untrained._encode_texts(tokens), untrained.model.encode_text(tokens)
     assert torch.allclose(grouped, alone, rtol=0, atol=1e-4)
 
 
-def test_pictures_are_drawn_once(tmp_path: Path) -> None:
-    shards = pairs.render(0, 510, tmp_path, workers=2)
-    assert [len(np.load(path)) for path in shards] == [500, 10]
+def test_pictures_are_drawn_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pairs, "_SHARD", 20)
+    shards = pairs.render(0, 30, tmp_path, workers=2)
+    assert [len(np.load(path)) for path in shards] == [20, 10]
     np.save(shards[0], np.zeros(1))
-    assert pairs.render(0, 510, tmp_path, workers=2) == shards
+    assert pairs.render(0, 30, tmp_path, workers=2) == shards
     assert np.load(shards[0]).shape == (1,)
 
 
@@ -102,18 +109,16 @@ def test_training_continues_from_a_checkpoint(tmp_path: Path) -> None:
     torch.testing.assert_close(other.token_embedding.weight[7], initial, rtol=0, atol=0)
 
 
-def test_saving_loses_no_more_than_half_precision_does(tmp_path: Path) -> None:
-    trained = trainer(TINY, tmp_path)
-    trained.model.eval()
-    save_checkpoint(trained.model, tmp_path / "out.pt")
+def test_saving_loses_no_more_than_half_precision_does(untrained: Trainer, tmp_path: Path) -> None:
+    save_checkpoint(untrained.model, tmp_path / "out.pt")
     loaded = load_clip(tmp_path / "out.pt")
     rows = torch.arange(8)
-    numbers, _ = trained.texts.draw_captions(rows, "test")
+    numbers, _ = untrained.texts.draw_captions(rows, "test")
     with torch.inference_mode():
-        expected = trained.model.encode_text(numbers)
-        images = trained.model.encode_image(normalise_pixels(torch.from_numpy(trained.pixels[:8])))
+        expected = untrained.model.encode_text(numbers)
+        images = untrained.model.encode_image(normalise_pixels(torch.from_numpy(untrained.pixels[:8])))
     texts = loaded.encode_texts(pairs.tokens_in_use()[numbers].int().numpy())
-    for got, wanted in ((texts, expected), (loaded.encode_images(trained.pixels[:8]), images)):
+    for got, wanted in ((texts, expected), (loaded.encode_images(untrained.pixels[:8]), images)):
         assert torch.allclose(torch.from_numpy(got), wanted, rtol=0, atol=0.005 * float(wanted.abs().max()))
 
 

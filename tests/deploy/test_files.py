@@ -103,14 +103,18 @@ class TestCompose:
         services = compose()["services"]
         names = services["gateway"]["environment"]["VIZWIZ_GATEWAY_ALLOWED_HOST"]
         assert "VIZWIZ_DOMAIN" in names
-        assert "VIZWIZ_DOMAIN" in services["caddy"]["command"][3]
-        assert services["caddy"]["command"][-1].split(":")[0] in names.split(",")
+        caddyfile = (DEPLOY / "Caddyfile").read_text(encoding="utf-8")
+        assert "{$VIZWIZ_DOMAIN}" in caddyfile
+        assert "VIZWIZ_DOMAIN" in services["caddy"]["environment"]
+        upstream = re.search(r"reverse_proxy (\S+):8080", caddyfile)
+        assert upstream
+        assert upstream[1] in names.split(",")
 
     def test_files_that_are_mounted_exist(self) -> None:
         services = compose()["services"]
-        mounts = [*services["prometheus"]["volumes"], *services["grafana"]["volumes"]]
+        mounts = [mount for name in ("prometheus", "grafana", "caddy") for mount in services[name]["volumes"]]
         sources = [mount.split(":")[0] for mount in mounts if mount.startswith("./")]
-        assert len(sources) == 4
+        assert len(sources) == 5
         assert all((DEPLOY / source).exists() for source in sources)
 
 

@@ -39,7 +39,9 @@ def write_demo_clip(folder: Path) -> str:
     return f"open_clip:demo@{write_weights(model.state_dict(), folder / 'demo.safetensors')}"
 
 
-@pytest.mark.parametrize("squash", [False, True], ids=["cropped", "squashed"])
+@pytest.mark.parametrize(
+    "squash", [pytest.param(False, id="cropped", marks=pytest.mark.slow), pytest.param(True, id="squashed")]
+)
 def test_a_checkpoint_of_open_clip_is_fitted_exported_and_served(
     squash: bool, live_server: LiveServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

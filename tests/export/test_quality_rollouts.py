@@ -96,7 +96,7 @@ def test_the_server_verifies_the_labels_of_quality_at_load(served: Served, both:
     labels = served.repository / served.quality / "quality.txt"
     labels.write_text("".join(f"{issue}\n" for issue in reversed(ISSUES)), encoding="utf-8")
     try:
-        refused = pytest.raises(ServingError, match=r"quality\.txt has SHA-256 \w+, its config\.pbtxt says ")
+        refused = pytest.raises(ServingError, match=r"quality\.txt has SHA-256 \w+, expected \w+: the file is damaged")
         with Control(server.grpc, server.key) as control, refused:
             control.load(served.quality)
     finally:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 from tritonclient.grpc import model_config_pb2 as pb
 
+import serving.repository
 from export import repository, triton_config
 from export.targets import GraphKind, Precision
 from export.triton_config import ClipSizes, HeadSizes
@@ -105,21 +107,34 @@ def test_the_ensemble_of_any_number_of_clips(clips: list[ClipSizes], images: dic
     assert sum("resize" in each.parameters for each in squashed) == sum(clip.squash for clip in clips)
 
 
-def test_a_head_of_an_earlier_version_is_served_with_the_encoders_that_it_was_fitted_on(graph: Path) -> None:
-    """It records all that its encoders were made from, but not their names."""
+@pytest.mark.parametrize("recorded", [{"run": "a"}, {ENCODERS_KEY: [["a"]]}, {ENCODERS_KEY: 5}, {ENCODERS_KEY: "ab"}])
+def test_a_head_that_does_not_name_its_encoders(recorded: dict[str, Any], graph: Path) -> None:
     folder = graph.parents[2]
-    head = write_models(folder, graph, [CLIP, CLIP])
-    for number in range(2):
-        for kind in ("image", "text"):
-            record = folder / f"clip_{kind}_{number:012}" / MADE_FROM_FILE
-            record.write_text(json.dumps({"clip_sha256": str(number), "target": "portable-fp32"}), encoding="utf-8")
-    made_from = {"run": "a", "clip_sha256": "1", "target": "portable-fp32"}
-    (folder / head / MADE_FROM_FILE).write_text(json.dumps(made_from), encoding="utf-8")
-    (folder / head / "config.pbtxt").unlink()
-    one = HeadSizes((32,), answers=7, answer_types=4)
-    write_config(folder / head, triton_config.head_config(head, one, graph, TARGET))
-    names = [step.model_name for step in ensemble_config(folder, head).ensemble_scheduling.step]
-    assert names == ["clip_image_000000000001", "clip_text_000000000001", head]
+    head = write_models(folder, graph, [CLIP])
+    (folder / head / MADE_FROM_FILE).write_text(json.dumps(recorded), encoding="utf-8")
+    with pytest.raises(RepositoryError, match="does not name the encoders that gated_head_c was fitted on: export its"):
+        ensemble_config(folder, head)
+
+
+def test_a_damaged_model_is_not_taken_for_published(graph: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A copy on a full disk leaves empty files, which say nothing against the others."""
+    folder = graph.parents[2]
+    head = folder / write_models(folder, graph, [CLIP])
+    shutil.copytree(graph.parents[1], head, dirs_exist_ok=True)
+    repository.finish_model(head, read_config(head))
+    assert repository.is_published(folder, HEAD_NAME)
+    for name in ("SHA256SUMS", "config.pbtxt"):
+        before = (head / name).read_bytes()
+        (head / name).write_bytes(b"")
+        assert not repository.is_published(folder, HEAD_NAME), name
+        (head / name).write_bytes(before)
+    assert repository.is_published(folder, HEAD_NAME)
+
+    def fail(path: Path) -> str:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(serving.repository, "_sha256", fail)
+    assert "cannot be read (Permission denied)" in repository.verify_digests(head)[0]
 
 
 def test_a_head_without_its_encoders_has_no_ensemble(graph: Path) -> None:
@@ -181,7 +196,7 @@ def test_a_first_commit_on_a_full_disk_leaves_no_ensemble_without_a_configuratio
 
 def test_only_the_stale_files_of_killed_exports_are_removed(tmp_path: Path) -> None:
     (tmp_path / "models" / tensors.ENSEMBLE).mkdir(parents=True)
-    abandoned = tmp_path / f".models.{'a' * 16}.partial"
+    abandoned = tmp_path / "models" / f".models.{'a' * 16}.partial"
     abandoned.mkdir()
     half_written = tmp_path / "models" / tensors.ENSEMBLE / ".config.pbtxt.partial"
     half_written.touch()

@@ -108,6 +108,7 @@ def test_no_documentation_page_of_a_third_party(gateway: Gateway) -> None:
 def test_openapi_describes_what_is_sent(gateway: Gateway, photo: bytes) -> None:
     schemas = gateway.http.get("/openapi.json").json()
     operation = schemas["paths"]["/v1/ask"]["post"]
+    assert set(operation["responses"]) == {*"200 400 401 403 408 413 415 421 422 500 502 503 504".split()}
     form = operation["requestBody"]["content"]["multipart/form-data"]["schema"]
     assert set(form["properties"]) == {"photo", "question", "top"}
     models = schemas["components"]["schemas"]

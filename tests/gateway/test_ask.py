@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 from typing import Any
 
@@ -12,6 +13,11 @@ from PIL import Image
 from tests.client.small_server import SmallServer
 from tests.gateway.processes import Gateway
 from vizwiz_client import VizwizClient
+from vizwiz_gateway import page
+from vizwiz_gateway.app import create_app
+from vizwiz_gateway.problems import Problem
+from vizwiz_gateway.service import Service
+from vizwiz_gateway.settings import Settings
 
 
 def test_answers_are_the_clients(gateway: Gateway, triton: SmallServer, photo: bytes) -> None:
@@ -150,3 +156,42 @@ def test_the_page_answers_without_javascript(gateway: Gateway, photo: bytes) -> 
     refused = gateway.http.post("/", files={"photo": ("a.jpg", b"none")}, data={"question": "a <b> question"})
     assert refused.status_code == 415
     assert "a &lt;b&gt; question" in refused.text
+
+
+@pytest.mark.parametrize(
+    ("detail", "sentence"),
+    [
+        (
+            "the photo: the file is HEIC, expected a JPEG; export it as JPEG, or install pillow-heif",
+            "is a HEIC file, which",
+        ),
+        ("the photo: the picture is 1 x 1 pixels, expected at least 16", "cannot be used. The picture is 1 x 1 pixels"),
+    ],
+)
+def test_the_page_explains_photos_that_are_refused(detail: str, sentence: str) -> None:
+    refusal = Problem(415, "not-a-photo", "", detail)
+    shown = page.render(page.PageState(False, 1, 1, questions=["why?"], problem=refusal))
+    assert f"This photo {sentence}" in shown
+    assert "pillow-heif" not in shown
+
+
+def test_a_fault_of_the_gateway_is_a_page_for_people_and_json_for_programs(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def fail(*_: object) -> None:
+        raise MemoryError("what is this?")
+
+    monkeypatch.setattr(Service, "ask", fail)
+    transport = httpx.ASGITransport(create_app(Settings()))
+
+    async def post(path: str) -> httpx.Response:
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+            return await client.post(path, files={"photo": ("a.jpg", b"x")}, data={"question": "what is this?"})
+
+    shown, answered = asyncio.run(post("/")), asyncio.run(post("/v1/ask"))
+    assert (shown.status_code, shown.headers["content-type"]) == (500, "text/html; charset=utf-8")
+    assert "The server failed. Press Ask again in a minute." in shown.text
+    assert 'value="what is this?"' in shown.text
+    assert (answered.status_code, answered.json()["code"]) == (500, "internal")
+    assert [record.message.count("MemoryError at ") for record in caplog.records] == [1, 1]
+    assert "what is this?" not in caplog.text

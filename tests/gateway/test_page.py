@@ -58,6 +58,10 @@ def question_too_long(visit: Visit, asked: Asked) -> None:
     visit.ask(asked.photo, "why " * 2_000)
 
 
+def question_of_30_kb(visit: Visit, asked: Asked) -> None:
+    visit.ask(asked.photo, "why " * 7_500)
+
+
 def lost(visit: Visit, asked: Asked) -> None:
     visit.page.context.set_offline(True)
     visit.ask(asked.photo, asked.question)
@@ -93,7 +97,8 @@ class TestStates:
             (no_question, "There is no question. Type one, such as “what is this?”, then press Ask.", "question"),
             (not_a_photo, "This file is not a photo. Choose a JPEG or PNG file", "choose"),
             (too_large, "The photo is too large: it has more than 2 MB. Choose a smaller one", "choose"),
-            (question_too_long, "The question ", "question"),
+            (question_too_long, "The question is too long: only about its first 50 words", "question"),
+            (question_of_30_kb, "The question is too long: only about its first 50 words", "question"),
             (lost, "No answer came: the connection was lost", "question"),
         ],
     )
@@ -111,10 +116,13 @@ class TestStates:
         assert shown.wait_for("error").startswith(sentence)
         assert shown.said()[-1].startswith(sentence)
         assert shown.focus() == focus
+        if focus != "question" or "question" in sentence:  # the control says why, whenever a person comes back to it
+            described = shown.page.get_attribute(f"#{focus}", "aria-describedby")
+            assert described == f"{'question' if focus == 'question' else 'photo'}-hint result"
         assert shown.violations() == []
         shown.page.context.set_offline(False)
         shown.ask(asked["answered"].photo, asked["answered"].question).wait_for("answered")
-        assert shown.page.locator("[aria-invalid]").count() == 0
+        assert shown.page.locator("[aria-invalid], [aria-describedby~=result]").count() == 0
 
     def test_a_gateway_that_is_full_or_slow(
         self, visit: Callable[..., Visit], strict: Gateway, asked: dict[str, Asked]
@@ -196,6 +204,10 @@ class TestWithoutScript:
             shown.ask(photo, question)
             shown.page.get_by_text(sentence).wait_for()
             assert shown.page.title().startswith(f"Error: {sentence}")
+            field = "question" if "question" in sentence else "photo"
+            assert (
+                shown.page.locator("[aria-invalid]").first.get_attribute("aria-describedby") == f"{field}-hint result"
+            )
 
 
 @pytest.fixture

@@ -119,6 +119,23 @@ def test_a_pasted_photo(visit: Callable[..., Visit], demo_gateway: Gateway, aske
     assert shown.ask(None, asked["answered"].question).wait_for("answered").startswith(asked["answered"].words.headline)
 
 
+def test_a_pasted_cell_of_a_table_is_text(visit: Callable[..., Visit], demo_gateway: Gateway) -> None:
+    """Spreadsheets put a picture of the cell beside its text."""
+    shown = visit(permissions=["clipboard-read", "clipboard-write"]).open(demo_gateway.url)
+    shown.page.evaluate(
+        """async () => {
+          const canvas = Object.assign(document.createElement('canvas'), {width: 32, height: 32});
+          const picture = await new Promise((resolve) => canvas.toBlob(resolve, 'image/png'));
+          const text = new Blob(['what is this?'], {type: 'text/plain'});
+          await navigator.clipboard.write([new ClipboardItem({'image/png': picture, 'text/plain': text})]);
+        }"""
+    )
+    shown.page.focus("#question")
+    shown.page.keyboard.press("Control+V")
+    assert shown.page.input_value("#question") == "what is this?"
+    assert not shown.page.is_visible("#preview")
+
+
 class TestSpeech:
     def test_answers_are_spoken_once_asked_for(
         self, visit: Callable[..., Visit], demo_gateway: Gateway, asked: dict[str, Asked]
@@ -150,6 +167,27 @@ class TestSpeech:
         assert shown.focus() == "question"
         assert not shown.page.is_visible("#dictation-hint")
         assert shown.violations() == []
+
+    @pytest.mark.parametrize(
+        ("error", "sentence"),
+        [
+            ("no-speech", "Nothing was understood."),
+            ("not-allowed", "The browser may not use the microphone."),
+            ("aborted", None),
+        ],
+    )
+    def test_dictation_that_fails(
+        self, visit: Callable[..., Visit], demo_gateway: Gateway, error: str, sentence: str | None
+    ) -> None:
+        fail = f"Object.assign(new Event('error'), {{error: '{error}'}})"
+        script = (DICTATION % "available").replace("start() {", f"start() {{ return this.dispatchEvent({fail});")
+        shown = visit(script=script).open(demo_gateway.url)
+        shown.page.click("#dictate")
+        assert shown.page.get_attribute("#dictate", "aria-pressed") == "true"
+        if sentence:
+            assert shown.wait_for("error").startswith(sentence)
+        else:
+            assert shown.page.get_attribute("#result", "data-outcome") == "empty"
 
     @pytest.mark.parametrize("script", [None, DICTATION % "downloadable"], ids=["as it is", "downloadable"])
     def test_no_dictation_by_a_third_party(

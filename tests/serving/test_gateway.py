@@ -14,6 +14,7 @@ from typing import Any
 import httpx
 import pytest
 
+import serving.__main__
 from serving.repository import ensemble_config
 from tests.serving.processes import SERVE, Command, eventually
 from tests.serving.tiny_repository import HEAD, change_config, write_head
@@ -73,6 +74,15 @@ def test_it_outlives_a_crash_of_triton(command: Command) -> None:
     assert gateways(command) == before
 
 
+def test_messages_that_cannot_be_written_end_nothing(small_repository: Path) -> None:
+    with Command(small_repository, "--gateway", prefix=["sh", "-c", 'exec "$@" 2> /dev/full', "sh"]) as command:
+        url, (first,) = command.addresses["gateway"], gateways(command)
+        os.kill(command.triton(), signal.SIGKILL)
+        os.kill(first, signal.SIGKILL)
+        assert eventually(lambda: gateways(command) not in ([], [first]) and status(url) == 200, 2 * TIMEOUT_S)
+        assert command.process.poll() is None
+
+
 def test_it_ends_when_the_server_is_killed(command: Command) -> None:
     command.process.kill()
     assert eventually(lambda: gateways(command) == [], TIMEOUT_S)
@@ -92,6 +102,14 @@ def test_a_port_in_use_is_reported_before_the_models_load(small_repository: Path
     assert done.returncode == 1
     assert f"port {port} (--gateway-port) cannot be used" in done.stderr
     assert "waiting for the models" not in done.stderr
+
+
+def test_the_gateway_and_triton_have_ports_of_their_own(
+    small_repository: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ports = ["--gateway-port=8765", "--http-port=8765", "--grpc-port=0", "--metrics-port=0"]
+    assert serving.__main__.main([*ports, f"--repository={small_repository}"]) == 1
+    assert capsys.readouterr().err.startswith("serving: error: --http-port and --gateway-port are both 8765: give each")
 
 
 def test_the_address_of_the_page_comes_first(small_repository: Path) -> None:

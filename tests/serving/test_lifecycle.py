@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -22,7 +23,7 @@ import pytest
 from tritonclient.grpc import InferenceServerClient
 from tritonclient.utils import InferenceServerException
 
-from serving import ServingError, access
+from serving import ServingError, access, process
 from serving import server as server_module
 from serving.golden import read_golden
 from serving.process import stubs
@@ -215,6 +216,27 @@ def test_a_killed_process_restarts_the_server(tiny_repository: Path, victim: str
         server.stop()
     assert not workspace.exists()
     assert shared_memory_of(workspace) == []
+
+
+def test_a_repository_that_is_moved_away_does_not_end_its_server(
+    own_repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Triton answers the query of its index with an error then; the loaded models do not need the folder."""
+    monkeypatch.setattr(process, "POLLS_PER_INDEX", 1)
+    said: list[str] = []
+    server = EmbeddedTriton(own_repository)
+    server.start(report=said.append)
+    try:
+        own_repository.rename(own_repository.with_name("elsewhere"))
+        assert server._process is not None
+        status = server._process._address.request("POST", "repository/index")[0]
+        assert status != 200, "Triton reads its index all the same: the test proves nothing"
+        time.sleep(3 * server_module.POLL_INTERVAL_S)
+        with InferenceServerClient(server.grpc_url) as client:
+            assert answers(client)
+        assert said == []
+    finally:
+        server.stop()
 
 
 def test_a_start_that_crashes_is_tried_once_more(tiny_repository: Path) -> None:

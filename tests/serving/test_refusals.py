@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 import socket
 import subprocess
@@ -13,7 +14,7 @@ from typing import Any
 import pytest
 from tritonclient.grpc import model_config_pb2 as pb
 
-from serving import ServingError, runtime
+from serving import ServingError, access, runtime
 from serving import __main__ as command
 from serving.server import EmbeddedTriton
 from serving.workspace import Workspace
@@ -59,6 +60,15 @@ def test_ports_in_use_and_given_twice(tiny_repository: Path) -> None:
     assert text == f"--http-port and --grpc-port are both {port}: give each its own port, or 0 for any free one"
 
 
+def test_a_port_that_needs_root(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(socket.socket, "bind", refuse)
+    with pytest.raises(ServingError, match=r"port 80 \(--http-port\) cannot be used: this user may not .*: give"):
+        access.claim_ports({"--http-port": 80}, {"--http-port": "127.0.0.1"})
+
+
 @pytest.mark.parametrize(("folder", "cause"), [("no", "does not exist"), (".", "has no model vizwiz_vqa")])
 def test_a_repository_that_is_missing_or_empty(
     folder: str, cause: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -75,6 +85,12 @@ def _append_a_byte(model: Path) -> None:
     graph.write_bytes(graph.read_bytes() + b"\0")
 
 
+def _damage_the_weights(model: Path) -> None:
+    weights = model / "1" / "model.onnx.data"
+    weights.write_bytes(b"weights")
+    (model / "SHA256SUMS").write_text(f"{'0' * 64}  1/{weights.name}\n")
+
+
 def _replace_the_graph(model: Path) -> None:
     (model / "1" / "model.onnx").write_bytes(b"not ONNX")
     change_config(model, lambda config: config.parameters.clear())
@@ -84,6 +100,7 @@ def _replace_the_graph(model: Path) -> None:
     ("damage", "expected"),
     [
         (_append_a_byte, "the file is damaged or replaced; publish it again with `python -m export.to_onnx`"),
+        (_damage_the_weights, "{model}/1/model.onnx.data has SHA-256 "),
         (lambda model: (model / "1" / "model.onnx").unlink(), "No such file or directory: '{model}/1/model.onnx'"),
         (_replace_the_graph, "Load model from {model}/1/model.onnx failed:Protobuf parsing failed"),
         (lambda model: (model / "answer.txt").unlink(), "failed to open text file for read {model}/answer.txt"),
@@ -97,7 +114,7 @@ def _replace_the_graph(model: Path) -> None:
             "config.pbtxt has max_batch_size 0, expected at least 1",
         ),
     ],
-    ids=["graph damaged", "no graph", "no ONNX", "no labels", "no model", "no config", "no batches"],
+    ids=["graph damaged", "weights damaged", "no graph", "no ONNX", "no labels", "no model", "no config", "no batches"],
 )
 def test_a_damaged_model(own_repository: Path, damage: Callable[[Path], Any], expected: str) -> None:
     model = own_repository / HEAD

@@ -138,6 +138,8 @@ def test_of_several_servers_the_one_of_this_folder_is_found(tmp_path: Path, monk
     assert find_server("localhost:2") == theirs
     with pytest.raises(ServingError, match=r"localhost:9 is not the gRPC address of an embedded server here"):
         rollout("localhost:9")
+    with pytest.raises(ServingError, match=r"no embedded server here serves elsewhere; there are 127\.0\.0\.1:2 "):
+        rollout(repository=Path("elsewhere"))
     monkeypatch.chdir(tmp_path / "elsewhere")
     with pytest.raises(ServingError, match=r"several .* match: 127\.0\.0\.1:2 .*, 127\.0\.0\.1:1 .*select one with"):
         rollout()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,7 @@ import torch
 
 from tests.conftest import write_checkpoint
 from training import compare, evaluate
+from training.artifacts import to_json
 from training.backbone import FrozenClip, load_clip
 from training.dataset import read_split
 from training.fit import fit
@@ -78,6 +81,31 @@ def test_the_table_names_clips_and_the_choice_of_the_epoch(
     assert "*" not in both
     assert both.startswith("tiny.pt and other.pt")
     assert note.startswith("* its fit chose the epoch on this val")
+
+
+def test_a_clip_that_has_moved_is_found_by_its_weights(
+    three: list[Run], cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    both = three[2]
+    config = json.loads((both.folder / "run.json").read_text(encoding="utf-8"))
+    moved = tmp_path / "moved.pt"
+    shutil.copy(config["clips"][1]["source"], moved)
+    config["clips"][1]["source"] = "gone.pt"
+    run = shutil.copytree(both.folder, tmp_path / "run")
+    (run / "run.json").write_text(json.dumps(config), encoding="utf-8")
+    assert compare.main([str(run), "--cache", str(cache)]) == 2
+    assert "error: no CLIP 'gone.pt'" in capsys.readouterr().err
+    assert compare.main([str(run), "--cache", str(cache), "--clip", str(moved)]) == 0
+
+
+def test_json_has_no_nan(three: list[Run], cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is not JSON")
+
+    val = read_split(Path(three[0].config["data"]["folder"]), "val", limit=1)
+    rows = compare.compare(three[:1], val, cache, torch.device("cpu"))
+    assert np.isnan(rows[0].minus_first_margin_95), "one question has no interval: else the test proves nothing"
+    json.loads(to_json([asdict(row) for row in rows]), parse_constant=refuse)
 
 
 def test_each_clip_is_loaded_once(three: list[Run], cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:

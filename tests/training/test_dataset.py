@@ -58,12 +58,13 @@ def test_every_problem_is_reported_with_its_record(tmp_path: Path) -> None:
         annotation(0),
         annotation(9, image="..\\secret.jpg", answer_type=["other"]),
         annotation(10, question="\ud800 half a character"),
+        annotation(11, image="caf\udce9.jpg"),  # as Python lists a file name that is not UTF-8
     ]
     write_split(tmp_path, "train", records)
     with pytest.raises(DatasetError) as error:
         read_split(tmp_path, "train")
     assert str(error.value).splitlines() == [
-        f"{tmp_path}/Annotations/train.json: 11 error(s) in 11 records:",
+        f"{tmp_path}/Annotations/train.json: 12 error(s) in 12 records:",
         "  record 1: 'question' must be text, got None",
         "  record 2: 'answers' must be a list of 10, got 9",
         "  record 3: 'answer_type' must be one of other, unanswerable, yes/no, number, got 'colour'",
@@ -75,6 +76,7 @@ def test_every_problem_is_reported_with_its_record(tmp_path: Path) -> None:
         "  record 9: 'image' must be a bare file name, got '..\\\\secret.jpg'",
         "  record 9: 'answer_type' must be one of other, unanswerable, yes/no, number, got ['other']",
         "  record 10: 'question' must be text, got '\\ud800 half a character'",
+        "  record 11: 'image' must be text, got 'caf\\udce9.jpg'",
     ]
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import io
 import json
+import os
 import threading
 import time
 import zipfile
@@ -140,6 +142,22 @@ def test_a_broken_transfer_resumes(site: Site, tmp_path: Path) -> None:
     assert holds(tmp_path / "file.zip", CONTENT)
     assert [asked for _, asked in site.requests] == [None, "bytes=300000-", "bytes=300001-", "bytes=700001-"]
     assert [path.name for path in tmp_path.iterdir()] == ["file.zip"]
+
+
+def test_letters_beyond_ascii_in_an_address(site: Site, tmp_path: Path) -> None:
+    site.files["/donn%C3%A9es/a%20b"] = CONTENT
+    for number, path in enumerate(("données/a b", "donn%C3%A9es/a%20b")):
+        fetch(f"{site.url}/{path}", tmp_path / str(number), **FAST)
+        assert (tmp_path / str(number)).read_bytes() == CONTENT
+
+
+def test_two_processes_do_not_download_into_one_folder(vizwiz_site: Site, tmp_path: Path) -> None:
+    lock = os.open(tmp_path, os.O_RDONLY)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    with pytest.raises(DownloadError, match=f"another process downloads into {tmp_path}: when it has ended"):
+        download(tmp_path, ("val",), base_url=vizwiz_site.url, **FAST)
+    os.close(lock)
+    download(tmp_path, ("val",), base_url=vizwiz_site.url, **FAST)
 
 
 def test_a_server_without_ranges_sends_the_whole_file_again(site: Site, tmp_path: Path) -> None:
@@ -308,6 +326,8 @@ def test_the_command_reports_in_one_line(site: Site, tmp_path: Path, capsys: pyt
     assert capsys.readouterr().err == f"error: {url}: the server answers with HTTP status 404; check --base-url\n"
     assert main(["--out", str(tmp_path), "--base-url", "mirror.example.org"]) == 2
     assert "mirror.example.org/vqa_data/Annotations.zip, expected https://... or http://...;" in capsys.readouterr().err
+    assert main(["--out", str(tmp_path), "--base-url", "http://mirror.example.org:abc"]) == 2
+    assert "nonnumeric port: 'abc'; check --base-url" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main(["--sha256", "train.zip=abc"])
     assert "expected FILE=64 hexadecimal digits, FILE one of Annotations.zip" in capsys.readouterr().err

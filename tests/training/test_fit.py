@@ -244,6 +244,14 @@ def test_other_photos_of_the_same_names_are_another_fit(
 
 def test_the_newest_run_is_the_one_fitted_last(run: Path) -> None:
     assert newest_run(run.parent) == run
+    copy = run.parent / "zebra"  # a name says nothing about the time
+    copy.mkdir()
+    config = json.loads((run / "run.json").read_text(encoding="utf-8"))
+    (copy / "run.json").write_text(json.dumps(config | {"created": "2020-01-01T00:00:00+00:00"}), encoding="utf-8")
+    assert newest_run(run.parent) == run
+    (copy / "run.json").write_text("damaged", encoding="utf-8")
+    assert newest_run(run.parent) == run
+    shutil.rmtree(copy)
     with pytest.raises(RunError, match=r"no run in .*: make one with `python -m training\.fit`"):
         newest_run(run / "nowhere")
 

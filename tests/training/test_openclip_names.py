@@ -128,3 +128,4 @@ def test_names_for_reports_have_no_folders() -> None:
     assert folder_name("open_clip:ViT-B-16/dfn2b@/a/file.pt") == "open_clip-ViT-B-16-dfn2b@file"
     assert folder_name("ViT-L/14@336px") == "ViT-L-14@336px"
     assert folder_name("demo/clip_demo.pt") == "clip_demo"
+    assert folder_name("my clip (1) $a.pt") == "my-clip--1---a"

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,16 @@ from training.backbone import FrozenClip
 from training.dataset import DatasetError, Record, Split, fold_rows, read_annotations, read_split
 from training.metrics import choose_threshold
 from training.model import ClipEnsemble, Predictor
-from training.quality import ISSUES, add_votes, advice_scores, counts, fit_quality, quality_scores, vote_shares
+from training.quality import (
+    ISSUES,
+    add_votes,
+    advice_scores,
+    counts,
+    fit_quality,
+    fit_records,
+    quality_scores,
+    vote_shares,
+)
 from training.recipe import Recipe
 from training.report import describe_scores
 from training.run import read_run
@@ -284,6 +294,19 @@ def test_scores_are_shown_where_people_look(some_photos: Path, tiny_vit: FrozenC
     events.Reload()
     assert events.Scalars("quality/blur ap")[0].value == pytest.approx(metrics["quality"]["issues"]["blur"]["ap"])
     assert "photo quality, AP (chance)" in describe_scores(metrics)
+
+
+@pytest.mark.parametrize(("photos", "voted", "heads"), [(3, 3, 3), (2, 2, 2), (1, 1, 0), (20, 1, 0), (20, 0, 0)])
+def test_a_fit_of_few_photos(photos: int, voted: int, heads: int, some_photos: Path) -> None:
+    """Each head needs a photo with votes outside its fold."""
+    records = read_split(some_photos, "train", limit=photos).records
+    records = tuple(
+        replace(record, votes=(3,) * len(ISSUES) if number < voted else None) for number, record in enumerate(records)
+    )
+    fitted = fit_records(records, [torch.randn(photos, 8)], Recipe())
+    assert len(fitted.heads[0] if fitted else []) == heads
+    for head in fitted.heads[0] if fitted else []:
+        assert torch.isfinite(head(torch.randn(2, 8))).all()
 
 
 def test_votes_of_some_photos_alone_are_enough(some_photos: Path, tiny_vit: FrozenClip, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import pytest
 from benchmarks.architectures import write_full_size
 from training import reproduce
 from training.backbone import FrozenClip
+from training.download import DownloadError
 from training.reproduce import comparison
 from training.run import read_run
 
@@ -46,7 +47,11 @@ def cells(table: str) -> list[list[str]]:
 
 @pytest.mark.material
 @pytest.mark.parametrize(
-    "recipe", [["--recipe", "report"], ["--recipe", "best", "--folds", "2"]], ids=["report", "best"]
+    "recipe",
+    [
+        pytest.param(["--recipe", "report"], id="report"),
+        pytest.param(["--recipe", "best", "--folds", "2"], id="best", marks=pytest.mark.slow),
+    ],
 )
 def test_from_nothing_to_the_comparison(
     site: str, tiny_vit: FrozenClip, recipe: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -77,6 +82,18 @@ def test_from_nothing_to_the_comparison(
 def test_what_is_there_is_not_downloaded(some_photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
     reproduce.download_missing(some_photos, "http://127.0.0.1:9")  # nothing listens there
     assert capsys.readouterr().out == ""
+
+
+def test_votes_are_downloaded_for_a_recipe_that_needs_them(
+    some_photos: Path, tiny_vit: FrozenClip, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def download(folder: Path) -> None:
+        raise DownloadError(f"asked for the votes of {folder}")
+
+    monkeypatch.setattr(reproduce, "download_quality", download)
+    arguments = ["--data", str(some_photos), "--clip", tiny_vit.source, "--runs", str(tmp_path)]
+    with pytest.raises(DownloadError, match="asked for the votes"):
+        reproduce.run_command(reproduce.parse_arguments([*arguments, "--answerable-quality", "yes"]))
 
 
 def test_the_published_scores_of_the_same_clip_alone() -> None:

@@ -7,7 +7,7 @@ import json
 import os
 import sys
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -106,7 +106,7 @@ class StandardOutput:
 
     def __init__(self, arguments: argparse.Namespace, rows: Rows) -> None:
         self.done = self.failed = 0
-        self._format = _output_format(arguments, rows.format)
+        self._format, self._columns = _output_format(arguments, rows.format), rows.columns
         self._stack = ExitStack()
         self._stream = self._stack.enter_context(_output.standard_output())
         self._writer: Writer | None = None
@@ -114,14 +114,20 @@ class StandardOutput:
     def add(self, row: Row, outcome: Answer | VizwizError) -> None:
         """Write one row. Raises OutputError."""
         with _output.output_errors():
-            self._writer = self._writer or Writer(self._stream, self._format, [*row, *COLUMNS])
-            self._writer.write(row | _to_columns(outcome))
+            self._begin(row).write(row | _to_columns(outcome))
             self._stream.flush()
         self.done += 1
         self.failed += isinstance(outcome, VizwizError)
 
+    def _begin(self, columns: Iterable[str]) -> Writer:
+        self._writer = self._writer or Writer(self._stream, self._format, [*columns, *COLUMNS])
+        return self._writer
+
     def finish(self) -> None:
-        """Do nothing: all rows are written."""
+        """Write the header where there was no row. Raises OutputError."""
+        with _output.output_errors():
+            self._begin(self._columns)
+            self._stream.flush()
 
     def close(self) -> None:
         """Leave standard output open."""
@@ -149,7 +155,8 @@ class Journal:
         except OSError as error:
             raise UsageError(f"{self._path}: cannot be written ({error.strerror})") from error
         try:
-            self._begin({"--top": arguments.top, "--photos": str(_photo_folder(arguments))})
+            fast_decode = {"--fast-decode": True} if arguments.fast_decode else {}
+            self._begin({"--top": arguments.top, "--photos": str(_photo_folder(arguments))} | fast_decode)
             self._resume(iter(rows))
         except BaseException:
             self.close()
@@ -158,10 +165,12 @@ class Journal:
     def _begin(self, options: dict[str, Any]) -> None:
         try:
             lock(self._file)
-        except OSError:
+        except (BlockingIOError, PermissionError):  # on Windows the second
             raise UsageError(
                 f"{self._path}: another run is writing it; wait for it, or choose another output"
             ) from None
+        except OSError:  # a file system without locks: nothing shows whether another run is writing
+            pass
         if self._output.exists():
             if not self._path.stat().st_size:  # we created it just now
                 self.close()  # Windows deletes no open file

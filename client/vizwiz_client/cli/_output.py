@@ -30,7 +30,7 @@ EXIT_CODES = {
     OK: "every question was answered, declined answers included; status: every check passed",
     SOME_FAILED: "some photos or questions were refused, the others were answered; status: the latency is too high",
     USAGE: "the command line or the input file is invalid; rows of a pipe before the mistake were answered",
-    TRY_LATER: "the server is unavailable, overloaded or too slow; the remaining questions were not asked",
+    TRY_LATER: "the server is unavailable, overloaded or too slow; without --keep-going the rest was not asked",
     WRONG_SERVER: "the server needs repair: another contract, a missing model or a fault",
     OUTPUT_LOST: "output was lost (full disk, closed stream, the reader has ended), or an input became unreadable",
     INTERRUPTED: "interrupted by Ctrl-C",

@@ -16,6 +16,7 @@ from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache, lru_cache
+from heapq import heapify, heappop, heappush
 from itertools import pairwise
 
 import numpy as np
@@ -26,7 +27,10 @@ from vizwiz_client.contract.tensors import CONTEXT_LENGTH, TOKEN_LENGTHS
 
 START_OF_TEXT = 49406
 END_OF_TEXT = 49407
-MAX_CHARACTERS = 5_000  # time is quadratic in the length of a word: half a second for one of this length
+MAX_CHARACTERS = 5_000
+
+_CACHED_LETTERS = 32  # so that the cache stays small whatever people send
+_GONE = -1  # a symbol that was merged into the one before it
 
 _MERGES_FILE = "clip_merges.bin"  # written by client/make_merges.py
 _SPECIAL = {"<|startoftext|>": START_OF_TEXT, "<|endoftext|>": END_OF_TEXT}
@@ -79,7 +83,7 @@ def tokenize(question: str) -> Tokens:
         )
     ids = [START_OF_TEXT]
     for word in _words(question):
-        ids += _word_ids(word)
+        ids += _word_ids(word) if len(word) <= _CACHED_LETTERS else _encode_word(word)
         if len(ids) >= CONTEXT_LENGTH:
             break
     if len(ids) == 1:
@@ -111,29 +115,37 @@ def _words(question: str) -> Iterator[str]:
 
 @lru_cache(maxsize=10_000)
 def _word_ids(word: str) -> tuple[int, ...]:
+    return tuple(_encode_word(word))
+
+
+def _encode_word(word: str) -> list[int]:
+    """Token ids of a word: merge the pair of the lowest rank, from the left, until no pair has one.
+
+    A merge's id is its rank, and a merge of merges has a higher rank than they have. So pairs can wait in a heap, and
+    the time grows with n log n, not with the square of the word's length.
+    """
     if word in _SPECIAL:
-        return (_SPECIAL[word],)
+        return [_SPECIAL[word]]
     symbols, merge = _byte_symbols(), _merges().find
     ids = [symbols[byte] for byte in word.encode()]
     ids[-1] += 256  # the symbol of the same byte at the end of a word
-    while len(ids) > 1:
-        # a merge's id is its rank: the lowest is applied first
-        merged, pair = min((merge(*pair), pair) for pair in pairwise(ids))
-        if merged == END_OF_TEXT:
-            break
-        ids = _replace(ids, pair, merged)
-    return tuple(ids)
-
-
-def _replace(ids: list[int], pair: tuple[int, int], merged: int) -> list[int]:
-    """Replace every occurrence of ``pair`` in ``ids``, from the left, by ``merged``."""
-    replaced = []
-    position = 0
-    while position < len(ids):
-        found = ids[position] == pair[0] and position + 1 < len(ids) and ids[position + 1] == pair[1]
-        replaced.append(merged if found else ids[position])
-        position += 2 if found else 1
-    return replaced
+    end = len(ids)
+    following, preceding = [*range(1, end + 1)], [*range(-1, end)]  # position of the next and of the last symbol
+    pairs = [(merge(first, second), left) for left, (first, second) in enumerate(pairwise(ids))]
+    heapify(pairs)
+    while pairs and (lowest := heappop(pairs))[0] != END_OF_TEXT:
+        merged, left = lowest
+        right = following[left]
+        if ids[left] == _GONE or right == end or merge(ids[left], ids[right]) != merged:
+            continue  # one of the two was merged with another symbol
+        ids[left], ids[right] = merged, _GONE
+        following[left] = following[right]
+        preceding[following[left]] = left
+        if preceding[left] >= 0:
+            heappush(pairs, (merge(ids[preceding[left]], merged), preceding[left]))
+        if following[left] < end:
+            heappush(pairs, (merge(merged, ids[following[left]]), left))
+    return [symbol for symbol in ids if symbol != _GONE]
 
 
 @cache

@@ -31,6 +31,7 @@ for (const [control, other] of [[take, choose], [choose, take]]) {
 }
 
 document.addEventListener("paste", (event) => {
+  if (event.target === question && event.clipboardData.types.includes("text/plain")) return; // a cell of a table has both
   const photo = [...event.clipboardData.files].find((file) => file.type.startsWith("image/"));
   if (!photo) return;
   event.preventDefault();
@@ -51,7 +52,7 @@ function showPhoto() {
   if (photo) preview.src = URL.createObjectURL(photo);
   else preview.removeAttribute("src");
   element("photo-status").textContent = photo ? `${say.photo} ${photo.name}` : "";
-  markInvalid(question.ariaInvalid ? "question" : "");
+  markInvalid(question.getAttribute("aria-invalid") ? "question" : "");
 }
 
 // Questions and answers.
@@ -151,8 +152,10 @@ function refuse(lines, field) {
 
 function markInvalid(field) {
   for (const control of [take, choose, question]) {
-    if (control.name === field) control.setAttribute("aria-invalid", "true");
+    const invalid = control.name === field;
+    if (invalid) control.setAttribute("aria-invalid", "true");
     else control.removeAttribute("aria-invalid");
+    control.setAttribute("aria-describedby", `${control.name}-hint${invalid ? " result" : ""}`); // the reason
   }
 }
 
@@ -171,7 +174,9 @@ element("another-photo").addEventListener("click", () => {
 
 const speaker = element("speak");
 const localVoice = () => window.speechSynthesis?.getVoices().find((voice) => voice.localService && voice.lang.startsWith("en"));
-const speaks = () => !speaker.hidden && speaker.ariaPressed === "true";
+const isPressed = (button) => button.getAttribute("aria-pressed") === "true";
+const press = (button, pressed) => button.setAttribute("aria-pressed", String(pressed)); // Firefox lacked .ariaPressed
+const speaks = () => !speaker.hidden && isPressed(speaker);
 
 function speak(text) {
   const utterance = new SpeechSynthesisUtterance(text);
@@ -193,10 +198,10 @@ function remembered(value) {
   }
 }
 
-speaker.ariaPressed = remembered() === "true" ? "true" : "false";
+press(speaker, remembered() === "true");
 speaker.addEventListener("click", () => {
-  speaker.ariaPressed = speaks() ? "false" : "true";
-  remembered(speaker.ariaPressed);
+  press(speaker, !speaks());
+  remembered(String(isPressed(speaker)));
   if (!speaks()) speechSynthesis.cancel();
   else if (answered) speak(answered.lines.join(" "));
 });
@@ -217,15 +222,20 @@ async function offerDictation() {
   const recognition = new Recognition();
   recognition.lang = LANGUAGE;
   recognition.processLocally = true;
-  const listen = (listens) => (button.ariaPressed = String(listens));
-  recognition.addEventListener("start", () => listen(true));
-  recognition.addEventListener("end", () => listen(false));
-  recognition.addEventListener("error", () => refuse(say.notHeard, "question"));
+  recognition.addEventListener("end", () => press(button, false));
+  recognition.addEventListener("error", (event) => {
+    if (event.error === "aborted") return; // by the person
+    refuse(event.error === "not-allowed" ? say.noMicrophone : say.notHeard, "question");
+  });
   recognition.addEventListener("result", (event) => {
     question.value = event.results[0][0].transcript;
     question.focus(); // a screen reader reads what was heard
   });
-  button.addEventListener("click", () => (button.ariaPressed === "true" ? recognition.stop() : recognition.start()));
+  button.addEventListener("click", () => {
+    if (isPressed(button)) recognition.stop();
+    else recognition.start();
+    press(button, true); // until it ends: a second start would fail
+  });
 }
 
 offerDictation();

@@ -19,6 +19,7 @@ import triton_python_backend_utils as triton
 from sessions import DIGEST_PARAMETER, Feed, LoadError, open_session
 
 LABELS_DIGEST_PARAMETER = "labels_sha256_"
+_DIGESTS_FILE = "SHA256SUMS"  # of a model's files
 
 _REMEDY = "publish it again with `python -m export.to_onnx`"
 _GRAPH_TYPES = {
@@ -87,24 +88,29 @@ def _read(request: Any) -> Request:
 
 
 def check_digests(graph: Path, config: Mapping[str, Any]) -> None:
-    """Verify the SHA-256 of the graph and label files against the config's parameters, where given.
+    """Verify the SHA-256 of the graph, its weights and the label files, where one is recorded.
+
+    Those of the graph and the labels are parameters of the config; that of weights beside the graph is in SHA256SUMS.
 
     Raises:
         LoadError: a file differs.
         OSError: a file is missing.
     """
-    parameters = {key: value["string_value"] for key, value in config["parameters"].items()}
-    files = {DIGEST_PARAMETER: graph}
-    for key in parameters:
-        if key.startswith(LABELS_DIGEST_PARAMETER):
-            files[key] = graph.parents[1] / key.removeprefix(LABELS_DIGEST_PARAMETER)
-    for key, file in files.items():
-        expected, got = parameters.get(key), sha256(file)
-        if expected is not None and got != expected:
-            raise LoadError(
-                f"{file} has SHA-256 {got}, its config.pbtxt says {expected}: the file is damaged or replaced; "
-                f"{_REMEDY}"
-            )
+    folder = graph.parents[1]
+    expected = {}
+    for key, value in config["parameters"].items():
+        if key == DIGEST_PARAMETER:
+            expected[graph] = value["string_value"]
+        elif key.startswith(LABELS_DIGEST_PARAMETER):
+            expected[folder / key.removeprefix(LABELS_DIGEST_PARAMETER)] = value["string_value"]
+    weights = graph.with_name(f"{graph.name}.data")  # of a graph over the limit of one file
+    if weights.exists():
+        for digest, _, name in (line.partition("  ") for line in (folder / _DIGESTS_FILE).read_text().splitlines()):
+            if folder / name == weights:
+                expected[weights] = digest
+    for file, digest in expected.items():
+        if (got := sha256(file)) != digest:
+            raise LoadError(f"{file} has SHA-256 {got}, expected {digest}: the file is damaged or replaced; {_REMEDY}")
 
 
 def sha256(path: Path) -> str:
