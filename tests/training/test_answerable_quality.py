@@ -126,7 +126,7 @@ def test_votes_are_asked_for_before_any_work(
     monkeypatch.setattr(fit, "load_distinct_clips", None)
     monkeypatch.setattr(fit, "choose_vocabulary", None)
     assert fit.main(["--data", str(some_photos), "--answerable-quality", "yes", "--runs", str(tmp_path / "runs")]) == 2
-    expected = f"--answerable-quality yes needs votes on the photos of train, but {some_photos} has them on 0 of its 50: run"
+    expected = f"needs votes on the photos of train, but {some_photos} has them on 0 of its 50: run"
     assert expected in capsys.readouterr().err
     train, val = (read_split(some_photos, name) for name in ("train", "val"))
     with pytest.raises(DatasetError, match="needs votes"):
