@@ -113,7 +113,7 @@ def flush_folder(folder: Path) -> None:
 def remove_stale(folder: Path) -> None:
     """Delete the workspaces of killed processes in ``folder``; those of running processes are kept."""
     for stale in folder.glob(".*.partial"):
-        if _STAGING.fullmatch(stale.name) and (lock := try_lock(stale)) is not None:
+        if _STAGING.fullmatch(stale.name) and (lock := _try_lock(stale)) is not None:
             shutil.rmtree(stale, ignore_errors=True)
             os.close(lock)
 
@@ -134,7 +134,7 @@ def _locked_folder(beside: Path) -> tuple[Path, int]:
         os.close(lock)  # deleted while this process waited for the lock
 
 
-def try_lock(folder: Path) -> int | None:
+def _try_lock(folder: Path) -> int | None:
     """Lock ``folder``; returns the descriptor, or None if it is locked or cannot be."""
     try:
         lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)

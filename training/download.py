@@ -11,6 +11,7 @@ by the CRC-32 of every file in it. Its SHA-256 is recorded in archives.json; ``-
 from __future__ import annotations
 
 import argparse
+import fcntl
 import json
 import os
 import re
@@ -32,7 +33,7 @@ from urllib.request import Request, urlopen
 
 from tqdm import tqdm
 
-from training.artifacts import explain_full_disk, file_digest, staged_folder, try_lock, write_json
+from training.artifacts import explain_full_disk, file_digest, staged_folder, write_json
 from training.dataset import DatasetError, read_split
 from training.quality import QUALITY_FOLDER, read_votes
 from vizwiz_client.contract import streams
@@ -111,9 +112,16 @@ def download(
 @contextmanager
 def _only_process(out: Path) -> Iterator[None]:
     """Lock ``out``: two processes would write the same partial archive."""
-    if (lock := try_lock(out)) is None:
-        raise DownloadError(f"another process downloads into {out}: when it has ended, run the command again")
+    lock = os.open(out, os.O_RDONLY | os.O_DIRECTORY)
     try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise DownloadError(
+                f"another process downloads into {out}: when it has ended, run the command again"
+            ) from None
+        except OSError:  # a file system without locks: nothing shows whether another process downloads
+            pass
         yield
     finally:
         os.close(lock)

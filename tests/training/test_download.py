@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import io
@@ -158,6 +159,15 @@ def test_two_processes_do_not_download_into_one_folder(vizwiz_site: Site, tmp_pa
         download(tmp_path, ("val",), base_url=vizwiz_site.url, **FAST)
     os.close(lock)
     download(tmp_path, ("val",), base_url=vizwiz_site.url, **FAST)
+
+
+def test_a_file_system_without_locks(vizwiz_site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOTSUP, "Operation not supported")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    download(tmp_path, ("val",), base_url=vizwiz_site.url, **FAST)
+    assert (tmp_path / "val").is_dir()
 
 
 def test_a_server_without_ranges_sends_the_whole_file_again(site: Site, tmp_path: Path) -> None:
